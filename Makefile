@@ -1,0 +1,234 @@
+# One Makefile, not recursive. What it makes is under build/$(VARIANT)/, so variants never
+# clobber each other; npm's files are web/node_modules and web/vendor.
+#
+#   make             the three programs          make check         what CI runs
+#   make demo        see it work                 make asan, tsan    the C tests, sanitized
+#   make test        every test, no GPU needed   make fuzz          each target for FUZZ_S s
+#   make bench       how fast                    make cover         lines and branches
+#   make deps        packages that are missing   make format, lint  the house style
+#   make config      what was detected           make clean
+#
+# The engine alone, for which a C compiler is enough: make engine, test-engine, bench-engine.
+# Overridable: CC NVCC CUDA=0|1 DNNL=0|1 SM="80 90" WERROR=1 V=1 FUZZ_S=30 VARIANT=release|debug|...
+
+MAKEFLAGS += --no-builtin-rules
+.SUFFIXES:
+.DELETE_ON_ERROR:
+.SECONDARY:
+.DEFAULT_GOAL := all
+
+# make predefines CC, so `?=` would never take effect for it.
+ifeq ($(origin CC),default)
+CC := gcc
+endif
+CLANG      ?= clang
+PKG_CONFIG ?= pkg-config
+VARIANT    ?= release
+FUZZ_S     ?= 30
+B          := build/$(VARIANT)
+Q          := $(if $(V),,@)
+
+# ---- what this machine has -------------------------------------------------------
+NVCC ?= $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
+CUDA ?= $(if $(NVCC),1,0)
+DNNL ?= $(if $(wildcard /usr/include/dnnl.h /usr/local/include/dnnl.h),1,0)
+SM   ?= 80 90
+
+# Sanitizers and gcov know nothing of nvcc's code; TSan knows nothing of OpenMP's barriers.
+ifneq ($(filter asan tsan cover fuzz,$(VARIANT)),)
+override CUDA := 0
+endif
+ifneq ($(filter tsan fuzz,$(VARIANT)),)
+override DNNL := 0
+endif
+OPENMP := $(if $(filter tsan fuzz,$(VARIANT)),,-fopenmp)
+
+# ---- flags -----------------------------------------------------------------------
+# No fused a*b+c: the reference must give the same bits with and without FMA hardware.
+# Never -Ofast or -ffast-math: they delete the isfinite() that guards aggregation.
+WARN_both := -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wcast-qual -Wformat=2 -Wstrict-prototypes \
+             -Wmissing-prototypes -Wold-style-definition -Wpointer-arith -Wvla -Wwrite-strings -Wundef \
+             -Wnull-dereference -Wdouble-promotion -Wswitch-enum -Wno-missing-field-initializers
+WARN_gcc  := -Wformat-signedness -Wduplicated-cond -Wlogical-op
+WARN      := $(WARN_both) $(if $(findstring clang,$(CC)),,$(WARN_gcc))
+BASE := -std=c11 -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -ffp-contract=off -fno-common \
+        -fno-omit-frame-pointer -fstack-protector-strong -g
+INC  := -I. $(shell $(PKG_CONFIG) --cflags libpq libcurl libmicrohttpd 2>/dev/null) -include common/banned.h
+
+OPT.release := -O2 -D_FORTIFY_SOURCE=2
+OPT.debug   := -O0
+OPT.asan    := -O1 -fsanitize=address,undefined -fno-sanitize-recover=all
+OPT.tsan    := -O1 -fsanitize=thread
+OPT.fuzz    := -O1 -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all
+OPT.cover   := -O0 --coverage -DNDEBUG  # here alone: an assert's failing side is not a branch to cover
+OPT := $(or $(OPT.$(VARIANT)),$(error unknown VARIANT=$(VARIANT)))
+
+CFLAGS  = $(BASE) $(OPT) $(WARN) $(if $(WERROR),-Werror) $(INC)
+# The CUDA object is looked for beside the program: from bin/, and from tests/<kind>/.
+LDFLAGS = $(filter -fsanitize% --coverage,$(OPT)) -Wl,-rpath,'$$ORIGIN/../lib:$$ORIGIN/../../lib'
+NVCCFLAGS := -O3 -std=c++17 -I. -Xcompiler -fPIC,-fvisibility=hidden \
+             $(foreach s,$(SM),-gencode arch=compute_$(s),code=sm_$(s))
+
+LIBS_engine := $(if $(filter 1,$(DNNL)),-ldnnl) $(OPENMP) -ldl -lm -lpthread
+LIBS_server := $(shell $(PKG_CONFIG) --libs libpq libmicrohttpd libcjson libcrypto 2>/dev/null) -lm -lpthread
+LIBS_client := $(shell $(PKG_CONFIG) --libs libcurl libcjson libcrypto libpcre2-8 libutf8proc zlib 2>/dev/null)
+LIBS_cuda   := # -lcublasLt -lnccl, once they are used
+
+# ---- sources: adding a file edits nothing here ----------------------------------------
+objs = $(patsubst %,$(B)/%.o,$(1))
+
+# The engine (kernels, model, trainer) links common's pure half alone; what leans on an outside
+# library, or on something that does, is in archives of its own: $(FORMATS) for common, CLIENT.
+FORMATS := $(wildcard $(addprefix common/,json.c hash.c id.c safetensors.c run_spec.c))
+COMMON  := $(filter-out $(FORMATS),$(wildcard common/*.c))
+KERNELS := $(wildcard kernels/*.c kernels/ref/*.c) \
+           $(filter-out $(if $(filter 1,$(DNNL)),%/gemm_own.c,%/gemm_dnnl.c),$(wildcard kernels/cpu/*.c))
+ENGINE  := $(wildcard client/model*.c client/trainer*.c)
+CLIENT  := $(filter-out client/main.c $(ENGINE),$(wildcard client/*.c))
+SERVER  := $(filter-out server/main.c,$(wildcard server/*.c))
+PLUGIN  := $(if $(filter 1,$(CUDA)),$(if $(wildcard kernels/cuda/*.cu),$(B)/lib/photon-cuda.so))
+
+ENGINE_TESTS := $(patsubst %.c,$(B)/%,$(wildcard tests/kernels/test_*.c))
+UNIT_TESTS   := $(patsubst %.c,$(B)/%,$(wildcard tests/unit/test_*.c))
+FAULT_TESTS  := $(patsubst %.c,$(B)/%,$(wildcard tests/fault/test_*.c))
+C_TESTS      := $(UNIT_TESTS) $(ENGINE_TESTS) $(FAULT_TESTS)
+FOLDERS      := common kernels client server tests
+C_HEADERS    := $(shell find $(FOLDERS) -name '*.h')
+C_FILES      := $(shell find $(FOLDERS) -name '*.[ch]' -o -name '*.cu')
+
+# ---- programs -----------------------------------------------------------------------
+.PHONY: all engine web deps demo test test-all test-c test-engine test-api test-web check check-all asan tsan \
+        cover fuzz fuzz-all bench bench-engine format format-check lint check-headers config clean FORCE
+all: $(B)/bin/photon-server $(B)/bin/photon-client $(B)/bin/photon $(PLUGIN)
+engine: $(ENGINE_TESTS) $(B)/tests/bench/bench_engine $(PLUGIN)
+
+# Rebuild when the flags change, not only when a file does.
+stamp = mkdir -p $(@D) && { echo '$(1)' | cmp -s - $@ || echo '$(1)' > $@; }
+$(B)/flags: FORCE
+	@$(call stamp,$(CC) $(CFLAGS) $(DNNL))
+$(B)/nvflags: FORCE
+	@$(call stamp,$(NVCC) $(NVCCFLAGS))
+FORCE:
+
+# Without OpenMP's pragmas the engine still gives the same bits, on one thread.
+$(B)/kernels/cpu/%.c.o: CFLAGS += -O3 -fno-math-errno $(or $(OPENMP),-Wno-unknown-pragmas)
+$(B)/client/model%.c.o $(B)/client/trainer%.c.o: CFLAGS += -O3
+$(B)/%.c.o: %.c $(B)/flags
+	@mkdir -p $(@D)
+	$(if $(V),,@echo '  CC   $<')
+	$(Q)$(CC) $(CFLAGS) -MMD -MP -c $< -o $@
+
+$(B)/%.cu.o: %.cu $(B)/nvflags
+	@mkdir -p $(@D)
+	$(if $(V),,@echo '  NVCC $<')
+	$(Q)$(NVCC) $(NVCCFLAGS) -MMD -MP -MF $(@:.o=.d) -c $< -o $@
+
+$(B)/lib/photon-cuda.so: $(call objs,$(wildcard kernels/cuda/*.cu))
+	@mkdir -p $(@D)
+	$(if $(V),,@echo '  LINK $@')
+	$(Q)$(NVCC) -shared $^ $(LIBS_cuda) -o $@
+
+$(B)/lib%.a:
+	@mkdir -p $(@D)
+	$(Q)rm -f $@ && $(AR) rcs $@ $^
+$(B)/libcommon.a:  $(call objs,$(COMMON))
+$(B)/libkernels.a: $(call objs,$(KERNELS))
+$(B)/libformats.a: $(call objs,$(FORMATS))
+$(B)/libengine.a:  $(call objs,$(ENGINE))
+$(B)/libclient.a:  $(call objs,$(CLIENT))
+$(B)/libserver.a:  $(call objs,$(SERVER))
+
+link = $(if $(V),,@echo '  LINK $@' &&) mkdir -p $(@D) && \
+       $(CC) $(LDFLAGS) $(filter %.o,$^) $(filter %.a,$^) $(1) -o $@
+
+# The order of the archives is the order in which modules may depend on each other.
+ENGINE_LIBS := $(B)/libengine.a $(B)/libkernels.a $(B)/libcommon.a
+CLIENT_LIBS := $(B)/libclient.a $(B)/libformats.a $(ENGINE_LIBS)
+SERVER_LIBS := $(B)/libserver.a $(B)/libformats.a $(B)/libcommon.a
+KIT         := $(B)/tests/support/check.c.o
+
+$(B)/bin/photon-server: $(B)/server/main.c.o $(SERVER_LIBS)
+	$(call link,$(LIBS_server))
+$(B)/bin/photon-client: $(B)/client/main.c.o $(CLIENT_LIBS)
+	$(call link,$(LIBS_client) $(LIBS_engine))
+$(B)/bin/photon: $(call objs,$(wildcard client/cli/*.c)) $(CLIENT_LIBS)
+	$(call link,$(LIBS_client) $(LIBS_engine))
+$(ENGINE_TESTS) $(B)/tests/bench/bench_engine: %: %.c.o $(KIT) $(ENGINE_LIBS)
+	$(call link,$(LIBS_engine))
+$(UNIT_TESTS): %: %.c.o $(KIT) $(B)/libserver.a $(CLIENT_LIBS)
+	$(call link,$(LIBS_server) $(LIBS_client) $(LIBS_engine))
+$(FAULT_TESTS): %: %.c.o $(KIT) $(B)/tests/support/fake_pq.c.o $(SERVER_LIBS)
+	$(call link,$(filter-out -lpq,$(LIBS_server)))
+
+# npm only fetches what the lockfile pins; the page loads the files as they are.
+web: web/vendor/uPlot.esm.js
+web/vendor/uPlot.esm.js: web/package-lock.json
+	npm ci --prefix web --ignore-scripts --no-audit --no-fund --loglevel=error
+	@mkdir -p $(@D)
+	cp web/node_modules/uplot/dist/uPlot.esm.js web/node_modules/uplot/dist/uPlot.min.css \
+	  web/node_modules/uplot/LICENSE $(@D)/
+	@touch $@
+
+# ---- what people type ----------------------------------------------------------------
+# What deps installs is detected when make starts: hence a second make, after it.
+deps:
+	@./deps.sh
+demo: deps
+	@$(MAKE) --no-print-directory all web
+	$(B)/bin/photon demo
+test: deps
+	@$(MAKE) --no-print-directory test-all
+check:
+	@./deps.sh --dev
+	@$(MAKE) --no-print-directory WERROR=1 check-all
+
+check-all: format-check lint test-all asan
+test-all: all test-c test-api test-web
+test-c: $(C_TESTS) $(PLUGIN)
+	@tests/run.sh $(C_TESTS)
+test-engine: engine
+	@tests/run.sh $(ENGINE_TESTS)
+test-api:
+	@tests/support/pg_temp.sh tests/api/schema.sh
+test-web: web
+	@node --test --test-reporter=spec $(wildcard tests/web/*.test.mjs)
+asan tsan:
+	@$(MAKE) --no-print-directory VARIANT=$@ test-c
+cover:
+	@$(MAKE) --no-print-directory VARIANT=cover test-c
+	@tests/cover.sh build/cover
+
+bench: bench-engine
+bench-engine: $(B)/tests/bench/bench_engine $(PLUGIN)
+	@$<
+
+# libFuzzer's own variant: everything instrumented, linked with its main().
+FUZZERS := $(patsubst tests/fuzz/%.c,$(B)/tests/fuzz/%,$(wildcard tests/fuzz/fuzz_*.c))
+$(FUZZERS): %: %.c.o $(B)/libserver.a $(CLIENT_LIBS)
+	$(call link,-fsanitize=fuzzer $(LIBS_server) $(LIBS_client) $(LIBS_engine))
+fuzz:
+	@$(MAKE) --no-print-directory VARIANT=fuzz CC=$(CLANG) fuzz-all
+fuzz-all: $(FUZZERS)
+	@tests/fuzz/run.sh $(FUZZ_S) $(FUZZERS)
+
+format:
+	@clang-format -i $(C_FILES)
+format-check:
+	@clang-format --dry-run --Werror $(C_FILES)
+# Every header must compile on its own: it names what it uses.
+check-headers:
+	@for h in $(C_HEADERS); do $(CC) $(BASE) $(WARN) -Werror $(INC) -fsyntax-only -x c $$h || exit 1; done
+lint: check-headers
+	shellcheck *.sh tests/*.sh tests/*/*.sh
+	tests/lint/includes.sh
+	@tests/lint/size.sh
+	cppcheck --quiet --error-exitcode=1 --std=c11 --inline-suppr --suppress=missingIncludeSystem \
+	  --enable=warning,performance,portability -I. common server client kernels
+
+config:
+	@printf '%s\n' 'CC     $(CC)' 'NVCC   $(or $(NVCC),none)' 'CUDA   $(CUDA), sm $(SM)' 'DNNL   $(DNNL)' \
+	  'CFLAGS $(CFLAGS)'
+clean:
+	rm -rf build web/node_modules web/vendor
+
+-include $(shell find $(B) -name '*.d' 2>/dev/null)

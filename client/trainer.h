@@ -1,0 +1,92 @@
+/*
+ * trainer.h - local training: a model, its optimizer and its data on one backend.
+ *
+ * The same trainer serves a federated task and a centralized run. Killing the process at any
+ * instant and starting again from the saved state gives the bits of an undisturbed run on the same
+ * machine and backend: weights, moments, their step count and the global step are all saved, the
+ * data row is a function of the step, and nothing else influences a step.
+ *
+ *     trainer_open -> trainer_load_weights -> [trainer_load_state] -> trainer_step ... -> trainer_delta
+ */
+#ifndef CLIENT_TRAINER_H
+#define CLIENT_TRAINER_H
+
+#include <stdint.h>
+
+#include "common/inner.h"
+#include "common/params.h"
+#include "common/status.h"
+#include "kernels/backend.h"
+
+struct trainer;
+
+/*
+ * Where rows of tokens come from, so that the engine needs no file format. A row is seq_len + 1
+ * tokens: inputs are [0, seq_len), targets [1, seq_len + 1). client/data.h is the real one.
+ */
+struct row_source {
+    void *ctx;
+    /* rows of the local step at this global step, (rows, seq_len + 1) */
+    enum status (*train)(void *ctx, int64_t step, int32_t rows, int32_t seq_len, int32_t *out,
+                         struct err *e);
+    /* held-out window i, and the decoded bytes of its targets; NULL without held-out text */
+    enum status (*heldout)(void *ctx, int64_t i, int32_t seq_len, int32_t *out,
+                           int64_t *target_bytes, struct err *e);
+};
+
+struct trainer_config {
+    struct model_spec model;
+    struct inner_spec inner;
+    struct row_source rows;
+    const char *device; /* auto, cpu, ref, cuda */
+    const char *dtype;  /* auto (bf16 where the backend has it), f32, bf16 */
+    int threads;        /* 0: all cores */
+};
+
+struct step_report {
+    int64_t step;     /* global step just done */
+    double loss;      /* mean NLL of the batch before the update */
+    double grad_norm; /* before clipping */
+    double lr;
+    int64_t tokens;
+    double seconds;
+    bool finite;      /* false: the update was skipped */
+};
+
+struct eval_result {
+    double nll;     /* sum, natural log */
+    int64_t tokens;
+    int64_t bytes;
+    double seconds;
+};
+
+/* ST_NOMEM says what does not fit and which micro-batch would; ST_NOT_FOUND: no such device. */
+enum status trainer_open(struct trainer **out, const struct trainer_config *c,
+                         struct err *e) MUST_CHECK;
+void trainer_close(struct trainer *t);
+void trainer_describe(const struct trainer *t, char out[96]); /* "cpu, 2 threads, bf16" */
+const struct param_table *trainer_params(const struct trainer *t);
+
+/* Weights in flat order, F32, from an open file at this offset (streamed). */
+enum status trainer_load_weights(struct trainer *t, int fd, int64_t offset, struct err *e) MUST_CHECK;
+/* Moments and their step count; the weights too when the file was saved in mid-round. */
+enum status trainer_save_state(struct trainer *t, const char *path, struct err *e) MUST_CHECK;
+enum status trainer_load_state(struct trainer *t, const char *path, struct err *e) MUST_CHECK;
+void trainer_reset_state(struct trainer *t); /* zero moments, t = 0 */
+
+/* One local step at global step `step` (from 0). */
+enum status trainer_step(struct trainer *t, int64_t step, struct step_report *out,
+                         struct err *e) MUST_CHECK;
+
+/* Summed loss over held-out windows [first, first + count), logits in fp32. */
+enum status trainer_eval(struct trainer *t, int64_t first, int64_t count, struct eval_result *out,
+                         struct err *e) MUST_CHECK;
+
+/* out[0..count) = base - local of elements [start, start + count) in flat order; base is given. */
+enum status trainer_delta(struct trainer *t, int64_t start, int64_t count, const float *base,
+                          float *out, struct err *e) MUST_CHECK;
+/* out[0..count) = local weights. */
+enum status trainer_weights(struct trainer *t, int64_t start, int64_t count, float *out,
+                            struct err *e) MUST_CHECK;
+
+#endif

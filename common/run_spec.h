@@ -1,0 +1,74 @@
+/*
+ * run_spec.h - the immutable description of a run: parsed, checked, filled in.
+ *
+ * The document is the JSON that POST /api/v1/runs takes (docs/API.md, "Run spec"). Every
+ * key is optional but `model` and `federation.rounds`; unknown keys are errors that name the
+ * nearest known one; run_spec_json() prints the spec with every default written out, and
+ * that text is what the store keeps and what silos receive.
+ */
+#ifndef COMMON_RUN_SPEC_H
+#define COMMON_RUN_SPEC_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/arena.h"
+#include "common/inner.h"
+#include "common/json.h"
+#include "common/params.h"
+#include "common/status.h"
+
+enum outer_optimizer { OUTER_FEDAVG = 0, OUTER_FEDNESTEROV, OUTER_COUNT };
+enum weights_rule { WEIGHTS_TOKENS = 0, WEIGHTS_UNIFORM, WEIGHTS_COUNT };
+enum inner_state { INNER_STATE_KEEP = 0, INNER_STATE_RESET, INNER_STATE_COUNT };
+
+struct run_spec {
+    char name[64];       /* [a-z0-9][a-z0-9._-]*; default: drawn by the server */
+    char experiment[64]; /* may be empty */
+    uint64_t seed;       /* < 2^53 */
+    struct model_spec model;
+    char preset[16];          /* "" or 125m, 1b, 3b, 7b: defaults of model and inner */
+    char tokenizer_sha256[65]; /* digest of tokenizer.json; "" = the byte tokenizer */
+    struct {
+        int32_t rounds;
+        int32_t silos_per_round;
+        int32_t min_silos; /* quorum; default ceil(2/3 silos_per_round), at least 2 unless 1 silo */
+        int32_t oversample;
+        int32_t local_steps; /* tau */
+        int32_t deadline_s;  /* cap, default 86400 */
+        double deadline_k;   /* 5 */
+    } federation;
+    struct inner_spec inner; /* schedule_steps defaults to rounds * local_steps */
+    struct {
+        enum outer_optimizer name;
+        double lr;       /* fedavg 1.0, fednesterov 0.7 */
+        double momentum; /* fednesterov 0.9 */
+    } outer;
+    enum weights_rule weights;
+    enum inner_state inner_state;
+    struct {
+        int32_t every;   /* evaluate every n-th round (and the last); default 1 */
+        int32_t windows; /* sequences per silo and evaluation; default 16 */
+    } eval;
+    int32_t keep_checkpoints; /* newest to keep, default 3; 0 = all */
+};
+
+/* What is wrong with a spec: a JSON pointer and a sentence with the remedy. */
+struct spec_problem {
+    char pointer[96];
+    char detail[200];
+};
+
+enum { SPEC_PROBLEMS_MAX = 16 };
+
+/*
+ * ST_INVALID with problems[0..*count) filled (count may be 1 or more); *out is untouched then.
+ * Presets, defaults and cross-field rules (quorum <= silos, tau >= 1, finite rates) are applied here.
+ */
+enum status run_spec_parse(struct run_spec *out, const struct json *doc,
+                           struct spec_problem *problems, int *count, struct err *e) MUST_CHECK;
+
+/* The whole spec as JSON, every default written out; parse(print(s)) == s. In the arena. */
+char *run_spec_json(struct arena *a, const struct run_spec *s);
+
+#endif

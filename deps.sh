@@ -1,0 +1,39 @@
+#!/bin/sh
+# Installs the Debian packages that are missing: what build, demo and tests need; --dev adds what `make check` needs.
+# Looks for the thing itself, not for the package, so a tool that came another way is left alone.
+missing=''
+need() { # need PACKAGE THING: a command, a pkg-config module (name.pc), or a file (with wildcards)
+    case $2 in
+    */*) for f in $2; do [ ! -e "$f" ] || return 0; done ;;
+    *.pc) ! pkg-config --exists "${2%.pc}" 2>/dev/null || return 0 ;;
+    *) ! command -v "$2" >/dev/null || return 0 ;;
+    esac
+    missing="$missing $1"
+}
+need gcc gcc
+need libc6-dev '/usr/include/stdio.h'
+need pkg-config pkg-config
+need libpq-dev libpq.pc
+need libmicrohttpd-dev libmicrohttpd.pc
+need libcjson-dev libcjson.pc
+need libcurl4-openssl-dev libcurl.pc
+need libdnnl-dev '/usr/include/dnnl.h'
+need libssl-dev libcrypto.pc
+need zlib1g-dev zlib.pc
+need libpcre2-dev libpcre2-8.pc
+need libutf8proc-dev libutf8proc.pc
+need make make
+need postgresql '/usr/lib/postgresql/*/bin/initdb'
+need nodejs node
+need npm npm
+if [ "${1-}" = --dev ]; then
+    for p in clang clang-format cppcheck pmccabe shellcheck; do need "$p" "$p"; done
+fi
+[ -n "$missing" ] || exit 0
+
+command -v apt-get >/dev/null || { echo "deps.sh: not a Debian system; needed:$missing" >&2; exit 1; }
+echo "deps.sh: installing$missing"
+as_root=''
+[ "$(id -u)" -eq 0 ] || as_root=sudo
+# shellcheck disable=SC2086 # lists of words
+$as_root apt-get update -q && $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $missing

@@ -1,0 +1,222 @@
+/*
+ * backend.h - what a compute backend must do, and the door to each of them.
+ *
+ * One table of functions per backend: "ref" is plain C, written to be read and
+ * to judge the others; "cpu" is oneDNN (or our own blocked products) and OpenMP;
+ * "cuda" is a shared object loaded when asked for. Model, trainer and checkpoint
+ * code see nothing but this header.
+ *
+ * Conventions. Tensors are row-major and contiguous, shapes stand in the comments
+ * as (rows, columns). Weights are W (out, in), so a product is Y = X W^T. Pointers
+ * are the backend's own memory. An op allocates nothing, checks nothing and
+ * returns nothing: sizes are asserted once by the model, the first failure sticks
+ * and sync() reports it. Gradients of parameters are fp32 and accumulate (+=);
+ * gradients of activations overwrite, except where the comment says otherwise.
+ *
+ * Numbers. Activations and compute weights have one dtype A: BF16 or F32 (and F64
+ * on "ref", the oracle). Inside an op everything is summed in fp32 or better, in
+ * a fixed order that does not depend on the number of threads. R(x) is one
+ * rounding to A, to nearest even. Parameter gradients, statistics, losses and
+ * optimizer state are F32; in F64 mode on "ref" they are F64 too (type G below).
+ *
+ * Only plain C types cross the table, so the shared object needs nothing of ours.
+ */
+#ifndef KERNELS_BACKEND_H
+#define KERNELS_BACKEND_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/status.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum dtype { DTYPE_F32 = 0, DTYPE_BF16, DTYPE_F64, DTYPE_COUNT };
+
+/* Bytes per element. */
+static inline size_t dtype_size(enum dtype t)
+{
+    return t == DTYPE_BF16 ? 2 : t == DTYPE_F64 ? 8 : 4;
+}
+
+enum gemm_use {
+    GEMM_FWD = 0, /* Y (M, N) = X (M, K) W (N, K)^T [+ bias (N)]; out = R(sum + bias)      */
+    GEMM_DGRAD,   /* dX (M, K) = dY (M, N) W (N, K)               out = R(sum)             */
+    GEMM_WGRAD,   /* dW (N, K) [+]= dY (M, N)^T X (M, K)          out is G, never rounded to A */
+    GEMM_USE_COUNT
+};
+
+/* One matrix product; M, N, K are always those of the forward product. */
+struct gemm {
+    enum gemm_use use;
+    enum dtype a_type; /* dtype A of both inputs; the output is A, or G for wgrad          */
+    bool bias;         /* forward only; the bias has dtype A                               */
+    bool accumulate;   /* wgrad only: add to what is there instead of overwriting          */
+    bool out_f32;      /* forward only: the output is G although A is BF16 (eval logits)   */
+    int64_t M, N, K;
+};
+
+enum optim_kind { OPTIM_ADAMW = 0, OPTIM_ADOPT, OPTIM_COUNT };
+
+/*
+ * One optimizer step, elementwise, every operation IEEE fp32 in the order written:
+ *   adamw  w *= 1 - (lr/lr_max)*wd;  m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;
+ *          w -= lr * (m/(1-b1^t)) / (sqrt(v/(1-b2^t)) + eps)           (Loshchilov & Hutter, decoupled)
+ *   adopt  t = 1: v = g^2 and nothing else.  Later: w *= 1 - (lr/lr_max)*wd;
+ *          n = clamp(g / max(sqrt(v), eps), +-(t-1)^(1/4));  m += (1-b1)(n - m);  w -= lr m;
+ *          v = b2 v + (1-b2) g^2                                       (Taniguchi et al. 2024)
+ * g is the clipped gradient. t counts from 1 the steps these moments have seen. Bias corrections
+ * and the root of t are computed by the caller in double, so that backends agree to the bit.
+ */
+struct optim_step {
+    enum optim_kind kind;
+    int64_t t;
+    double lr;
+    double decay; /* (lr / lr_max) * weight_decay */
+    double beta1;
+    double beta2;
+    double eps;
+    double bias1; /* 1 - beta1^t */
+    double bias2; /* 1 - beta2^t */
+    double clamp; /* (t - 1)^(1/4), adopt */
+};
+
+/* What the clip op leaves in backend memory for optim and, later, for the host. */
+struct clip_state {
+    double norm;    /* global L2 norm of the gradient                         */
+    double factor;  /* min(1, max_norm / (norm + 1e-6))                       */
+    int64_t finite; /* 0: norm is NaN or Inf; optim then leaves everything be */
+};
+
+/* Gradient norms are summed by chunks of this many elements of the flat order. */
+enum { NORM_CHUNK = 65536 };
+
+struct backend;
+
+struct backend_ops {
+    size_t size; /* sizeof(struct backend_ops): a table from another build is refused */
+    const char *name;
+
+    void (*close)(struct backend *be);
+
+    /* Memory. Zeroed, 256-byte aligned; NULL when there is not enough. */
+    void *(*alloc)(struct backend *be, size_t size);
+    void (*release)(struct backend *be, void *p);
+    void (*put)(struct backend *be, void *dst, const void *src, size_t size); /* host to backend */
+    void (*get)(struct backend *be, void *dst, const void *src, size_t size); /* backend to host */
+
+    /* Wait for all work; NULL, or what went wrong since the last call. Static text. */
+    const char *(*sync)(struct backend *be);
+
+    /* Does this backend compute with this dtype A here? */
+    bool (*supports)(struct backend *be, enum dtype a_type);
+
+    /* Do what is slow once (JIT, tuning) for one product. NULL, or what went wrong. */
+    const char *(*plan_gemm)(struct backend *be, const struct gemm *g);
+
+    /* x (B*T, C) = R(wte[token] + wpe[t]); wpe NULL: without positions. tokens (B*T) */
+    void (*embed_fwd)(struct backend *be, enum dtype at, void *x, const int32_t *tokens,
+                      const void *wte, const void *wpe, int64_t B, int64_t T, int64_t C);
+
+    /* dwte (V, C), dwpe (T, C) or NULL, both G, += dx, in position order */
+    void (*embed_bwd)(struct backend *be, enum dtype at, void *dwte, void *dwpe,
+                      const int32_t *tokens, const void *dx, int64_t B, int64_t T, int64_t C);
+
+    /*
+     * LayerNorm of the residual stream, eps 1e-5 (Ba et al. 2016): xs (N, C) = R(x + y), or a
+     * reading of x when y is NULL (then xs may be x); out = R((xs - mean) * rstd * g + b) with the
+     * biased variance, taken in two passes. g, b have dtype A; b may be NULL. mean, rstd (N) are G.
+     */
+    void (*norm_fwd)(struct backend *be, enum dtype at, void *xs, void *out, void *mean, void *rstd,
+                     const void *x, const void *y, const void *g, const void *b, int64_t N,
+                     int64_t C);
+
+    /* dx = R(dx + grad) : adds to the residual's gradient. dg, db (C) are G, +=; db may be NULL. */
+    void (*norm_bwd)(struct backend *be, enum dtype at, void *dx, void *dg, void *db,
+                     const void *dout, const void *xs, const void *mean, const void *rstd,
+                     const void *g, int64_t N, int64_t C);
+
+    /* See struct gemm. fwd: a = X, b = W; dgrad: a = dY, b = W; wgrad: a = dY, b = X. */
+    void (*gemm)(struct backend *be, const struct gemm *g, void *out, const void *a, const void *b,
+                 const void *bias);
+
+    /* db (N), G, += column sums of dy (M, N) */
+    void (*bias_bwd)(struct backend *be, enum dtype at, void *db, const void *dy, int64_t M,
+                     int64_t N);
+
+    /* a = R(h * Phi(h)), the exact erf form (Hendrycks & Gimpel 2016), n elements */
+    void (*gelu_fwd)(struct backend *be, enum dtype at, void *a, const void *h, int64_t n);
+
+    /* dh = R(da * (Phi(h) + h phi(h))); dh may be da */
+    void (*gelu_bwd)(struct backend *be, enum dtype at, void *dh, const void *h, const void *da,
+                     int64_t n);
+
+    /*
+     * Causal attention, never a T x T array (Dao et al. 2022). qkv (B, T, 3, H, D) -> o (B, T, H, D)
+     * and lse (B, H, T), G, the natural log-sum-exp of the scores
+     *     t_ij = q_i k_j / sqrt(D) + slope_h (j - i),   j <= i.
+     * slopes (H) fp32 are ALiBi's (Press et al. 2022), or NULL without. The probabilities are
+     * rounded to A before they meet v; their sum is not.
+     */
+    void (*attn_fwd)(struct backend *be, enum dtype at, void *o, void *lse, const void *qkv,
+                     const float *slopes, int64_t B, int64_t T, int64_t H, int64_t D);
+
+    /* dqkv = gradients in the packed layout, from o, do (B, T, H, D) and lse */
+    void (*attn_bwd)(struct backend *be, enum dtype at, void *dqkv, const void *qkv, const void *o,
+                     const void *dout, const void *lse, const float *slopes, int64_t B, int64_t T,
+                     int64_t H, int64_t D);
+
+    /*
+     * Softmax cross-entropy of one chunk of rows. loss (R), G, = lse - logit[target]; a target of -1
+     * is ignored (loss 0). With train, logits (R, V) become R((p - onehot) * inv_n), in place.
+     */
+    void (*xent)(struct backend *be, enum dtype at, void *logits, void *loss,
+                 const int32_t *targets, double inv_n, bool train, int64_t rows, int64_t V);
+
+    /* partials[i] = sum of squares of chunk i of g (n, type G), double, NORM_CHUNK elements each */
+    void (*sqnorm)(struct backend *be, enum dtype gt, double *partials, const void *g, int64_t n);
+
+    /* Adds the partials in order and decides the factor. */
+    void (*clip)(struct backend *be, struct clip_state *out, const double *partials, int64_t count,
+                 double max_norm);
+
+    /*
+     * One step over n elements; w, m, v, g have type gt. copy, NULL or bf16 (n): the compute weights,
+     * rounded half away from zero on the bit pattern ((bits + 0x8000) >> 16), so that a master split
+     * into bf16 and 16 more bits can be exact.
+     */
+    void (*optim)(struct backend *be, enum dtype gt, const struct optim_step *s,
+                  const struct clip_state *clip, void *w, void *copy, void *m, void *v,
+                  const void *g, int64_t n);
+
+    /* The compute copy alone, rounded as optim does it. w F32 -> copy BF16. */
+    void (*round_weights)(struct backend *be, void *copy, const float *w, int64_t n);
+
+    void (*zero)(struct backend *be, void *p, size_t size);
+};
+
+struct backend {
+    const struct backend_ops *ops;
+    int threads; /* host threads an op may use; fixed at open, part of a silo's saved state */
+};
+
+/*
+ * Open a backend by name, or the fastest that answers for "auto". The caller owns *out and ends it
+ * with backend_close(). threads 0 means all cores. ST_NOT_FOUND: known by name, but not built in, or
+ * no device answers; ST_INVALID: no such name, or a shared object from another build.
+ */
+enum status backend_open(struct backend **out, const char *name, int threads,
+                         struct err *e) MUST_CHECK;
+void backend_close(struct backend *be); /* NULL is allowed */
+
+/* sync() as a status: ST_DEVICE with the backend's own words. */
+enum status backend_sync(struct backend *be, struct err *e) MUST_CHECK;
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

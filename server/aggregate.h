@@ -1,0 +1,71 @@
+/*
+ * aggregate.h - fold updates into a new checkpoint, block by block.
+ *
+ * A pure function of files: (base weights, outer state, [updates in slot order with weights], outer
+ * optimizer) -> (new weights, new outer state). Works through the flat parameters in blocks of
+ * AGGREGATE_BLOCK elements: for each block the updates are read in the order given, summed in
+ * double with weights w_k / sum(w), the outer step is taken in double and rounded once to fp32.
+ * Blocks are independent, so the bits do not depend on threads, and memory is a few blocks per
+ * thread whatever the model's size and the number of updates. Files are read with pread, never
+ * mapped whole, and output pages are dropped from memory as they are written.
+ *
+ *     fedavg       x <- x - lr * D                              (McMahan et al. 2017)
+ *     fednesterov  m <- mu m + D;  x <- x - lr (D + mu m)       (Douillard et al. 2023)
+ *     with D = sum_k w_k (theta_base - theta_k); every optimizer descends: D is subtracted.
+ */
+#ifndef SERVER_AGGREGATE_H
+#define SERVER_AGGREGATE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/hash.h"
+#include "common/run_spec.h"
+#include "common/status.h"
+
+enum { AGGREGATE_BLOCK = 65536 };
+
+struct aggregate_input {
+    int fd;              /* an update file: safetensors, F32 deltas of the table's tensors */
+    int64_t data_offset; /* of its data section */
+    double weight;       /* tokens, or 1 */
+};
+
+struct aggregate_job {
+    const struct run_spec *spec;
+    const struct param_table *table;
+    int base_fd;            /* checkpoint's weights */
+    int64_t base_offset;
+    int state_fd;           /* outer state of the base, or -1 */
+    int64_t state_offset;
+    const struct aggregate_input *inputs; /* in slot order */
+    int input_count;
+    int out_fd;             /* new weights; the header is already written */
+    int64_t out_offset;
+    int out_state_fd;       /* or -1 when the optimizer has no state */
+    int64_t out_state_offset;
+    int threads;
+};
+
+struct aggregate_stats {
+    double delta_norm;      /* ||D|| */
+    double outer_step_norm; /* ||x' - x|| */
+    double *update_norms;   /* [input_count], caller's; may be NULL */
+    double *update_cosines; /* with D, [input_count], caller's; may be NULL */
+    bool finite;
+    double seconds;
+    int64_t bytes_read;
+};
+
+/* ST_CORRUPT when an input holds NaN or Inf or ends early (corrupt_input says which); ST_IO. */
+enum status aggregate_run(const struct aggregate_job *job, struct aggregate_stats *stats,
+                          int *corrupt_input, struct err *e) MUST_CHECK;
+
+/* Does this outer optimizer keep state between rounds? */
+bool outer_has_state(enum outer_optimizer o);
+
+/* One block of the outer step, the rule itself: x, m in place; m NULL without state. */
+void outer_step(enum outer_optimizer o, double lr, double momentum, double *x, double *m,
+                const double *delta, int64_t n);
+
+#endif

@@ -1,0 +1,32 @@
+/*
+ * server.h - what one photon-server process shares between its parts.
+ *
+ * Built by main.c, read by handlers and the coordinator; its members are thread-safe modules.
+ */
+#ifndef SERVER_SERVER_H
+#define SERVER_SERVER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/status.h"
+
+struct db_pool;
+struct blob_store;
+struct hub;
+
+struct server {
+    const char *data_dir;
+    const char *web_dir;     /* the dashboard's files */
+    const char *public_url;  /* how silos and browsers reach control; NULL: as they came */
+    const char *bulk_url;    /* how silos reach bulk; NULL: the request's host with bulk's port */
+    int control_port, bulk_port;
+    bool tls;
+    int64_t started_ms;      /* Unix time */
+    int aggregate_threads;
+    struct db_pool *pool;
+    struct blob_store *blobs;
+    struct hub *hub;
+};
+
+#endif

@@ -97,7 +97,7 @@ C_HEADERS    := $(shell find $(FOLDERS) -name '*.h')
 C_FILES      := $(shell find $(FOLDERS) -name '*.[ch]' -o -name '*.cu')
 
 # ---- programs -----------------------------------------------------------------------
-.PHONY: all engine web deps demo test test-all test-c test-engine test-api test-web check check-all asan tsan \
+.PHONY: all engine web deps demo demo-clean test test-all test-c test-engine test-schema test-api test-web test-page test-e2e check check-all asan tsan \
         cover fuzz fuzz-all bench bench-engine format format-check lint check-headers config clean FORCE
 all: $(B)/bin/photon-server $(B)/bin/photon-client $(B)/bin/photon $(PLUGIN)
 engine: $(ENGINE_TESTS) $(B)/tests/bench/bench_engine $(PLUGIN)
@@ -170,30 +170,48 @@ web/vendor/uPlot.esm.js: web/package-lock.json
 	@touch $@
 
 # ---- what people type ----------------------------------------------------------------
+# On all cores, unless the person said how many.
+SUBMAKE = $(MAKE) --no-print-directory $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(shell nproc))
 # What deps installs is detected when make starts: hence a second make, after it.
 deps:
 	@./deps.sh
+DEMO := $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(EXIT),--exit) $(if $(PORT),--port $(PORT)) \
+        $(if $(STATE),--state $(STATE)) $(if $(DATA),--data $(DATA)) $(if $(SILOS),--silos $(SILOS))
 demo: deps
-	@$(MAKE) --no-print-directory all web
-	$(B)/bin/photon demo
-test: deps
-	@$(MAKE) --no-print-directory test-all
+	@$(SUBMAKE) all web
+	@$(B)/bin/photon demo $(DEMO)
+demo-clean:
+	rm -rf $(or $(STATE),photon-demo)
+test:
+	@./deps.sh --test
+	@$(SUBMAKE) test-all
 check:
 	@./deps.sh --dev
-	@$(MAKE) --no-print-directory WERROR=1 check-all
-
+	@$(SUBMAKE) WERROR=1 check-all
 check-all: format-check lint test-all asan
-test-all: all test-c test-api test-web
+
+PAGE_TESTS := $(wildcard tests/web/page/*.test.mjs)
+test-all: all web $(C_TESTS)
+	@tests/all.sh unit 'tests/run.sh $(UNIT_TESTS)' -- engine 'tests/run.sh $(ENGINE_TESTS)' -- \
+	  fault 'tests/run.sh $(FAULT_TESTS)' -- schema 'tests/support/pg_temp.sh tests/api/schema.sh' -- \
+	  api 'tests/api/run.sh $(B)' -- web 'tests/web/run.sh $(wildcard tests/web/*.test.mjs)' -- \
+	  page 'tests/web/page/run.sh $(B)' -- e2e 'tests/e2e/run.sh $(B)'
 test-c: $(C_TESTS) $(PLUGIN)
 	@tests/run.sh $(C_TESTS)
 test-engine: engine
 	@tests/run.sh $(ENGINE_TESTS)
-test-api:
+test-schema:
 	@tests/support/pg_temp.sh tests/api/schema.sh
+test-api: all
+	@tests/api/run.sh $(B)
 test-web: web
-	@node --test --test-reporter=spec $(wildcard tests/web/*.test.mjs)
+	@tests/web/run.sh $(wildcard tests/web/*.test.mjs)
+test-page: all web
+	@tests/web/page/run.sh $(B)
+test-e2e: all
+	@tests/e2e/run.sh $(B)
 asan tsan:
-	@$(MAKE) --no-print-directory VARIANT=$@ test-c
+	@$(SUBMAKE) VARIANT=$@ test-c
 cover:
 	@$(MAKE) --no-print-directory VARIANT=cover test-c
 	@tests/cover.sh build/cover
@@ -207,7 +225,7 @@ FUZZERS := $(patsubst tests/fuzz/%.c,$(B)/tests/fuzz/%,$(wildcard tests/fuzz/fuz
 $(FUZZERS): %: %.c.o $(B)/libserver.a $(CLIENT_LIBS)
 	$(call link,-fsanitize=fuzzer $(LIBS_server) $(LIBS_client) $(LIBS_engine))
 fuzz:
-	@$(MAKE) --no-print-directory VARIANT=fuzz CC=$(CLANG) fuzz-all
+	@$(SUBMAKE) VARIANT=fuzz CC=$(CLANG) fuzz-all
 fuzz-all: $(FUZZERS)
 	@tests/fuzz/run.sh $(FUZZ_S) $(FUZZERS)
 

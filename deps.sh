@@ -1,5 +1,6 @@
 #!/bin/sh
-# Installs the Debian packages that are missing: what build, demo and tests need; --dev adds what `make check` needs.
+# Installs the Debian packages that are missing: what the build and the demo need; --test adds what
+# the tests need, --dev what `make check` needs besides.
 # Looks for the thing itself, not for the package, so a tool that came another way is left alone.
 missing=''
 need() { # need PACKAGE THING: a command, a pkg-config module (name.pc), or a file (with wildcards)
@@ -11,29 +12,42 @@ need() { # need PACKAGE THING: a command, a pkg-config module (name.pc), or a fi
     missing="$missing $1"
 }
 need gcc gcc
+need make make
 need libc6-dev '/usr/include/stdio.h'
 need pkg-config pkg-config
 need libpq-dev libpq.pc
 need libmicrohttpd-dev libmicrohttpd.pc
 need libcjson-dev libcjson.pc
 need libcurl4-openssl-dev libcurl.pc
-need libdnnl-dev '/usr/include/dnnl.h'
 need libssl-dev libcrypto.pc
 need zlib1g-dev zlib.pc
 need libpcre2-dev libpcre2-8.pc
 need libutf8proc-dev libutf8proc.pc
-need make make
+need libdnnl-dev '/usr/include/dnnl.h'
 need postgresql '/usr/lib/postgresql/*/bin/initdb'
 need nodejs node
 need npm npm
+if [ "${1-}" = --test ] || [ "${1-}" = --dev ]; then
+    need chromium chromium
+    need fonts-dejavu-core '/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf'
+    need python3 python3
+    need python3-jsonschema '/usr/lib/python3/dist-packages/jsonschema'
+    need procps ps
+fi
 if [ "${1-}" = --dev ]; then
     for p in clang clang-format cppcheck pmccabe shellcheck; do need "$p" "$p"; done
 fi
 [ -n "$missing" ] || exit 0
 
 command -v apt-get >/dev/null || { echo "deps.sh: not a Debian system; needed:$missing" >&2; exit 1; }
-echo "deps.sh: installing$missing"
 as_root=''
-[ "$(id -u)" -eq 0 ] || as_root=sudo
+if [ "$(id -u)" -ne 0 ]; then
+    as_root=sudo
+    command -v sudo >/dev/null || {
+        echo "deps.sh: packages are missing and there is no sudo; as root, run: apt-get install$missing" >&2
+        exit 1
+    }
+fi
+echo "deps.sh: installing$missing"
 # shellcheck disable=SC2086 # lists of words
 $as_root apt-get update -q && $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $missing

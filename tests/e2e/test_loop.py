@@ -1,0 +1,127 @@
+"""The whole loop on real parts: three silos train one model, and no kill changes a bit of it.
+
+One undisturbed run is the measure. Then the same spec, silos and text again with a silo killed in
+mid-round, and with the server killed in mid-round: the final checkpoint must be the same file.
+"""
+
+import glob
+import os
+import sys
+import time
+import traceback
+
+from harness import ROOT, World
+
+SILOS = {"alder": "*/*.c", "birch": "*/*.h", "cedar": "docs/*"}
+ROUNDS = 3
+
+SPEC = {
+    "name": "loop",
+    "seed": 7,
+    "model": {"d_model": 32, "n_heads": 2, "n_layers": 2, "vocab_size": 320, "seq_len": 64,
+              "position": "learned", "bias": True},
+    "federation": {"rounds": ROUNDS, "silos_per_round": 3, "min_silos": 3, "local_steps": 150},
+    "inner": {"optimizer": "adamw", "lr": 3e-3, "batch": 8, "warmup": 20},
+    "eval": {"every": 1, "windows": 8},
+}
+
+
+def corpus(world, name, pattern):
+    """Real text of one kind: this project's own sources."""
+    path = world.path(name + ".txt")
+    with open(path, "w") as out:
+        for source in sorted(glob.glob(os.path.join(ROOT, pattern))):
+            if os.path.isfile(source):
+                with open(source, errors="replace") as f:
+                    out.write(f.read() + "\n\n")
+    return path
+
+
+def begin(build):
+    world = World(build)
+    world.start_server()
+    for name, pattern in SILOS.items():
+        world.join(name, corpus(world, name, pattern))
+        world.start(name)
+    return world, world.post("/api/v1/runs", SPEC)["id"]
+
+
+def final(world, run_id):
+    run = world.wait_finished(run_id)
+    assert run["round"] == ROUNDS, run["round"]
+    head = run["head_checkpoint"]
+    world.tool("--version")
+    return run, head["sha256"]
+
+
+def undisturbed(build, results):
+    world, run_id = begin(build)
+    with world:
+        run, results["digest"] = final(world, run_id)
+        assert run["eval_loss"] < 0.8 * run["initial_eval_loss"], (run["initial_eval_loss"], run["eval_loss"])
+        rounds = world.get("/api/v1/runs/%s/rounds" % run_id)["items"]
+        assert [r["state"] for r in rounds] == ["closed"] * ROUNDS, rounds
+        assert all(r["accepted"] == 3 for r in rounds), rounds
+
+
+def a_silo_killed_in_mid_round_changes_nothing(build, results):
+    world, run_id = begin(build)
+    with world:
+        world.wait_training(run_id, 2, "birch")
+        world.kill("birch")
+        world.start("birch")
+        _, digest = final(world, run_id)
+        assert digest == results["digest"], (digest, results["digest"])
+
+
+def the_server_killed_in_mid_round_changes_nothing(build, results):
+    world, run_id = begin(build)
+    with world:
+        world.wait_training(run_id, 2, "cedar")
+        world.kill_server()
+        begin_s = time.monotonic()
+        world.start_server()
+        print("       serving again after %.1f s" % (time.monotonic() - begin_s))
+        _, digest = final(world, run_id)
+        assert digest == results["digest"], (digest, results["digest"])
+
+
+def everything_killed_at_once_changes_nothing(build, results):
+    world, run_id = begin(build)
+    with world:
+        world.wait_training(run_id, 2, "alder")
+        for name in SILOS:
+            world.kill(name)
+        world.kill_server()
+        world.start_server()
+        for name in SILOS:
+            world.start(name)
+        _, digest = final(world, run_id)
+        assert digest == results["digest"], (digest, results["digest"])
+
+
+TESTS = [undisturbed, a_silo_killed_in_mid_round_changes_nothing, the_server_killed_in_mid_round_changes_nothing,
+         everything_killed_at_once_changes_nothing]
+
+
+def main(build):
+    passed = failed = 0
+    results = {}
+    for test in TESTS:
+        begin_s = time.monotonic()
+        try:
+            test(build, results)
+        except Exception:  # a test may fail in any way; the next one still runs
+            failed += 1
+            print("  FAIL %s" % test.__name__)
+            traceback.print_exc(file=sys.stdout)
+        else:
+            passed += 1
+            print("  ok   %s (%.0f s)" % (test.__name__, time.monotonic() - begin_s))
+        sys.stdout.flush()
+    print("%d passed, %d failed" % (passed, failed))
+    return failed > 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

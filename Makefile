@@ -112,7 +112,7 @@ FORCE:
 
 # Without OpenMP's pragmas the engine still gives the same bits, on one thread.
 $(B)/kernels/cpu/%.c.o: CFLAGS += -O3 -fno-math-errno $(or $(OPENMP),-Wno-unknown-pragmas)
-$(B)/client/model%.c.o $(B)/client/trainer%.c.o: CFLAGS += -O3
+$(B)/client/model%.c.o $(B)/client/trainer%.c.o $(B)/server/aggregate.c.o: CFLAGS += -O3
 $(B)/%.c.o: %.c $(B)/flags
 	@mkdir -p $(@D)
 	$(if $(V),,@echo '  CC   $<')

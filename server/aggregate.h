@@ -7,7 +7,9 @@
  * double with weights w_k / sum(w), the outer step is taken in double and rounded once to fp32.
  * Blocks are independent, so the bits do not depend on threads, and memory is a few blocks per
  * thread whatever the model's size and the number of updates. Files are read with pread, never
- * mapped whole, and output pages are dropped from memory as they are written.
+ * mapped whole, and output pages are dropped from memory as they are written. What is not a
+ * function of one block (norms, digests of the output) is folded in block order: a thread waits its
+ * turn.
  *
  *     fedavg       x <- x - lr * D                              (McMahan et al. 2017)
  *     fednesterov  m <- mu m + D;  x <- x - lr (D + mu m)       (Douillard et al. 2023)
@@ -34,17 +36,22 @@ struct aggregate_input {
 struct aggregate_job {
     const struct run_spec *spec;
     const struct param_table *table;
-    int base_fd;            /* checkpoint's weights */
+    int base_fd; /* checkpoint's weights */
     int64_t base_offset;
-    int state_fd;           /* outer state of the base, or -1 */
+    int state_fd; /* outer state of the base, or -1 */
     int64_t state_offset;
     const struct aggregate_input *inputs; /* in slot order */
     int input_count;
-    int out_fd;             /* new weights; the header is already written */
+    int out_fd; /* new weights; the header is already written */
     int64_t out_offset;
-    int out_state_fd;       /* or -1 when the optimizer has no state */
+    int out_state_fd; /* or -1 when the optimizer has no state */
     int64_t out_state_offset;
-    int threads;
+    /* The bytes written are added to these in file order, so a digest needs no second read; may be
+     * NULL. The caller has added the header already. data_hash is over the data section alone. */
+    struct sha256 *out_hash;
+    struct sha256 *out_data_hash;
+    struct sha256 *out_state_hash;
+    int threads; /* at least 1 */
 };
 
 struct aggregate_stats {
@@ -52,12 +59,16 @@ struct aggregate_stats {
     double outer_step_norm; /* ||x' - x|| */
     double *update_norms;   /* [input_count], caller's; may be NULL */
     double *update_cosines; /* with D, [input_count], caller's; may be NULL */
-    bool finite;
+    bool finite;            /* is every new weight? never publish when not */
     double seconds;
     int64_t bytes_read;
 };
 
-/* ST_CORRUPT when an input holds NaN or Inf or ends early (corrupt_input says which); ST_IO. */
+/*
+ * ST_CORRUPT when an input holds NaN or Inf or ends early: *corrupt_input says which, -1 means the
+ * base or its outer state. ST_INVALID: no inputs, or weights that do not add up to something above
+ * zero. ST_IO. The first trouble in block order is reported, whatever the threads do.
+ */
 enum status aggregate_run(const struct aggregate_job *job, struct aggregate_stats *stats,
                           int *corrupt_input, struct err *e) MUST_CHECK;
 

@@ -1,0 +1,518 @@
+#include "server/aggregate.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <math.h>
+#include <pthread.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "common/clock.h"
+#include "common/mem.h"
+
+enum {
+    THREADS_MAX = 64,
+    LANES =
+        8, // independent partial sums: the compiler may use vector registers, the order stays ours
+    // Inputs whose block is kept in memory between the sum and the cosines; those beyond are read
+    // again (from the page cache), so that memory does not grow with the number of updates.
+    KEPT_INPUTS = 16,
+    // Output is pushed to the disk and dropped from the page cache in windows of this many blocks.
+    WINDOW_BLOCKS = 128,
+};
+
+/* What one thread works with; one block of everything. */
+struct bench {
+    float *raw;    // bytes as they are in a file
+    float *kept;   // [KEPT_INPUTS][AGGREGATE_BLOCK]
+    double *delta; // D
+    double *x;
+    double *before; // x of the base, for the step's norm
+    double *m;
+    // This block's part of the sums over all parameters.
+    double delta_sq, step_sq;
+    double *sq;  // [input_count]
+    double *dot; // [input_count]
+    bool finite;
+    // What was written, kept until the digests' turn comes.
+    float *out_x;
+    float *out_m;
+};
+
+struct work {
+    const struct aggregate_job *job;
+    struct aggregate_stats *stats;
+    double *weights; // [input_count], add up to 1
+    int64_t blocks;
+
+    pthread_mutex_t lock;
+    pthread_cond_t turned;
+    int64_t next; // to be handed out
+    int64_t turn; // to be folded into the sums
+    bool stop;
+    enum status st;
+    struct err err;
+    int corrupt_input;
+
+    // Sums in block order.
+    double delta_sq, step_sq;
+    double *sq;
+    double *dot;
+    bool finite;
+    int64_t bytes_read;
+};
+
+bool outer_has_state(enum outer_optimizer o)
+{
+    return o == OUTER_FEDNESTEROV;
+}
+
+void outer_step(enum outer_optimizer o, double lr, double momentum, double *x, double *m,
+                const double *delta, int64_t n)
+{
+    switch (o) {
+    case OUTER_FEDNESTEROV:
+        for (int64_t i = 0; i < n; i++) {
+            m[i] = momentum * m[i] + delta[i];
+            x[i] -= lr * (delta[i] + momentum * m[i]);
+        }
+        return;
+    case OUTER_FEDAVG:
+    case OUTER_COUNT:
+        break;
+    }
+    for (int64_t i = 0; i < n; i++) {
+        x[i] -= lr * delta[i];
+    }
+}
+
+/* ---- one block ---- */
+
+static enum status read_block(int fd, int64_t offset, float *out, int64_t n, struct err *e)
+{
+    char *p = (char *)out;
+    int64_t left = n * (int64_t)sizeof(float);
+    while (left > 0) {
+        ssize_t got = pread(fd, p, (size_t)left, offset);
+        if (got < 0 && errno == EINTR) {
+            continue;
+        }
+        if (got < 0) {
+            return err_set(e, ST_IO, "cannot read: %s", strerror(errno));
+        }
+        if (got == 0) {
+            return err_set(e, ST_CORRUPT, "the file ends early, at byte %lld", (long long)offset);
+        }
+        p += got;
+        offset += got;
+        left -= got;
+    }
+    return ST_OK;
+}
+
+static enum status write_block(int fd, int64_t offset, const float *in, int64_t n, struct err *e)
+{
+    const char *p = (const char *)in;
+    int64_t left = n * (int64_t)sizeof(float);
+    while (left > 0) {
+        ssize_t put = pwrite(fd, p, (size_t)left, offset);
+        if (put < 0 && errno == EINTR) {
+            continue;
+        }
+        if (put <= 0) {
+            return err_set(e, errno == ENOSPC ? ST_LIMIT : ST_IO, "cannot write: %s",
+                           strerror(errno));
+        }
+        p += put;
+        offset += put;
+        left -= put;
+    }
+    return ST_OK;
+}
+
+/* An exponent of all ones is Inf or NaN; looked at as bits, so that no compiler flag can hide it.
+ */
+static bool all_finite(const float *v, int64_t n)
+{
+    uint32_t bad = 0;
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, &v[i], sizeof(bits));
+        bad |= (bits & 0x7f800000U) == 0x7f800000U;
+    }
+    return bad == 0;
+}
+
+static double fold_lanes(const double *lane)
+{
+    return ((lane[0] + lane[1]) + (lane[2] + lane[3])) +
+           ((lane[4] + lane[5]) + (lane[6] + lane[7]));
+}
+
+/* delta += w v; returns the sum of v squared. */
+static double add_scaled(double *delta, const float *v, double w, int64_t n)
+{
+    double lane[LANES] = {0};
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        for (int l = 0; l < LANES; l++) {
+            double d = (double)v[i + l];
+            delta[i + l] += w * d;
+            lane[l] += d * d;
+        }
+    }
+    for (int l = 0; i < n; i++, l++) {
+        double d = (double)v[i];
+        delta[i] += w * d;
+        lane[l] += d * d;
+    }
+    return fold_lanes(lane);
+}
+
+static double dot_with(const double *delta, const float *v, int64_t n)
+{
+    double lane[LANES] = {0};
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        for (int l = 0; l < LANES; l++) {
+            lane[l] += delta[i + l] * (double)v[i + l];
+        }
+    }
+    for (int l = 0; i < n; i++, l++) {
+        lane[l] += delta[i] * (double)v[i];
+    }
+    return fold_lanes(lane);
+}
+
+static double sum_sq_diff(const double *a, const double *b, int64_t n)
+{
+    double lane[LANES] = {0};
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        for (int l = 0; l < LANES; l++) {
+            double d = b ? a[i + l] - b[i + l] : a[i + l];
+            lane[l] += d * d;
+        }
+    }
+    for (int l = 0; i < n; i++, l++) {
+        double d = b ? a[i] - b[i] : a[i];
+        lane[l] += d * d;
+    }
+    return fold_lanes(lane);
+}
+
+/* D of this block, with each update's share of the norms. */
+static enum status sum_block(struct work *w, struct bench *b, int64_t at, int64_t n, int *corrupt,
+                             struct err *e)
+{
+    const struct aggregate_job *j = w->job;
+    int64_t skip = at * (int64_t)sizeof(float);
+    memset(b->delta, 0, (size_t)n * sizeof(*b->delta));
+    for (int k = 0; k < j->input_count; k++) {
+        float *v = k < KEPT_INPUTS ? b->kept + (int64_t)k * AGGREGATE_BLOCK : b->raw;
+        enum status st = read_block(j->inputs[k].fd, j->inputs[k].data_offset + skip, v, n, e);
+        if (!st && !all_finite(v, n)) {
+            st = err_set(e, ST_CORRUPT, "a value near element %lld is not finite", (long long)at);
+        }
+        if (st) {
+            *corrupt = k;
+            return st;
+        }
+        b->sq[k] = add_scaled(b->delta, v, w->weights[k], n);
+    }
+    b->delta_sq = sum_sq_diff(b->delta, NULL, n);
+    if (!w->stats->update_cosines) {
+        return ST_OK;
+    }
+    for (int k = 0; k < j->input_count; k++) {
+        const float *v = b->kept + (int64_t)k * AGGREGATE_BLOCK;
+        if (k >= KEPT_INPUTS) {
+            TRY(read_block(j->inputs[k].fd, j->inputs[k].data_offset + skip, b->raw, n, e));
+            v = b->raw;
+        }
+        b->dot[k] = dot_with(b->delta, v, n);
+    }
+    return ST_OK;
+}
+
+/* Weights and state of this block before and after the outer step. */
+static enum status step_block(struct work *w, struct bench *b, int64_t at, int64_t n, struct err *e)
+{
+    const struct aggregate_job *j = w->job;
+    int64_t skip = at * (int64_t)sizeof(float);
+    bool state = outer_has_state(j->spec->outer.name);
+    TRY(read_block(j->base_fd, j->base_offset + skip, b->raw, n, e));
+    for (int64_t i = 0; i < n; i++) {
+        b->x[i] = b->before[i] = (double)b->raw[i];
+    }
+    if (state && j->state_fd >= 0) {
+        TRY(read_block(j->state_fd, j->state_offset + skip, b->raw, n, e));
+        for (int64_t i = 0; i < n; i++) {
+            b->m[i] = (double)b->raw[i];
+        }
+    } else if (state) {
+        memset(b->m, 0, (size_t)n * sizeof(*b->m));
+    }
+
+    outer_step(j->spec->outer.name, j->spec->outer.lr, j->spec->outer.momentum, b->x, b->m,
+               b->delta, n);
+
+    for (int64_t i = 0; i < n; i++) {
+        b->out_x[i] = (float)b->x[i];
+        b->x[i] = (double)b->out_x[i]; // the step as stored, rounding included
+    }
+    b->step_sq = sum_sq_diff(b->x, b->before, n);
+    b->finite = all_finite(b->out_x, n);
+    TRY(write_block(j->out_fd, j->out_offset + skip, b->out_x, n, e));
+    if (state && j->out_state_fd >= 0) {
+        for (int64_t i = 0; i < n; i++) {
+            b->out_m[i] = (float)b->m[i];
+        }
+        b->finite = b->finite && all_finite(b->out_m, n);
+        TRY(write_block(j->out_state_fd, j->out_state_offset + skip, b->out_m, n, e));
+    }
+    return ST_OK;
+}
+
+/* Whoever reads gigabytes once should not push everything else out of the page cache. */
+static void drop_pages(const struct aggregate_job *j, int64_t first, int64_t n)
+{
+    int64_t skip = first * (int64_t)sizeof(float);
+    int64_t size = n * (int64_t)sizeof(float);
+    (void)posix_fadvise(j->base_fd, j->base_offset + skip, size, POSIX_FADV_DONTNEED);
+    for (int k = 0; k < j->input_count; k++) {
+        (void)posix_fadvise(j->inputs[k].fd, j->inputs[k].data_offset + skip, size,
+                            POSIX_FADV_DONTNEED);
+    }
+    const int outs[2] = {j->out_fd, j->out_state_fd};
+    const int64_t offsets[2] = {j->out_offset, j->out_state_offset};
+    for (int i = 0; i < 2; i++) {
+        if (outs[i] >= 0) {
+            (void)sync_file_range(outs[i], offsets[i] + skip, size,
+                                  SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE |
+                                      SYNC_FILE_RANGE_WAIT_AFTER);
+            (void)posix_fadvise(outs[i], offsets[i] + skip, size, POSIX_FADV_DONTNEED);
+        }
+    }
+}
+
+/* Called in block order, by one thread at a time. */
+static void fold_block(struct work *w, const struct bench *b, int64_t block, int64_t n)
+{
+    const struct aggregate_job *j = w->job;
+    size_t size = (size_t)n * sizeof(float);
+    w->delta_sq += b->delta_sq;
+    w->step_sq += b->step_sq;
+    w->finite = w->finite && b->finite;
+    for (int k = 0; k < j->input_count; k++) {
+        w->sq[k] += b->sq[k];
+        w->dot[k] += b->dot[k];
+    }
+    if (j->out_hash) {
+        sha256_add(j->out_hash, b->out_x, size);
+    }
+    if (j->out_data_hash) {
+        sha256_add(j->out_data_hash, b->out_x, size);
+    }
+    bool state = outer_has_state(j->spec->outer.name);
+    if (state && j->out_state_fd >= 0 && j->out_state_hash) {
+        sha256_add(j->out_state_hash, b->out_m, size);
+    }
+    int streams = 1 + j->input_count + (state && j->state_fd >= 0 ? 1 : 0);
+    w->bytes_read += (int64_t)size * streams;
+
+    // One window behind, so that the disk works while we do.
+    if (block % WINDOW_BLOCKS == WINDOW_BLOCKS - 1 && block >= WINDOW_BLOCKS) {
+        int64_t first = (block + 1 - 2 * (int64_t)WINDOW_BLOCKS) * AGGREGATE_BLOCK;
+        drop_pages(j, first, (int64_t)WINDOW_BLOCKS * AGGREGATE_BLOCK);
+    }
+}
+
+/* ---- threads ---- */
+
+static void bench_init(struct bench *b, int inputs)
+{
+    int kept = inputs < KEPT_INPUTS ? inputs : KEPT_INPUTS;
+    size_t block = AGGREGATE_BLOCK;
+    b->raw = mem_alloc(block * sizeof(float));
+    b->kept = mem_alloc((size_t)kept * block * sizeof(float));
+    b->delta = mem_alloc(block * sizeof(double));
+    b->x = mem_alloc(block * sizeof(double));
+    b->before = mem_alloc(block * sizeof(double));
+    b->m = mem_alloc(block * sizeof(double));
+    b->sq = mem_alloc((size_t)inputs * sizeof(double));
+    b->dot = mem_alloc((size_t)inputs * sizeof(double));
+    b->out_x = mem_alloc(block * sizeof(float));
+    b->out_m = mem_alloc(block * sizeof(float));
+}
+
+static void bench_release(struct bench *b)
+{
+    mem_free(b->raw);
+    mem_free(b->kept);
+    mem_free(b->delta);
+    mem_free(b->x);
+    mem_free(b->before);
+    mem_free(b->m);
+    mem_free(b->sq);
+    mem_free(b->dot);
+    mem_free(b->out_x);
+    mem_free(b->out_m);
+}
+
+/* The next block, or -1. */
+static int64_t take_block(struct work *w)
+{
+    (void)pthread_mutex_lock(&w->lock);
+    int64_t block = !w->stop && w->next < w->blocks ? w->next++ : -1;
+    (void)pthread_mutex_unlock(&w->lock);
+    return block;
+}
+
+/* False when an earlier block failed: nothing after it counts. */
+static bool wait_turn(struct work *w, int64_t block)
+{
+    (void)pthread_mutex_lock(&w->lock);
+    while (w->turn != block && !w->stop) {
+        (void)pthread_cond_wait(&w->turned, &w->lock);
+    }
+    bool mine = !w->stop;
+    (void)pthread_mutex_unlock(&w->lock);
+    return mine;
+}
+
+static void end_turn(struct work *w, enum status st, const struct err *e, int corrupt)
+{
+    (void)pthread_mutex_lock(&w->lock);
+    if (st) {
+        w->stop = true;
+        w->st = st;
+        w->err = *e;
+        w->corrupt_input = corrupt;
+    }
+    w->turn++;
+    (void)pthread_cond_broadcast(&w->turned);
+    (void)pthread_mutex_unlock(&w->lock);
+}
+
+static void *worker(void *arg)
+{
+    struct work *w = arg;
+    struct bench b = {0};
+    bench_init(&b, w->job->input_count);
+    for (;;) {
+        int64_t block = take_block(w);
+        if (block < 0) {
+            break;
+        }
+        int64_t at = block * AGGREGATE_BLOCK;
+        int64_t left = w->job->table->total - at;
+        int64_t n = left < AGGREGATE_BLOCK ? left : AGGREGATE_BLOCK;
+        struct err e = {0};
+        int corrupt = -1;
+        enum status st = sum_block(w, &b, at, n, &corrupt, &e);
+        if (!st) {
+            st = step_block(w, &b, at, n, &e);
+        }
+        if (!wait_turn(w, block)) {
+            break;
+        }
+        if (!st) {
+            fold_block(w, &b, block, n);
+        }
+        end_turn(w, st, &e, corrupt);
+    }
+    bench_release(&b);
+    return NULL;
+}
+
+/* This thread works too, so that a machine that refuses threads still aggregates. */
+static void work_run(struct work *w, int threads)
+{
+    pthread_t ids[THREADS_MAX];
+    int started = 0;
+    while (started < threads - 1 && pthread_create(&ids[started], NULL, worker, w) == 0) {
+        started++;
+    }
+    (void)worker(w);
+    for (int i = 0; i < started; i++) {
+        (void)pthread_join(ids[i], NULL);
+    }
+}
+
+static enum status share_weights(double *out, const struct aggregate_job *j, struct err *e)
+{
+    double sum = 0.0;
+    for (int k = 0; k < j->input_count; k++) {
+        if (!isfinite(j->inputs[k].weight) || j->inputs[k].weight < 0.0) {
+            return err_set(e, ST_INVALID, "update %d has a weight that is negative or not finite",
+                           k);
+        }
+        sum += j->inputs[k].weight;
+    }
+    if (!(sum > 0.0) || !isfinite(sum)) {
+        return err_set(e, ST_INVALID, "the weights of %d updates do not add up to more than zero",
+                       j->input_count);
+    }
+    for (int k = 0; k < j->input_count; k++) {
+        out[k] = j->inputs[k].weight / sum;
+    }
+    return ST_OK;
+}
+
+static void report(struct work *w, double seconds)
+{
+    struct aggregate_stats *s = w->stats;
+    s->delta_norm = sqrt(w->delta_sq);
+    s->outer_step_norm = sqrt(w->step_sq);
+    s->finite = w->finite;
+    s->seconds = seconds;
+    s->bytes_read = w->bytes_read;
+    for (int k = 0; k < w->job->input_count; k++) {
+        double norm = sqrt(w->sq[k]);
+        if (s->update_norms) {
+            s->update_norms[k] = norm;
+        }
+        if (s->update_cosines) {
+            double both = norm * s->delta_norm;
+            s->update_cosines[k] = both > 0.0 ? w->dot[k] / both : 0.0;
+        }
+    }
+}
+
+enum status aggregate_run(const struct aggregate_job *job, struct aggregate_stats *stats,
+                          int *corrupt_input, struct err *e)
+{
+    assert(job->threads >= 1 && job->out_fd >= 0 && job->base_fd >= 0);
+    double began = clock_mono_s();
+    struct work w = {.job = job, .stats = stats, .corrupt_input = -1, .finite = true};
+    w.blocks = (job->table->total + AGGREGATE_BLOCK - 1) / AGGREGATE_BLOCK;
+    size_t inputs = job->input_count > 0 ? (size_t)job->input_count : 1;
+    w.weights = mem_alloc(inputs * sizeof(double));
+    w.sq = mem_alloc(inputs * sizeof(double));
+    w.dot = mem_alloc(inputs * sizeof(double));
+    *corrupt_input = -1;
+
+    enum status st = share_weights(w.weights, job, e);
+    if (!st) {
+        (void)pthread_mutex_init(&w.lock, NULL);
+        (void)pthread_cond_init(&w.turned, NULL);
+        int threads = job->threads < THREADS_MAX ? job->threads : THREADS_MAX;
+        work_run(&w, threads < w.blocks ? threads : (int)w.blocks);
+        (void)pthread_cond_destroy(&w.turned);
+        (void)pthread_mutex_destroy(&w.lock);
+        st = w.st;
+        if (st && e) {
+            *e = w.err;
+        }
+        *corrupt_input = w.corrupt_input;
+    }
+    if (!st) {
+        report(&w, clock_mono_s() - began);
+    }
+    mem_free(w.weights);
+    mem_free(w.sq);
+    mem_free(w.dot);
+    return st;
+}

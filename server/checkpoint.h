@@ -1,0 +1,95 @@
+/*
+ * checkpoint.h - a run's global weights as files: checkpoint 0 from the seed, the next ones from
+ * updates.
+ *
+ * Both functions end with their files placed in the blob store, durable and named by their SHA-256;
+ * nothing here knows the database: the caller commits the rows that refer to them. Same inputs,
+ * same bytes, same digests, on any machine and with any number of threads; so doing it twice, or in
+ * two processes at once, is harmless.
+ *
+ *     weights      safetensors, F32, metadata kind=checkpoint run round spec_sha256
+ *     outer state  the same tensors, kind=outer_state; only when the outer optimizer keeps state,
+ * and from checkpoint 1 on (its first value is zero)
+ */
+#ifndef SERVER_CHECKPOINT_H
+#define SERVER_CHECKPOINT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/hash.h"
+#include "common/params.h"
+#include "common/run_spec.h"
+#include "common/status.h"
+#include "server/aggregate.h"
+#include "server/blob.h"
+
+struct checkpoint_files {
+    struct digest weights; /* of the file: its name in the blob store */
+    int64_t weights_bytes;
+    struct digest weights_digest; /* of the data section alone: the same for the same numbers */
+    int64_t params;
+    bool has_state;
+    struct digest state; /* the outer state's file */
+    int64_t state_bytes;
+};
+
+/* One accepted update, as the store knows it. */
+struct checkpoint_update {
+    struct digest sha256;
+    const char *silo_name;
+    int64_t tokens;
+};
+
+struct checkpoint_job {
+    struct blob_store *blobs;
+    const struct run_spec *spec;
+    int32_t round;                           /* the number of the checkpoint to make, from 1 */
+    struct digest base;                      /* weights of checkpoint round - 1 */
+    const struct digest *state;              /* its outer state, or NULL when it has none */
+    const struct checkpoint_update *updates; /* in slot order */
+    int update_count;
+    int threads;
+};
+
+/* ST_LIMIT: the disk is full. ST_IO. */
+enum status checkpoint_initial(struct blob_store *blobs, const struct run_spec *spec,
+                               struct checkpoint_files *out, struct err *e) MUST_CHECK;
+
+/*
+ * Every file is read twice: first whole against its digest, then block by block. ST_CORRUPT: a file
+ * is missing, damaged, not of this run, round and base, or not finite; *corrupt_update is its index
+ * among the updates, or -1 when it is the base or its state. ST_INVALID: the result would not be
+ * finite. ST_LIMIT: the disk is full. stats' arrays may be NULL or hold update_count numbers.
+ */
+enum status checkpoint_next(const struct checkpoint_job *job, struct checkpoint_files *out,
+                            struct aggregate_stats *stats, int *corrupt_update,
+                            struct err *e) MUST_CHECK;
+
+/* SHA-256 of run_spec_json(), as the files' metadata carry it. */
+void checkpoint_spec_digest(const struct run_spec *spec, struct digest *out);
+
+/* What files of this run weigh, exactly: header and data. */
+int64_t checkpoint_weights_bytes(const struct run_spec *spec);
+int64_t checkpoint_update_bytes(const struct run_spec *spec, const char *silo_name);
+
+/* What an update's metadata must say. */
+struct update_expected {
+    const char *run_name;
+    int32_t round;
+    struct digest base;
+    const char *silo_name;
+    int64_t tokens; /* -1: any */
+    int64_t steps;  /* -1: any */
+};
+
+/* ST_CORRUPT says what is wrong, in words for the silo: the container, the metadata, the shapes. */
+enum status update_check_header(int fd, const struct param_table *table,
+                                const struct update_expected *want, int64_t *data_offset,
+                                struct err *e) MUST_CHECK;
+
+/* Every value: ST_CORRUPT when one is not finite or the file ends early. Constant memory. */
+enum status update_check_values(int fd, int64_t data_offset, int64_t count, double *norm,
+                                struct err *e) MUST_CHECK;
+
+#endif

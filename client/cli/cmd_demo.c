@@ -1,0 +1,2 @@
+#include "client/cli/cmd.h"
+const struct cmd cmds_demo[] = {{0}};

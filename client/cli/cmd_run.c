@@ -1,0 +1,355 @@
+/*
+ * photon run: submit a run, look at it, watch it, pause it, fetch its checkpoints.
+ */
+#include <inttypes.h>
+#include <math.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "client/cli/api.h"
+#include "client/cli/cmd.h"
+#include "client/cli/submit.h"
+#include "client/cli/watch.h"
+#include "client/progress.h"
+
+static const char *number_text(char out[16], double v)
+{
+    (void)snprintf(out, 16, isfinite(v) ? "%.4g" : "-", v);
+    return out;
+}
+
+static bool print_summary(void *ctx, const struct json *r)
+{
+    struct api *api = ctx;
+    if (api->json) {
+        api_print_json(api, r);
+        return true;
+    }
+    char ppl[16];
+    char tokens[16];
+    format_count(tokens, (double)api_integer(r, "tokens", 0));
+    (void)printf("%-28s  %-20s %-9s round %3" PRId64 "/%-4" PRId64
+                 " ppl %-8s %7s tokens  silos %" PRId64 "/%" PRId64 "\n",
+                 api_text(r, "id", "?"), api_text(r, "name", "?"), api_text(r, "state", "?"),
+                 api_integer(r, "round", 0), api_integer(r, "rounds", 0),
+                 number_text(ppl, api_number(r, "eval_ppl")), tokens,
+                 api_integer(r, "silos_live", 0), api_integer(r, "silos_per_round", 0));
+    return true;
+}
+
+static int list(int argc, char **argv)
+{
+    struct api_options o = {0};
+    const char *state = NULL;
+    const struct option_row rows[] = {
+        {"state", 0, OPTION_TEXT, "STATE", NULL, &state, 0, 0, "only running, paused, finished, …"},
+        API_ROWS(&o),
+        {0}};
+    struct command_line c = {.program = "photon run list",
+                             .about = "Runs, newest first.",
+                             .examples = "  photon run list --state running\n"
+                                         "  photon run list --json",
+                             .rows = rows};
+    enum options_end end = options_parse(&c, argc, argv, NULL, NULL);
+    if (end) {
+        return end == OPTIONS_DONE ? EXIT_DONE : EXIT_USAGE;
+    }
+    struct api api;
+    int rc = api_open(&api, &o);
+    if (!rc) {
+        const char *path =
+            state ? arena_fmt(api.arena, "/api/v1/runs?state=%s", state) : "/api/v1/runs";
+        rc = api_list(&api, path, print_summary, &api);
+        api_close(&api);
+    }
+    return rc;
+}
+
+struct search {
+    const char *word;
+    const char *id;
+};
+
+static bool match(void *ctx, const struct json *r)
+{
+    struct search *f = ctx;
+    if (strcmp(api_text(r, "id", ""), f->word) == 0 ||
+        strcmp(api_text(r, "name", ""), f->word) == 0) {
+        f->id = api_text(r, "id", NULL);
+    }
+    return f->id == NULL;
+}
+
+/* A run's id or name; of several runs with that name the newest. */
+static int find(struct api *api, const char *word, const char **id)
+{
+    struct search f = {.word = word};
+    int rc = api_list(api, "/api/v1/runs", match, &f);
+    if (!rc && !f.id) {
+        (void)fprintf(stderr, "photon: no run '%s'; try photon run list\n", word);
+        rc = EXIT_FAILED;
+    }
+    *id = f.id;
+    return rc;
+}
+
+/* What the simple verbs share: one argument, a server, a run that exists. */
+static int open_run(int argc, char **argv, const char *about, const struct option_row *rows,
+                    struct api_options *o, struct api *api, const char **id)
+{
+    char program[48];
+    (void)snprintf(program, sizeof(program), "photon run %s", argv[0]);
+    struct command_line c = {.program = program,
+                             .args = "RUN",
+                             .about = about,
+                             .rows = rows,
+                             .args_min = 1,
+                             .args_max = 1};
+    const char *word = NULL;
+    enum options_end end = options_parse(&c, argc, argv, &word, NULL);
+    if (end) {
+        return end == OPTIONS_DONE ? -1 : EXIT_USAGE;
+    }
+    int rc = api_open(api, o);
+    if (!rc) {
+        rc = find(api, word, id);
+        if (rc) {
+            api_close(api);
+        }
+    }
+    return rc;
+}
+
+static void print_run(struct api *api, const struct json *r)
+{
+    (void)print_summary(api, r);
+    if (api->json) {
+        return;
+    }
+    char a[16];
+    char b[16];
+    char up[16];
+    char down[16];
+    format_bytes(up, api_integer(r, "upload_bytes", 0));
+    format_bytes(down, api_integer(r, "download_bytes", 0));
+    (void)printf("  parameters %" PRId64 ", loss %s (first %s), uploaded %s, downloaded %s\n",
+                 api_integer(r, "params", 0), number_text(a, api_number(r, "eval_loss")),
+                 number_text(b, api_number(r, "initial_eval_loss")), up, down);
+    const char *waiting = api_text(r, "waiting_for", NULL);
+    const char *reason = api_text(r, "reason", NULL);
+    if (waiting) {
+        (void)printf("  waiting for %s\n", waiting);
+    }
+    if (reason) {
+        (void)printf("  %s\n", reason);
+    }
+}
+
+static int show(int argc, char **argv)
+{
+    struct api_options o = {0};
+    const struct option_row rows[] = {API_ROWS(&o), {0}};
+    struct api api;
+    const char *id = NULL;
+    int rc = open_run(argc, argv, "One run in full; RUN is its name or id.", rows, &o, &api, &id);
+    if (rc) {
+        return rc < 0 ? EXIT_DONE : rc;
+    }
+    struct reply r;
+    rc = api_call(&api, "GET", arena_fmt(api.arena, "/api/v1/runs/%s", id), NULL, &r);
+    if (!rc) {
+        print_run(&api, r.json);
+    }
+    api_close(&api);
+    return rc;
+}
+
+static int spec(int argc, char **argv)
+{
+    struct api_options o = {0};
+    const struct option_row rows[] = {API_ROWS(&o), {0}};
+    struct api api;
+    const char *id = NULL;
+    int rc =
+        open_run(argc, argv, "The run's spec with every default written out.", rows, &o, &api, &id);
+    if (rc) {
+        return rc < 0 ? EXIT_DONE : rc;
+    }
+    struct reply r;
+    rc = api_call(&api, "GET", arena_fmt(api.arena, "/api/v1/runs/%s/spec", id), NULL, &r);
+    if (!rc) {
+        api_print_json(&api, r.json);
+    }
+    api_close(&api);
+    return rc;
+}
+
+static int act(int argc, char **argv)
+{
+    struct api_options o = {0};
+    const struct option_row rows[] = {API_ROWS(&o), {0}};
+    struct api api;
+    const char *id = NULL;
+    int rc =
+        open_run(argc, argv, "Change a run's state; RUN is its name or id.", rows, &o, &api, &id);
+    if (rc) {
+        return rc < 0 ? EXIT_DONE : rc;
+    }
+    struct reply r;
+    rc = api_call(&api, "POST", arena_fmt(api.arena, "/api/v1/runs/%s/actions", id),
+                  arena_fmt(api.arena, "{\"action\":\"%s\"}", argv[0]), &r);
+    if (!rc) {
+        (void)print_summary(&api, r.json);
+    }
+    api_close(&api);
+    return rc;
+}
+
+static volatile sig_atomic_t interrupted;
+
+static void on_signal(int sig)
+{
+    interrupted = sig;
+}
+
+static bool is_interrupted(void *ctx)
+{
+    (void)ctx;
+    return interrupted != 0;
+}
+
+static int watch(int argc, char **argv)
+{
+    struct api_options o = {0};
+    const struct option_row rows[] = {API_ROWS(&o), {0}};
+    struct api api;
+    const char *id = NULL;
+    int rc =
+        open_run(argc, argv,
+                 "Follow a run until it ends: exit 0 when it finished, 1 when it failed or was "
+                 "stopped.\nCtrl-C ends the watching, not the run.",
+                 rows, &o, &api, &id);
+    if (rc) {
+        return rc < 0 ? EXIT_DONE : rc;
+    }
+    struct sigaction sa = {.sa_handler = on_signal};
+    (void)sigaction(SIGINT, &sa, NULL);
+    (void)sigaction(SIGTERM, &sa, NULL);
+    struct watch w = {.api = &api, .run = id, .stop = is_interrupted};
+    rc = watch_run(&w);
+    api_close(&api);
+    return interrupted ? 128 + (int)interrupted : rc;
+}
+
+/* ---- checkpoint download ---- */
+
+static int newest_checkpoint(struct api *api, const char *id, int64_t want, const struct json **out)
+{
+    struct reply r;
+    int rc = EXIT_DONE;
+    if (want >= 0) {
+        rc = api_call(api, "GET",
+                      arena_fmt(api->arena, "/api/v1/runs/%s/checkpoints/%" PRId64, id, want), NULL,
+                      &r);
+        *out = r.json;
+        return rc;
+    }
+    rc = api_call(api, "GET", arena_fmt(api->arena, "/api/v1/runs/%s/checkpoints?limit=1", id),
+                  NULL, &r);
+    const struct json *items = !rc && r.json ? json_get(r.json, "items") : NULL;
+    *out = items && json_kind(items) == JSON_ARRAY ? json_at(items, 0) : NULL;
+    if (!rc && !*out) {
+        (void)fprintf(stderr, "photon: the run has no checkpoint yet\n");
+        rc = EXIT_FAILED;
+    }
+    return rc;
+}
+
+static int fetch_checkpoint(struct api *api, const struct json *ckpt, const char *file)
+{
+    struct digest digest;
+    struct err e = {0};
+    const char *url = api_text(ckpt, "url", "");
+    if (digest_parse(&digest, api_text(ckpt, "sha256", ""), &e) || url[0] != '/') {
+        (void)fprintf(stderr, "photon: the server's answer is not a checkpoint\n");
+        return EXIT_VERSION;
+    }
+    struct download d = {
+        .path = url, .file = file, .digest = &digest, .bytes = api_integer(ckpt, "bytes", -1)};
+    enum status st = ST_OK;
+    struct reply r;
+    for (int attempt = 0; attempt < 5; attempt++) { // each goes on from what the last one left
+        st = transport_download(api->transport, api->arena, &d, &r, &e);
+        if (!st || (st != ST_NET && st != ST_RETRY)) {
+            break;
+        }
+        (void)fprintf(stderr, "photon: %s; going on\n", e.msg);
+    }
+    if (st) {
+        (void)fprintf(stderr, "photon: %s\n", e.msg);
+        return r.http || st == ST_NET ? api_exit_code(&r, st) : EXIT_FAILED;
+    }
+    return EXIT_DONE;
+}
+
+static int checkpoint_download(int argc, char **argv)
+{
+    struct api_options o = {0};
+    int64_t number = -1;
+    const char *file = NULL;
+    const struct option_row rows[] = {
+        {"number", 'n', OPTION_INT, "N", NULL, &number, 0, 1e9, "which one; default the newest"},
+        {"output", 'o', OPTION_TEXT, "FILE", NULL, &file, 0, 0, "default RUN-N.safetensors"},
+        API_ROWS(&o),
+        {0}};
+    struct command_line c = {
+        .program = "photon run checkpoint download",
+        .args = "RUN",
+        .about = "Fetch a checkpoint's weights as safetensors; a broken download is resumed, the "
+                 "digest is checked.",
+        .examples = "  photon run checkpoint download tiny-1\n"
+                    "  photon run checkpoint download tiny-1 -n 12 -o model.safetensors",
+        .rows = rows,
+        .args_min = 1,
+        .args_max = 1};
+    const char *word = NULL;
+    enum options_end end = options_parse(&c, argc, argv, &word, NULL);
+    if (end) {
+        return end == OPTIONS_DONE ? EXIT_DONE : EXIT_USAGE;
+    }
+    struct api api;
+    int rc = api_open(&api, &o);
+    if (rc) {
+        return rc;
+    }
+    const char *id = NULL;
+    const struct json *ckpt = NULL;
+    rc = find(&api, word, &id);
+    rc = rc ? rc : newest_checkpoint(&api, id, number, &ckpt);
+    if (!rc) {
+        if (!file) {
+            file = arena_fmt(api.arena, "%s-%" PRId64 ".safetensors", word,
+                             api_integer(ckpt, "number", 0));
+        }
+        rc = fetch_checkpoint(&api, ckpt, file);
+    }
+    if (!rc && api.json) {
+        api_print_json(&api, ckpt);
+    } else if (!rc) {
+        (void)printf("%s  %s\n", api_text(ckpt, "sha256", ""), file);
+    }
+    api_close(&api);
+    return rc;
+}
+
+const struct cmd cmds_run[] = {{"run", "submit", "start a run from a spec", run_submit},
+                               {"run", "list", "runs, newest first", list},
+                               {"run", "show", "one run", show},
+                               {"run", "watch", "follow a run until it ends", watch},
+                               {"run", "pause", "no new rounds; the live one is completed", act},
+                               {"run", "resume", "let a paused run go on", act},
+                               {"run", "stop", "end a run for good; its checkpoints stay", act},
+                               {"run", "spec", "the spec with every default written out", spec},
+                               {"run", "checkpoint download", "fetch weights", checkpoint_download},
+                               {0}};

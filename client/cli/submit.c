@@ -1,0 +1,206 @@
+#include "client/cli/submit.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "client/cli/api.h"
+#include "client/progress.h"
+#include "common/buf.h"
+#include "common/json.h"
+#include "common/limits.h"
+
+/*
+ * Documents are read-only here, so a change is a copy: print every member but the one on the path,
+ * and recurse into that one.
+ */
+static enum status write_with(struct buf *b, struct arena *a, const char *key, const struct json *v,
+                              const char *path, const char *value, struct err *e)
+{
+    size_t n = strcspn(path, ".");
+    bool last = path[n] == '\0';
+    if (n == 0 || (path[n] == '.' && path[n + 1] == '\0')) {
+        return err_set(e, ST_INVALID, "--set '%.60s' has an empty key; try outer.lr=0.7", path);
+    }
+    if (v && json_kind(v) != JSON_OBJECT) {
+        return err_set(e, ST_INVALID, "--set '%.60s' goes into something that is no object", path);
+    }
+    const char *name = arena_fmt(a, "%.*s", (int)n, path);
+    jw_object(b, key);
+    int count = v ? json_len(v) : 0;
+    for (int i = 0; i < count; i++) {
+        const char *k = json_key_at(v, i);
+        if (strcmp(k, name) != 0) {
+            jw_raw(b, k, json_print(a, json_at(v, i)));
+        }
+    }
+    if (last) {
+        const struct json *parsed = NULL;
+        struct err unused = {0};
+        if (json_parse(&parsed, a, value, strlen(value), &unused) == ST_OK) {
+            jw_raw(b, name, json_print(a, parsed));
+        } else {
+            jw_str(b, name, value);
+        }
+    } else {
+        TRY(write_with(b, a, name, v ? json_get(v, name) : NULL, path + n + 1, value, e));
+    }
+    jw_end_object(b);
+    return ST_OK;
+}
+
+static enum status apply_set(struct arena *a, const char *set, const char **text, struct err *e)
+{
+    const char *eq = strchr(set, '=');
+    if (!eq) {
+        return err_set(e, ST_INVALID, "--set '%.60s' has no '='; try outer.lr=0.7", set);
+    }
+    const struct json *doc = NULL;
+    TRY(json_parse(&doc, a, *text, strlen(*text), e));
+    struct buf b;
+    buf_init(&b, LIMIT_CONTROL_BODY);
+    enum status st =
+        write_with(&b, a, NULL, doc, arena_fmt(a, "%.*s", (int)(eq - set), set), eq + 1, e);
+    if (!st && b.full) {
+        st = err_set(e, ST_LIMIT, "the spec is over %d bytes", LIMIT_CONTROL_BODY);
+    }
+    if (!st) {
+        *text = arena_fmt(a, "%s", b.data);
+    }
+    buf_release(&b);
+    return st;
+}
+
+enum status spec_with_sets(struct arena *a, const char *text, const struct option_list *sets,
+                           const char **out, struct err *e)
+{
+    const struct json *doc = NULL;
+    TRY(json_parse(&doc, a, text, strlen(text), e));
+    if (json_kind(doc) != JSON_OBJECT) {
+        return err_set(e, ST_INVALID, "a run spec is a JSON object");
+    }
+    for (int i = 0; i < sets->count; i++) {
+        TRY(apply_set(a, sets->items[i], &text, e));
+    }
+    *out = text;
+    return ST_OK;
+}
+
+static enum status read_spec(struct arena *a, const char *file, const char **out, struct err *e)
+{
+    bool from_stdin = strcmp(file, "-") == 0;
+    int fd = from_stdin ? STDIN_FILENO : open(file, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) {
+        return err_set(e, ST_NOT_FOUND, "cannot open %s: %s", file, strerror(errno));
+    }
+    char *text = arena_alloc(a, LIMIT_CONTROL_BODY + 1);
+    size_t len = 0;
+    ssize_t n = 0;
+    while (len < LIMIT_CONTROL_BODY && (n = read(fd, text + len, LIMIT_CONTROL_BODY - len)) > 0) {
+        len += (size_t)n;
+    }
+    if (!from_stdin) {
+        (void)close(fd);
+    }
+    if (n < 0) {
+        return err_set(e, ST_IO, "cannot read %s: %s", file, strerror(errno));
+    }
+    *out = text;
+    return ST_OK;
+}
+
+static void print_plan(const struct json *plan)
+{
+    char a[16];
+    char b[16];
+    char c[16];
+    char d[16];
+    format_count(a, api_number(plan, "params"));
+    format_count(b, api_number(plan, "tokens"));
+    format_count(c, api_number(plan, "tokens_per_round"));
+    (void)printf("parameters           %s\ntokens               %s (%s a round)\n", a, b, c);
+    format_bytes(a, api_integer(plan, "checkpoint_bytes", 0));
+    format_bytes(b, api_integer(plan, "upload_bytes_per_round", 0));
+    format_bytes(c, api_integer(plan, "download_bytes_per_round", 0));
+    format_bytes(d, api_integer(plan, "silo_memory_bytes", 0));
+    (void)printf("checkpoint           %s\nup, a round          %s\ndown, a round        %s\n"
+                 "memory, a silo       %s\n",
+                 a, b, c, d);
+    const struct json *warnings = json_get(plan, "warnings");
+    int count = warnings && json_kind(warnings) == JSON_ARRAY ? json_len(warnings) : 0;
+    for (int i = 0; i < count; i++) {
+        const char *w = json_str(json_at(warnings, i));
+        (void)fprintf(stderr, "warning: %s\n", w ? w : "");
+    }
+}
+
+static int send_spec(struct api *api, const char *spec, bool dry_run)
+{
+    struct reply r;
+    int rc = api_call(api, "POST", dry_run ? "/api/v1/runs?dry_run=1" : "/api/v1/runs", spec, &r);
+    if (rc) {
+        return rc;
+    }
+    if (api->json) {
+        api_print_json(api, r.json);
+    } else if (dry_run) {
+        print_plan(r.json);
+    } else {
+        const char *name = api_text(r.json, "name", "?");
+        (void)printf("%s\n", api_text(r.json, "id", "?"));
+        if (!api->quiet) {
+            (void)fprintf(stderr, "run %s is %s; follow it: photon run watch %s, or %s/runs/%s\n",
+                          name, api_text(r.json, "state", "?"), name, transport_url(api->transport),
+                          api_text(r.json, "id", ""));
+        }
+    }
+    return rc;
+}
+
+int run_submit(int argc, char **argv)
+{
+    struct api_options o = {0};
+    const char *file = NULL;
+    bool dry_run = false;
+    struct option_list sets = {0};
+    const struct option_row rows[] = {
+        {"file", 'f', OPTION_TEXT, "FILE", NULL, &file, 0, 0, "the spec, JSON; - is stdin"},
+        {"set", 0, OPTION_LIST, "KEY=VALUE", NULL, &sets, 0, 0, "change one key: outer.lr=0.7"},
+        {"dry-run", 0, OPTION_FLAG, NULL, NULL, &dry_run, 0, 0, "only say what it would cost"},
+        API_ROWS(&o),
+        {0}};
+    struct command_line c = {
+        .program = "photon run submit",
+        .args = "-f FILE",
+        .about = "Start a run. With --dry-run only parameters, memory, bytes and tokens are told.",
+        .examples = "  photon run submit -f spec.json --dry-run\n"
+                    "  photon run submit -f spec.json --set federation.rounds=50",
+        .rows = rows};
+    enum options_end end = options_parse(&c, argc, argv, NULL, NULL);
+    if (end) {
+        return end == OPTIONS_DONE ? EXIT_DONE : EXIT_USAGE;
+    }
+    if (!file) {
+        (void)fprintf(stderr, "photon: no spec is given; try -f FILE\n");
+        return EXIT_USAGE;
+    }
+    struct api api;
+    int rc = api_open(&api, &o);
+    if (rc) {
+        return rc;
+    }
+    const char *text = NULL;
+    const char *spec = NULL;
+    struct err e = {0};
+    if (read_spec(api.arena, file, &text, &e) ||
+        spec_with_sets(api.arena, text, &sets, &spec, &e)) {
+        (void)fprintf(stderr, "photon: %s\n", e.msg);
+        rc = EXIT_CONFIG;
+    }
+    rc = rc ? rc : send_spec(&api, spec, dry_run);
+    api_close(&api);
+    return rc;
+}

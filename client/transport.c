@@ -1,0 +1,753 @@
+#include "client/transport.h"
+
+#include <assert.h>
+#include <curl/curl.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <libgen.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "common/clock.h"
+#include "common/log.h"
+#include "common/mem.h"
+#include "common/rng.h"
+#include "common/version.h"
+
+enum {
+    REPLY_MAX = 16 * 1024 * 1024, // the longest list the API gives is far below
+    CONNECT_MS = 15000,
+    STALL_BYTES_PER_S = 1024,
+    STALL_S = 60,
+    WAIT_MAX_MS = 60000,
+    WAIT_FIRST_MS = 1000,
+    SLICE_MS = 100
+};
+
+struct transport {
+    CURL *curl;
+    char *url;
+    char *auth; // the whole header, or NULL
+    char *ca_file;
+    int64_t max_upload_bytes_per_s;
+    bool (*cancelled)(void *ctx);
+    void *cancel_ctx;
+    double timeout_s;
+    char error[CURL_ERROR_SIZE];
+};
+
+/* ---- rules ---- */
+
+enum status reply_status(int http)
+{
+    if (http >= 200 && http < 300) {
+        return ST_OK;
+    }
+    switch (http) {
+    case 0:
+        return ST_NET;
+    case 401:
+    case 403:
+        return ST_DENIED;
+    case 404:
+        return ST_NOT_FOUND;
+    case 409:
+    case 410:
+    case 412:
+        return ST_CONFLICT;
+    case 413:
+        return ST_LIMIT;
+    case 408:
+    case 425:
+    case 429:
+        return ST_RETRY;
+    default:
+        return http >= 500 ? ST_RETRY : ST_INVALID;
+    }
+}
+
+bool retry_allowed(int http)
+{
+    enum status st = reply_status(http);
+    return st == ST_RETRY || st == ST_NET;
+}
+
+int64_t retry_delay_ms(int attempt, double unit, double retry_after_s)
+{
+    int64_t most = WAIT_MAX_MS;
+    if (attempt < 6) {
+        most = (int64_t)WAIT_FIRST_MS << attempt;
+    }
+    if (most > WAIT_MAX_MS) {
+        most = WAIT_MAX_MS;
+    }
+    int64_t wait = (int64_t)(unit * (double)most);
+    // A server that asks for an absurd wait is asked again after an hour at the latest.
+    double asked = retry_after_s > 3600.0 ? 3600.0 : retry_after_s;
+    int64_t least = asked > 0.0 ? (int64_t)(asked * 1000.0) : 0;
+    return wait > least ? wait : least + (least > 0 ? wait / 10 : 0);
+}
+
+static const char *text_or(const struct json *o, const char *key)
+{
+    const char *s = json_str(json_get(o, key));
+    return s ? s : "";
+}
+
+void reply_read_problem(struct reply *r, struct arena *a)
+{
+    r->code = "";
+    r->detail = "";
+    r->hint = "";
+    if (!r->json || json_kind(r->json) != JSON_OBJECT || r->http < 400) {
+        return;
+    }
+    r->code = text_or(r->json, "code");
+    r->detail = text_or(r->json, "detail");
+    r->hint = text_or(r->json, "hint");
+    const struct json *errors = json_get(r->json, "errors");
+    const struct json *first =
+        errors && json_kind(errors) == JSON_ARRAY ? json_at(errors, 0) : NULL;
+    if (first && json_kind(first) == JSON_OBJECT && *text_or(first, "detail")) {
+        r->detail = arena_fmt(a, "%s%s%s: %s", r->detail, *r->detail ? ": " : "",
+                              text_or(first, "pointer"), text_or(first, "detail"));
+    }
+}
+
+/* ---- addresses ---- */
+
+static bool is_loopback(const char *host)
+{
+    return strcmp(host, "localhost") == 0 || strncmp(host, "127.", 4) == 0 ||
+           strcmp(host, "[::1]") == 0 || strcmp(host, "::1") == 0;
+}
+
+static enum status check_parts(CURLU *u, const char *url, struct err *e)
+{
+    if (curl_url_set(u, CURLUPART_URL, url, 0) != CURLUE_OK) {
+        return err_set(e, ST_INVALID, "'%.120s' is not an address; try https://host:port", url);
+    }
+    char *scheme = NULL;
+    char *host = NULL;
+    enum status st = ST_OK;
+    if (curl_url_get(u, CURLUPART_SCHEME, &scheme, 0) != CURLUE_OK ||
+        curl_url_get(u, CURLUPART_HOST, &host, 0) != CURLUE_OK) {
+        st = err_set(e, ST_INVALID, "'%.120s' names no host; try https://host:port", url);
+    } else if (strcmp(scheme, "https") != 0 && strcmp(scheme, "http") != 0) {
+        st = err_set(e, ST_INVALID, "'%.120s' is neither https nor http", url);
+    } else if (strcmp(scheme, "http") == 0 && !is_loopback(host)) {
+        st = err_set(e, ST_INVALID,
+                     "http would send the token to %.80s in the clear; try https://%.80s", host,
+                     host);
+    }
+    curl_free(scheme);
+    curl_free(host);
+    return st;
+}
+
+enum status transport_url_check(const char *url, struct err *e)
+{
+    CURLU *u = curl_url();
+    assert(u);
+    enum status st = check_parts(u, url, e);
+    curl_url_cleanup(u);
+    return st;
+}
+
+/* ---- opening ---- */
+
+static pthread_once_t curl_once = PTHREAD_ONCE_INIT;
+
+static void start_curl(void)
+{
+    CURLcode c = curl_global_init(CURL_GLOBAL_DEFAULT);
+    assert(c == CURLE_OK);
+    (void)c;
+}
+
+static char *copy_text(const char *s)
+{
+    if (!s) {
+        return NULL;
+    }
+    size_t n = strlen(s);
+    char *out = mem_alloc(n + 1);
+    memcpy(out, s, n);
+    return out;
+}
+
+enum status transport_open(struct transport **out, const struct transport_config *c, struct err *e)
+{
+    (void)pthread_once(&curl_once, start_curl);
+    TRY(transport_url_check(c->url, e));
+    if (c->token && c->token[strcspn(c->token, "\r\n")]) {
+        return err_set(e, ST_INVALID, "the token has a line break in it");
+    }
+    CURL *curl = curl_easy_init();
+    if (!curl) {
+        return err_set(e, ST_NOMEM, "libcurl gave no handle");
+    }
+    struct transport *t = mem_alloc(sizeof(*t));
+    t->curl = curl;
+    t->url = copy_text(c->url);
+    size_t n = strlen(t->url);
+    while (n > 0 && t->url[n - 1] == '/') {
+        t->url[--n] = '\0';
+    }
+    if (c->token) {
+        static const char lead[] = "Authorization: Bearer ";
+        size_t size = sizeof(lead) + strlen(c->token);
+        t->auth = mem_alloc(size);
+        (void)snprintf(t->auth, size, "%s%s", lead, c->token);
+    }
+    t->ca_file = copy_text(c->ca_file);
+    t->max_upload_bytes_per_s = c->max_upload_bytes_per_s;
+    t->cancelled = c->cancelled;
+    t->cancel_ctx = c->cancel_ctx;
+    t->timeout_s = 30.0;
+    *out = t;
+    return ST_OK;
+}
+
+void transport_close(struct transport *t)
+{
+    if (!t) {
+        return;
+    }
+    curl_easy_cleanup(t->curl);
+    mem_free(t->url);
+    mem_free(t->auth);
+    mem_free(t->ca_file);
+    mem_free(t);
+}
+
+const char *transport_url(const struct transport *t)
+{
+    return t->url;
+}
+
+void transport_timeout(struct transport *t, double seconds)
+{
+    t->timeout_s = seconds;
+}
+
+static bool is_cancelled(const struct transport *t)
+{
+    return t->cancelled && t->cancelled(t->cancel_ctx);
+}
+
+/* ---- one exchange ---- */
+
+struct file_sink {
+    int fd;
+    int64_t offset; // where the next byte goes
+    int64_t limit;  // more than this is refused
+    int64_t start;  // the offset asked for
+    struct sha256 *hash;
+    struct download *d;
+    bool wrong_range;
+    bool failed;
+    bool started;
+};
+
+struct exchange {
+    struct transport *t;
+    struct curl_slist *headers;
+    struct buf body;        // JSON, or an error's document
+    struct file_sink *sink; // where a 2xx body goes instead; NULL: body
+    int64_t range_start;    // of Content-Range, or -1
+    int64_t range_total;
+};
+
+static int on_progress(void *ctx, curl_off_t dl_total, curl_off_t dl_now, curl_off_t ul_total,
+                       curl_off_t ul_now)
+{
+    (void)dl_total;
+    (void)dl_now;
+    (void)ul_total;
+    (void)ul_now;
+    const struct exchange *x = ctx;
+    return is_cancelled(x->t) ? 1 : 0;
+}
+
+static size_t on_header(char *line, size_t size, size_t count, void *ctx)
+{
+    struct exchange *x = ctx;
+    size_t n = size * count;
+    static const char name[] = "content-range:";
+    if (n > 5 && strncmp(line, "HTTP/", 5) == 0) {
+        x->range_start = -1; // a new response: 100 Continue comes before the real one
+        x->range_total = -1;
+    }
+    char copy[128];
+    if (n >= sizeof(name) && n < sizeof(copy) && strncasecmp(line, name, sizeof(name) - 1) == 0) {
+        memcpy(copy, line, n);
+        copy[n] = '\0';
+        const char *p = copy + sizeof(name) - 1;
+        int64_t first = 0;
+        int64_t last = 0;
+        int64_t total = 0;
+        if (sscanf(p, " bytes %" SCNd64 "-%" SCNd64 "/%" SCNd64, &first, &last, &total) == 3) {
+            x->range_start = first;
+            x->range_total = total;
+        }
+    }
+    return n;
+}
+
+/* The first byte of a file's body decides whether the resumed part still counts. */
+static bool sink_begin(struct exchange *x, long http)
+{
+    struct file_sink *s = x->sink;
+    s->started = true;
+    if (http == 206) {
+        s->wrong_range = x->range_start != s->start ||
+                         (s->d->bytes >= 0 && x->range_total >= 0 && x->range_total != s->d->bytes);
+        return !s->wrong_range;
+    }
+    if (s->start > 0) { // the whole file comes: what is there is of another version
+        if (ftruncate(s->fd, 0) != 0) {
+            s->failed = true;
+            return false;
+        }
+        struct digest unused;
+        sha256_end(s->hash, &unused);
+        s->offset = 0;
+    }
+    return true;
+}
+
+static size_t sink_write(struct exchange *x, const char *bytes, size_t n, long http)
+{
+    struct file_sink *s = x->sink;
+    if (!s->started && !sink_begin(x, http)) {
+        return 0;
+    }
+    if (s->limit >= 0 && s->offset + (int64_t)n > s->limit) {
+        s->failed = true;
+        errno = EFBIG;
+        return 0;
+    }
+    size_t done = 0;
+    while (done < n) {
+        ssize_t w = pwrite(s->fd, bytes + done, n - done, s->offset + (int64_t)done);
+        if (w < 0 && errno == EINTR) {
+            continue;
+        }
+        if (w < 0) {
+            s->failed = true;
+            return 0;
+        }
+        done += (size_t)w;
+    }
+    sha256_add(s->hash, bytes, n);
+    s->offset += (int64_t)n;
+    s->d->received += (int64_t)n;
+    if (s->d->progress) {
+        s->d->progress(s->d->progress_ctx, s->offset);
+    }
+    return n;
+}
+
+static size_t on_body(char *bytes, size_t size, size_t count, void *ctx)
+{
+    struct exchange *x = ctx;
+    size_t n = size * count;
+    long http = 0;
+    (void)curl_easy_getinfo(x->t->curl, CURLINFO_RESPONSE_CODE, &http);
+    if (x->sink && http >= 200 && http < 300) {
+        return sink_write(x, bytes, n, http);
+    }
+    buf_add(&x->body, bytes, n);
+    return x->body.full ? 0 : n;
+}
+
+static void add_header(struct exchange *x, const char *line)
+{
+    struct curl_slist *more = curl_slist_append(x->headers, line);
+    assert(more);
+    x->headers = more;
+}
+
+static void exchange_init(struct exchange *x, struct transport *t, struct arena *a,
+                          const char *method, const char *path)
+{
+    memset(x, 0, sizeof(*x));
+    x->t = t;
+    x->range_start = -1;
+    x->range_total = -1;
+    buf_init(&x->body, REPLY_MAX);
+    CURL *c = t->curl;
+    curl_easy_reset(c); // keeps the connection
+    t->error[0] = '\0';
+    const char *url = arena_fmt(a, "%s%s", t->url, path);
+    (void)curl_easy_setopt(c, CURLOPT_URL, url);
+    (void)curl_easy_setopt(c, CURLOPT_CUSTOMREQUEST, method);
+    (void)curl_easy_setopt(c, CURLOPT_PROTOCOLS_STR, "https,http"); // hosts: transport_url_check()
+    (void)curl_easy_setopt(c, CURLOPT_FOLLOWLOCATION, 0L);
+    (void)curl_easy_setopt(c, CURLOPT_NOSIGNAL, 1L);
+    (void)curl_easy_setopt(c, CURLOPT_TCP_KEEPALIVE, 1L);
+    (void)curl_easy_setopt(c, CURLOPT_CONNECTTIMEOUT_MS, (long)CONNECT_MS);
+    (void)curl_easy_setopt(c, CURLOPT_SSL_VERIFYPEER, 1L);
+    (void)curl_easy_setopt(c, CURLOPT_SSL_VERIFYHOST, 2L);
+    (void)curl_easy_setopt(c, CURLOPT_ERRORBUFFER, t->error);
+    (void)curl_easy_setopt(c, CURLOPT_USERAGENT, "photon/" PHOTON_VERSION);
+    (void)curl_easy_setopt(c, CURLOPT_NOPROGRESS, 0L);
+    (void)curl_easy_setopt(c, CURLOPT_XFERINFOFUNCTION, on_progress);
+    (void)curl_easy_setopt(c, CURLOPT_XFERINFODATA, x);
+    (void)curl_easy_setopt(c, CURLOPT_HEADERFUNCTION, on_header);
+    (void)curl_easy_setopt(c, CURLOPT_HEADERDATA, x);
+    (void)curl_easy_setopt(c, CURLOPT_WRITEFUNCTION, on_body);
+    (void)curl_easy_setopt(c, CURLOPT_WRITEDATA, x);
+    if (t->ca_file) {
+        (void)curl_easy_setopt(c, CURLOPT_CAINFO, t->ca_file);
+    }
+    if (t->auth) {
+        add_header(x, t->auth);
+    }
+    add_header(x, "Photon-Protocol: " PHOTON_PROTOCOL);
+    add_header(x, "Accept: application/json, application/problem+json, */*;q=0.1");
+}
+
+static void bulk_limits(struct transport *t)
+{
+    // A slow link is fine, a dead one is not: no limit on the whole, one on standing still.
+    (void)curl_easy_setopt(t->curl, CURLOPT_LOW_SPEED_LIMIT, (long)STALL_BYTES_PER_S);
+    (void)curl_easy_setopt(t->curl, CURLOPT_LOW_SPEED_TIME, (long)STALL_S);
+}
+
+static enum status fail_net(struct transport *t, CURLcode c, struct reply *out, struct err *e)
+{
+    out->http = 0;
+    out->cancelled = c == CURLE_ABORTED_BY_CALLBACK || is_cancelled(t);
+    if (out->cancelled) {
+        return err_set(e, ST_NET, "cancelled");
+    }
+    if (c == CURLE_PEER_FAILED_VERIFICATION || c == CURLE_SSL_CACERT_BADFILE) {
+        return err_set(e, ST_DENIED,
+                       "the certificate of %.80s is not trusted (%.90s); try --ca-file FILE",
+                       t->url, t->error);
+    }
+    return err_set(e, ST_NET, "no answer from %.80s: %.120s", t->url,
+                   t->error[0] ? t->error : curl_easy_strerror(c));
+}
+
+static void fill_reply(struct exchange *x, struct arena *a, struct reply *out)
+{
+    long http = 0;
+    (void)curl_easy_getinfo(x->t->curl, CURLINFO_RESPONSE_CODE, &http);
+    out->http = (int)http;
+    curl_off_t after = 0;
+    if (curl_easy_getinfo(x->t->curl, CURLINFO_RETRY_AFTER, &after) == CURLE_OK && after > 0) {
+        out->retry_after_s = (double)after;
+    }
+    char *text = arena_alloc(a, x->body.len + 1);
+    memcpy(text, x->body.data, x->body.len);
+    out->text = text;
+    out->len = x->body.len;
+    size_t lead = strspn(text, " \t\r\n");
+    if (text[lead] == '{' || text[lead] == '[') {
+        struct err unused = {0};
+        if (json_parse(&out->json, a, text, x->body.len, &unused)) {
+            out->json = NULL;
+        }
+    }
+    reply_read_problem(out, a);
+}
+
+static enum status say_refused(const struct reply *r, struct err *e)
+{
+    enum status st = reply_status(r->http);
+    if (st == ST_OK) {
+        return ST_OK;
+    }
+    const char *hint = r->hint;
+    if (!*hint && r->http == 401) {
+        hint = "a valid token (--token-file, PHOTON_TOKEN; a silo: photon-client join again)";
+    } else if (!*hint && r->http == 403) {
+        hint = "a token with a higher role";
+    }
+    return err_set(e, st, "%s%s%s%s%s", *r->code ? r->code : "", *r->code ? ": " : "",
+                   *r->detail ? r->detail : "the server refused the request", *hint ? "; try " : "",
+                   hint);
+}
+
+static void blank(struct reply *out)
+{
+    *out = (struct reply){.text = "", .code = "", .detail = "", .hint = "", .retry_after_s = -1.0};
+}
+
+/* Perform, read the answer, release the exchange. */
+static enum status finish(struct exchange *x, struct arena *a, struct reply *out, struct err *e)
+{
+    (void)curl_easy_setopt(x->t->curl, CURLOPT_HTTPHEADER, x->headers);
+    blank(out);
+    CURLcode c = curl_easy_perform(x->t->curl);
+    enum status st = ST_OK;
+    if (c != CURLE_OK) {
+        st = fail_net(x->t, c, out, e);
+    } else {
+        fill_reply(x, a, out);
+        st = say_refused(out, e);
+    }
+    curl_slist_free_all(x->headers);
+    buf_release(&x->body);
+    return st;
+}
+
+enum status transport_call(struct transport *t, struct arena *a, const char *method,
+                           const char *path, const char *body, struct reply *out, struct err *e)
+{
+    struct exchange x;
+    exchange_init(&x, t, a, method, path);
+    (void)curl_easy_setopt(t->curl, CURLOPT_TIMEOUT_MS, (long)(t->timeout_s * 1000.0));
+    if (body) {
+        add_header(&x, "Content-Type: application/json");
+        add_header(&x, "Expect:");
+        (void)curl_easy_setopt(t->curl, CURLOPT_POSTFIELDS, body);
+        (void)curl_easy_setopt(t->curl, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)strlen(body));
+        (void)curl_easy_setopt(t->curl, CURLOPT_CUSTOMREQUEST, method);
+    } else if (strcmp(method, "POST") == 0) {
+        (void)curl_easy_setopt(t->curl, CURLOPT_POSTFIELDS, "");
+        (void)curl_easy_setopt(t->curl, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)0);
+    }
+    return finish(&x, a, out, e);
+}
+
+static void wait_ms(struct transport *t, int64_t ms)
+{
+    int64_t until = clock_mono_ms() + ms;
+    for (int64_t now = clock_mono_ms(); now < until && !is_cancelled(t); now = clock_mono_ms()) {
+        clock_sleep_ms(until - now < SLICE_MS ? until - now : SLICE_MS);
+    }
+}
+
+enum status transport_call_retry(struct transport *t, struct arena *a, const char *method,
+                                 const char *path, const char *body, double give_up_s,
+                                 struct reply *out, struct err *e)
+{
+    double start = clock_mono_s();
+    for (int attempt = 0;; attempt++) {
+        enum status st = transport_call(t, a, method, path, body, out, e);
+        if (!st || out->cancelled || !retry_allowed(out->http) || st == ST_DENIED) {
+            return st;
+        }
+        uint64_t draw = 0;
+        random_bytes(&draw, sizeof(draw));
+        int64_t wait = retry_delay_ms(attempt, rng_unit(draw, 0), out->retry_after_s);
+        if (give_up_s > 0.0 && clock_mono_s() + (double)wait / 1000.0 - start > give_up_s) {
+            return st;
+        }
+        log_info("%s; again in %.1f s", e->msg, (double)wait / 1000.0);
+        wait_ms(t, wait);
+        if (is_cancelled(t)) {
+            out->cancelled = true;
+            return err_set(e, ST_NET, "cancelled");
+        }
+    }
+}
+
+/* ---- files coming down ---- */
+
+static enum status sync_parent(const char *file, struct err *e)
+{
+    char *copy = copy_text(file);
+    const char *dir = dirname(copy);
+    int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    enum status st = ST_OK;
+    if (fd < 0 || fsync(fd) != 0) {
+        st = err_set(e, ST_IO, "cannot sync the folder of %s: %s", file, strerror(errno));
+    }
+    if (fd >= 0) {
+        (void)close(fd);
+    }
+    mem_free(copy);
+    return st;
+}
+
+/* Digest what an earlier try left, so that only the rest travels. */
+static enum status hash_part(int fd, struct file_sink *s, struct err *e)
+{
+    enum { BLOCK = 1 << 18 };
+    char *block = mem_alloc(BLOCK);
+    enum status st = ST_OK;
+    for (;;) {
+        ssize_t n = pread(fd, block, BLOCK, s->offset);
+        if (n < 0 && errno == EINTR) {
+            continue;
+        }
+        if (n < 0) {
+            st = err_set(e, ST_IO, "cannot read the partial download: %s", strerror(errno));
+        }
+        if (n <= 0) {
+            break;
+        }
+        sha256_add(s->hash, block, (size_t)n);
+        s->offset += n;
+    }
+    mem_free(block);
+    return st;
+}
+
+static enum status fetch(struct transport *t, struct arena *a, struct download *d,
+                         struct file_sink *s, struct reply *out, struct err *e)
+{
+    struct exchange x;
+    exchange_init(&x, t, a, "GET", d->path);
+    bulk_limits(t);
+    x.sink = s;
+    s->start = s->offset;
+    if (s->offset > 0) {
+        add_header(&x, arena_fmt(a, "Range: bytes=%" PRId64 "-", s->offset));
+        if (d->digest) {
+            char hex[DIGEST_HEX + 1];
+            digest_hex(d->digest, hex);
+            add_header(&x, arena_fmt(a, "If-Range: \"%s\"", hex));
+        }
+    }
+    int saved = 0;
+    enum status st = finish(&x, a, out, e);
+    saved = errno;
+    if (s->wrong_range) {
+        return err_set(e, ST_CORRUPT, "the server sent another part of %.100s than asked", d->path);
+    }
+    if (s->failed) {
+        return err_set(e, saved == ENOSPC ? ST_LIMIT : ST_IO, "cannot write %s.part: %s", d->file,
+                       strerror(saved));
+    }
+    return st;
+}
+
+static enum status check_whole(const struct download *d, struct file_sink *s, struct err *e)
+{
+    if (d->bytes >= 0 && s->offset != d->bytes) {
+        return err_set(e, s->offset < d->bytes ? ST_NET : ST_CORRUPT,
+                       "%" PRId64 " of %" PRId64 " bytes came", s->offset, d->bytes);
+    }
+    struct digest got;
+    sha256_end(s->hash, &got);
+    if (d->digest && !digest_equal(&got, d->digest)) {
+        char hex[DIGEST_HEX + 1];
+        digest_hex(&got, hex);
+        return err_set(e, ST_CORRUPT, "the download has digest %s, not the one asked for", hex);
+    }
+    return ST_OK;
+}
+
+static enum status download_into(struct transport *t, struct arena *a, struct download *d, int fd,
+                                 const char *part, struct reply *out, struct err *e)
+{
+    struct file_sink s = {.fd = fd, .limit = d->bytes, .hash = sha256_new(), .d = d};
+    enum status st = hash_part(fd, &s, e);
+    bool whole = d->bytes >= 0 && s.offset == d->bytes;
+    if (!st && (d->bytes >= 0 && s.offset > d->bytes)) {
+        st = err_set(e, ST_CORRUPT, "%s is longer than the file asked for", part);
+    } else if (!st && !whole) {
+        st = fetch(t, a, d, &s, out, e);
+        if (out->http == 416) {
+            st = err_set(e, ST_CORRUPT, "%s does not fit the file any more", part);
+        }
+    }
+    st = st ? st : check_whole(d, &s, e);
+    sha256_free(s.hash);
+    if (!st && fsync(fd) != 0) {
+        st = err_set(e, ST_IO, "cannot sync %s: %s", part, strerror(errno));
+    }
+    return st;
+}
+
+enum status transport_download(struct transport *t, struct arena *a, struct download *d,
+                               struct reply *out, struct err *e)
+{
+    blank(out);
+    const char *part = arena_fmt(a, "%s.part", d->file);
+    int fd = open(part, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (fd < 0) {
+        return err_set(e, ST_IO, "cannot create %s: %s", part, strerror(errno));
+    }
+    enum status st = download_into(t, a, d, fd, part, out, e);
+    if (close(fd) != 0 && !st) {
+        st = err_set(e, ST_IO, "cannot close %s: %s", part, strerror(errno));
+    }
+    if (st == ST_CORRUPT) {
+        (void)unlink(part);
+    }
+    if (!st && rename(part, d->file) != 0) {
+        st = err_set(e, ST_IO, "cannot name %s: %s", d->file, strerror(errno));
+    }
+    return st ? st : sync_parent(d->file, e);
+}
+
+/* ---- chunks going up ---- */
+
+struct chunk_reader {
+    const struct chunk *c;
+    int64_t at; // from the chunk's start
+};
+
+static size_t on_read(char *out, size_t size, size_t count, void *ctx)
+{
+    struct chunk_reader *r = ctx;
+    size_t want = size * count;
+    int64_t left = r->c->bytes - r->at;
+    if ((int64_t)want > left) {
+        want = (size_t)left;
+    }
+    if (want == 0) {
+        return 0;
+    }
+    ssize_t n = 0;
+    do {
+        n = pread(r->c->fd, out, want, r->c->offset + r->at);
+    } while (n < 0 && errno == EINTR);
+    if (n <= 0) {
+        return CURL_READFUNC_ABORT; // shorter than promised: never send a wrong length
+    }
+    r->at += n;
+    return (size_t)n;
+}
+
+static int on_seek(void *ctx, curl_off_t offset, int origin)
+{
+    struct chunk_reader *r = ctx;
+    if (origin != SEEK_SET || offset < 0 || offset > r->c->bytes) {
+        return CURL_SEEKFUNC_FAIL;
+    }
+    r->at = offset;
+    return CURL_SEEKFUNC_OK;
+}
+
+enum status transport_chunk(struct transport *t, struct arena *a, const struct chunk *c,
+                            struct reply *out, struct err *e)
+{
+    struct exchange x;
+    exchange_init(&x, t, a, "POST", c->path);
+    bulk_limits(t);
+    struct chunk_reader reader = {.c = c};
+    curl_mime *form = curl_mime_init(t->curl);
+    assert(form);
+    curl_mimepart *meta = curl_mime_addpart(form);
+    (void)curl_mime_name(meta, "meta");
+    (void)curl_mime_type(meta, "application/json");
+    (void)curl_mime_data(meta, c->meta, CURL_ZERO_TERMINATED);
+    curl_mimepart *body = curl_mime_addpart(form);
+    (void)curl_mime_name(body, "chunk");
+    (void)curl_mime_type(body, "application/octet-stream");
+    (void)curl_mime_data_cb(body, (curl_off_t)c->bytes, on_read, on_seek, NULL, &reader);
+    (void)curl_easy_setopt(t->curl, CURLOPT_MIMEPOST, form);
+    (void)curl_easy_setopt(t->curl, CURLOPT_UPLOAD_BUFFERSIZE, 2L * 1024 * 1024);
+    if (t->max_upload_bytes_per_s > 0) {
+        (void)curl_easy_setopt(t->curl, CURLOPT_MAX_SEND_SPEED_LARGE,
+                               (curl_off_t)t->max_upload_bytes_per_s);
+    }
+    // A refusal must be read before the body is sent: without it the reply can be lost to a reset.
+    add_header(&x, "Expect: 100-continue");
+    add_header(&x, arena_fmt(a, "Photon-Lease: %s", c->lease));
+    enum status st = finish(&x, a, out, e);
+    curl_mime_free(form);
+    return st;
+}

@@ -1,0 +1,127 @@
+/*
+ * transport.h - the only door to libcurl: requests to a Photon server, and what may be repeated.
+ *
+ * One transport is one connection with its settings; one thread uses it at a time. Addresses are
+ * https anywhere and http on loopback alone, so that no token crosses a network in the clear.
+ *
+ * What an outcome means: a reply with an error status is a *decision* of the server; no reply is
+ * *unknown*, and the same request may be sent again, because every changing request of the protocol
+ * is harmless to repeat. transport_call() makes one try; transport_call_retry() repeats by the
+ * policy below until a decision comes, the time is over or the caller cancels.
+ *
+ * Policy: transport errors, 408, 425, 429 and 5xx are tried again after a wait drawn uniformly from
+ * 0 to min(60 s, 1 s * 2^attempt) ("full jitter"), never sooner than Retry-After asks; every other
+ * 4xx is final, 401 and 403 with advice.
+ */
+#ifndef CLIENT_TRANSPORT_H
+#define CLIENT_TRANSPORT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/arena.h"
+#include "common/hash.h"
+#include "common/json.h"
+#include "common/status.h"
+
+struct transport;
+
+struct transport_config {
+    const char *url;                /* https://host[:port], no path */
+    const char *token;              /* bearer; NULL: none */
+    const char *ca_file;            /* NULL: the system's */
+    int64_t max_upload_bytes_per_s; /* 0: unlimited */
+    bool (*cancelled)(void *ctx);   /* asked at least once a second; NULL: never */
+    void *cancel_ctx;
+};
+
+/* What came back. Strings live in the arena given to the call, never NULL. */
+struct reply {
+    int http;                /* 0: no answer */
+    const struct json *json; /* the body when it is a JSON document, else NULL */
+    const char *text;
+    size_t len;
+    const char *code; /* of a problem document, else "" */
+    const char *detail;
+    const char *hint;
+    double retry_after_s; /* -1: not given */
+    bool cancelled;
+};
+
+/* ST_INVALID: not a URL, or plain http to a host that is not loopback. */
+enum status transport_url_check(const char *url, struct err *e) MUST_CHECK;
+
+/* The caller ends *out with transport_close(). The config's strings are copied. */
+enum status transport_open(struct transport **out, const struct transport_config *c,
+                           struct err *e) MUST_CHECK;
+void transport_close(struct transport *t); /* NULL is allowed */
+
+/* The address it speaks to, without a slash at the end. Borrowed. */
+const char *transport_url(const struct transport *t);
+
+/* 0 lifts the limit on what the following calls may take in all, in seconds. */
+void transport_timeout(struct transport *t, double seconds);
+
+/*
+ * One request with an optional JSON body. path is absolute ("/silo/v1/hello"). ST_OK on 2xx, else
+ * by reply_status(); ST_NET when no answer came. *out is filled in every case; e reads "CODE:
+ * detail; try hint".
+ */
+enum status transport_call(struct transport *t, struct arena *a, const char *method,
+                           const char *path, const char *body, struct reply *out,
+                           struct err *e) MUST_CHECK;
+
+/* The same until a decision; give_up_s > 0 bounds the whole. ST_RETRY or ST_NET: gave up or
+ * cancelled. */
+enum status transport_call_retry(struct transport *t, struct arena *a, const char *method,
+                                 const char *path, const char *body, double give_up_s,
+                                 struct reply *out, struct err *e) MUST_CHECK;
+
+struct download {
+    const char *path;            /* of the request */
+    const char *file;            /* where it ends; it grows beside it as FILE.part */
+    const struct digest *digest; /* what it must be; NULL: take it as it comes */
+    int64_t bytes;               /* what it must measure, or -1 */
+    void (*progress)(void *ctx, int64_t done);
+    void *progress_ctx;
+    int64_t received; /* out: bytes that crossed the network */
+};
+
+/*
+ * One try at fetching a file, going on from what FILE.part holds (Range, If-Range). When it is
+ * whole: digest and size checked, synced, renamed, folder synced. ST_CORRUPT: wrong digest, the
+ * part is removed, so that a repeat starts anew. ST_NET, ST_RETRY: call again.
+ */
+enum status transport_download(struct transport *t, struct arena *a, struct download *d,
+                               struct reply *out, struct err *e) MUST_CHECK;
+
+struct chunk {
+    const char *path;  /* /silo/v1/uploads/u_... */
+    const char *lease; /* value of Photon-Lease */
+    int fd;
+    int64_t offset;
+    int64_t bytes;
+    const char *meta; /* JSON of the first part */
+};
+
+/* Send one piece of an open file as multipart/form-data (meta, chunk), streamed by position. */
+enum status transport_chunk(struct transport *t, struct arena *a, const struct chunk *c,
+                            struct reply *out, struct err *e) MUST_CHECK;
+
+/* ---- the rules, free of any connection ---- */
+
+/* What a caller can do about this HTTP status; 0 (no answer) is ST_NET. */
+enum status reply_status(int http);
+
+/* May the same request be sent again after this status? */
+bool retry_allowed(int http);
+
+/* How long to wait before try attempt + 1 (attempt from 0); unit in [0, 1); retry_after_s < 0:
+ * none. */
+int64_t retry_delay_ms(int attempt, double unit, double retry_after_s);
+
+/* Fill code, detail, hint of a reply from its problem document; what is missing becomes "". */
+void reply_read_problem(struct reply *r, struct arena *a);
+
+#endif

@@ -5,7 +5,10 @@
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+
+#include "common/mem.h"
 
 enum { DEPTH_MAX = 32 };
 
@@ -30,6 +33,39 @@ static void delete_tree(void *p)
     cJSON_Delete(p);
 }
 
+static int by_name(const void *a, const void *b)
+{
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+/* Sorted rather than each against each: a tokenizer's vocabulary has 50,000 members. */
+static enum status check_keys(const cJSON *v, struct err *e)
+{
+    size_t count = 0;
+    for (const cJSON *c = v->child; c && c->string; c = c->next) {
+        count++;
+    }
+    if (count < 2) {
+        return ST_OK;
+    }
+    void *block = NULL;
+    TRY(mem_alloc_large(&block, count * sizeof(char *), e));
+    char **keys = block;
+    size_t n = 0;
+    for (const cJSON *c = v->child; c; c = c->next) {
+        keys[n++] = c->string;
+    }
+    qsort(keys, n, sizeof(*keys), by_name);
+    enum status st = ST_OK;
+    for (size_t i = 1; i < n && !st; i++) {
+        if (strcmp(keys[i - 1], keys[i]) == 0) {
+            st = err_set(e, ST_INVALID, "key '%.60s' is given twice", keys[i]);
+        }
+    }
+    mem_free(block);
+    return st;
+}
+
 /* No duplicate keys, no deep nesting, no number that a double cannot hold. */
 static enum status check_tree(const cJSON *v, int depth, struct err *e)
 {
@@ -39,19 +75,18 @@ static enum status check_tree(const cJSON *v, int depth, struct err *e)
     if (cJSON_IsNumber(v) && !isfinite(v->valuedouble)) {
         return err_set(e, ST_INVALID, "a number is out of range");
     }
+    TRY(check_keys(v, e));
     for (const cJSON *c = v->child; c; c = c->next) {
-        for (const cJSON *d = c->next; c->string && d; d = d->next) {
-            if (strcmp(c->string, d->string) == 0) {
-                return err_set(e, ST_INVALID, "key '%s' is given twice", c->string);
-            }
-        }
         TRY(check_tree(c, depth + 1, e));
     }
     return ST_OK;
 }
 
-/* cJSON recurses as deep as its own limit, so depth is bounded before it sees the text. */
-static bool too_deep(const char *text, size_t len)
+/*
+ * cJSON recurses as deep as its own limit, so depth is bounded before it sees the text; and it
+ * makes a NUL of \u0000, which would hide the rest of a string.
+ */
+static enum status check_text(const char *text, size_t len, struct err *e)
 {
     int depth = 0;
     bool quoted = false;
@@ -60,6 +95,9 @@ static bool too_deep(const char *text, size_t len)
         if (quoted) {
             if (c == '\\') {
                 i++;
+                if (len - i >= 5 && memcmp(text + i, "u0000", 5) == 0) {
+                    return err_set(e, ST_INVALID, "a NUL character in the string at byte %zu", i);
+                }
             } else if (c == '"') {
                 quoted = false;
             }
@@ -67,13 +105,13 @@ static bool too_deep(const char *text, size_t len)
             quoted = true;
         } else if (c == '[' || c == '{') {
             if (++depth > DEPTH_MAX) {
-                return true;
+                return err_set(e, ST_INVALID, "nested deeper than %d", DEPTH_MAX);
             }
         } else if (c == ']' || c == '}') {
             depth--;
         }
     }
-    return false;
+    return ST_OK;
 }
 
 enum status json_parse(const struct json **out, struct arena *a, const char *text, size_t len,
@@ -85,9 +123,7 @@ enum status json_parse(const struct json **out, struct arena *a, const char *tex
     if (memchr(text, '\0', len)) {
         return err_set(e, ST_INVALID, "a NUL byte in the document");
     }
-    if (too_deep(text, len)) {
-        return err_set(e, ST_INVALID, "nested deeper than %d", DEPTH_MAX);
-    }
+    TRY(check_text(text, len, e));
     const char *end = NULL;
     cJSON *tree = cJSON_ParseWithLengthOpts(text, len, &end, 0);
     if (!tree) {
@@ -145,6 +181,21 @@ const char *json_key_at(const struct json *object, int index)
 {
     const cJSON *n = cJSON_GetArrayItem(raw(object), index);
     return n ? n->string : NULL;
+}
+
+const struct json *json_first(const struct json *v)
+{
+    return wrap(raw(v)->child);
+}
+
+const struct json *json_next(const struct json *v)
+{
+    return wrap(raw(v)->next);
+}
+
+const char *json_key(const struct json *v)
+{
+    return raw(v)->string;
 }
 
 const char *json_str(const struct json *v)

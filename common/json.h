@@ -2,8 +2,9 @@
  * json.h - the only door to cJSON: reading documents from strangers, writing our own.
  *
  * Reading refuses what JSON parsers tend to let through: bytes after the document, duplicate
- * keys, nesting over 32, NaN. Numbers are doubles, so whole numbers are exact below 2^53.
- * A parsed document belongs to the arena. Writing is a small printer into a growing buffer.
+ * keys, nesting over 32, NaN, NUL in strings (it would hide their rest). Numbers are doubles, so
+ * whole numbers are exact below 2^53. A parsed document belongs to the arena. Writing is a small
+ * printer into a growing buffer.
  */
 #ifndef COMMON_JSON_H
 #define COMMON_JSON_H
@@ -29,6 +30,10 @@ const struct json *json_get(const struct json *object, const char *key); /* NULL
 int json_len(const struct json *v);                                     /* items or members */
 const struct json *json_at(const struct json *v, int index);            /* item or member value */
 const char *json_key_at(const struct json *object, int index);
+/* A walk over items or members, in order; the two above count from the start each time. */
+const struct json *json_first(const struct json *v); /* NULL: none */
+const struct json *json_next(const struct json *v);  /* NULL: it was the last */
+const char *json_key(const struct json *v);          /* a member's; NULL for an item */
 const char *json_str(const struct json *v);        /* NULL when it is no string */
 double json_num(const struct json *v);             /* asserts the kind */
 bool json_bool(const struct json *v);              /* asserts the kind */

@@ -17,8 +17,8 @@ static enum status parse(const char *text, struct err *e)
 static void what_is_not_json_is_refused(void)
 {
     static const char *const bad[] = {
-        "",     "{",         "{\"a\":1}x", "{\"a\":1,\"a\":2}", "{\"a\":1e999}", "nul",
-        "[1,]", "{\"a\" 1}", "\"\\u12\"",
+        "",    "{",    "{\"a\":1}x", "{\"a\":1,\"a\":2}", "{\"a\":1e999}",
+        "nul", "[1,]", "{\"a\" 1}",  "\"\\u12\"",         "\"a\\u0000b\"",
     };
     for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
         struct err e = {0};

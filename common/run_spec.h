@@ -1,10 +1,10 @@
 /*
  * run_spec.h - the immutable description of a run: parsed, checked, filled in.
  *
- * The document is the JSON that POST /api/v1/runs takes (docs/API.md, "Run spec"). Every
- * key is optional but `model` and `federation.rounds`; unknown keys are errors that name the
- * nearest known one; run_spec_json() prints the spec with every default written out, and
- * that text is what the store keeps and what silos receive.
+ * The document is the JSON that POST /api/v1/runs takes (docs/API.md, "Run spec"). `model`,
+ * federation.{rounds, silos_per_round, local_steps} and inner.batch are required; unknown keys
+ * are errors that name the nearest known one; run_spec_json() prints the spec with every default
+ * written out, and that text is what the store keeps and what silos receive.
  */
 #ifndef COMMON_RUN_SPEC_H
 #define COMMON_RUN_SPEC_H

@@ -73,23 +73,4 @@ void checkpoint_spec_digest(const struct run_spec *spec, struct digest *out);
 int64_t checkpoint_weights_bytes(const struct run_spec *spec);
 int64_t checkpoint_update_bytes(const struct run_spec *spec, const char *silo_name);
 
-/* What an update's metadata must say. */
-struct update_expected {
-    const char *run_name;
-    int32_t round;
-    struct digest base;
-    const char *silo_name;
-    int64_t tokens; /* -1: any */
-    int64_t steps;  /* -1: any */
-};
-
-/* ST_CORRUPT says what is wrong, in words for the silo: the container, the metadata, the shapes. */
-enum status update_check_header(int fd, const struct param_table *table,
-                                const struct update_expected *want, int64_t *data_offset,
-                                struct err *e) MUST_CHECK;
-
-/* Every value: ST_CORRUPT when one is not finite or the file ends early. Constant memory. */
-enum status update_check_values(int fd, int64_t data_offset, int64_t count, double *norm,
-                                struct err *e) MUST_CHECK;
-
 #endif

@@ -15,6 +15,8 @@ enum {
     LIMIT_CHUNK          = 64 * 1024 * 1024, /* a chunk; a cut costs at most one                       */
     LIMIT_LEAF           = 64 * 1024 * 1024, /* blobs are digested by leaves of this size              */
     LIMIT_ST_HEADER      = 1024 * 1024,      /* a safetensors header: 7B needs 40 KiB                  */
+    LIMIT_ST_TENSORS     = 4096,             /* tensors in one file: 256 layers need 3077              */
+    LIMIT_ST_META        = 64,               /* strings of __metadata__                                */
     LIMIT_LAYERS         = 256,
     LIMIT_D_MODEL        = 16384,
     LIMIT_HEADS          = 256,

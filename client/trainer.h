@@ -6,11 +6,13 @@
  * machine and backend: weights, moments, their step count and the global step are all saved, the
  * data row is a function of the step, and nothing else influences a step.
  *
- *     trainer_open -> trainer_load_weights -> [trainer_load_state] -> trainer_step ... -> trainer_delta
+ *     trainer_open -> trainer_load_weights -> [trainer_load_state] -> trainer_step ... ->
+ * trainer_delta
  */
 #ifndef CLIENT_TRAINER_H
 #define CLIENT_TRAINER_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "common/inner.h"
@@ -50,11 +52,11 @@ struct step_report {
     double lr;
     int64_t tokens;
     double seconds;
-    bool finite;      /* false: the update was skipped */
+    bool finite; /* false: the update was skipped */
 };
 
 struct eval_result {
-    double nll;     /* sum, natural log */
+    double nll; /* sum, natural log */
     int64_t tokens;
     int64_t bytes;
     double seconds;
@@ -68,9 +70,17 @@ void trainer_describe(const struct trainer *t, char out[96]); /* "cpu, 2 threads
 const struct param_table *trainer_params(const struct trainer *t);
 
 /* Weights in flat order, F32, from an open file at this offset (streamed). */
-enum status trainer_load_weights(struct trainer *t, int fd, int64_t offset, struct err *e) MUST_CHECK;
-/* Moments and their step count; the weights too when the file was saved in mid-round. */
-enum status trainer_save_state(struct trainer *t, const char *path, struct err *e) MUST_CHECK;
+enum status trainer_load_weights(struct trainer *t, int fd, int64_t offset,
+                                 struct err *e) MUST_CHECK;
+/*
+ * Moments and their step count, and with_weights the weights too: what a stop in mid-round needs,
+ * while between rounds the weights come from the server. The file is written beside, synced and
+ * renamed. Loading takes what the file has and changes nothing unless the whole file is good.
+ * ST_CORRUPT: cut short or damaged; ST_CONFLICT: of another model or optimizer; ST_NOT_FOUND: no
+ * such file.
+ */
+enum status trainer_save_state(struct trainer *t, const char *path, bool with_weights,
+                               struct err *e) MUST_CHECK;
 enum status trainer_load_state(struct trainer *t, const char *path, struct err *e) MUST_CHECK;
 void trainer_reset_state(struct trainer *t); /* zero moments, t = 0 */
 

@@ -64,12 +64,12 @@ enum optim_kind { OPTIM_ADAMW = 0, OPTIM_ADOPT, OPTIM_COUNT };
 /*
  * One optimizer step, elementwise, every operation IEEE fp32 in the order written:
  *   adamw  w *= 1 - (lr/lr_max)*wd;  m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;
- *          w -= lr * (m/(1-b1^t)) / (sqrt(v/(1-b2^t)) + eps)           (Loshchilov & Hutter, decoupled)
- *   adopt  t = 1: v = g^2 and nothing else.  Later: w *= 1 - (lr/lr_max)*wd;
- *          n = clamp(g / max(sqrt(v), eps), +-(t-1)^(1/4));  m += (1-b1)(n - m);  w -= lr m;
- *          v = b2 v + (1-b2) g^2                                       (Taniguchi et al. 2024)
- * g is the clipped gradient. t counts from 1 the steps these moments have seen. Bias corrections
- * and the root of t are computed by the caller in double, so that backends agree to the bit.
+ *          w -= lr * (m/(1-b1^t)) / (sqrt(v/(1-b2^t)) + eps)           (Loshchilov & Hutter,
+ * decoupled) adopt  t = 1: v = g^2 and nothing else.  Later: w *= 1 - (lr/lr_max)*wd; n = clamp(g /
+ * max(sqrt(v), eps), +-(t-1)^(1/4));  m += (1-b1)(n - m);  w -= lr m; v = b2 v + (1-b2) g^2
+ * (Taniguchi et al. 2024) g is the clipped gradient. t counts from 1 the steps these moments have
+ * seen. Bias corrections and the root of t are computed by the caller in double, so that backends
+ * agree to the bit.
  */
 struct optim_step {
     enum optim_kind kind;
@@ -94,6 +94,12 @@ struct clip_state {
 /* Gradient norms are summed by chunks of this many elements of the flat order. */
 enum { NORM_CHUNK = 65536 };
 
+/* What the model's plan must know of a backend. The same on every call, so that plans repeat. */
+struct backend_caps {
+    int64_t memory;      /* bytes a training may take                            */
+    int64_t pass_tokens; /* tokens in one pass beyond which it gains no speed    */
+};
+
 struct backend;
 
 struct backend_ops {
@@ -101,6 +107,8 @@ struct backend_ops {
     const char *name;
 
     void (*close)(struct backend *be);
+
+    void (*caps)(struct backend *be, struct backend_caps *out);
 
     /* Memory. Zeroed, 256-byte aligned; NULL when there is not enough. */
     void *(*alloc)(struct backend *be, size_t size);
@@ -155,23 +163,25 @@ struct backend_ops {
                      int64_t n);
 
     /*
-     * Causal attention, never a T x T array (Dao et al. 2022). qkv (B, T, 3, H, D) -> o (B, T, H, D)
-     * and lse (B, H, T), G, the natural log-sum-exp of the scores
-     *     t_ij = q_i k_j / sqrt(D) + slope_h (j - i),   j <= i.
-     * slopes (H) fp32 are ALiBi's (Press et al. 2022), or NULL without. The probabilities are
-     * rounded to A before they meet v; their sum is not.
+     * Causal attention, never a T x T array (Dao et al. 2022). qkv (B, T, 3, H, D) -> o (B, T, H,
+     * D) and lse (B, H, T), G, the natural log-sum-exp of the scores t_ij = q_i k_j / sqrt(D) +
+     * slope_h (j - i),   j <= i. slopes (H) fp32 are ALiBi's (Press et al. 2022), or NULL without.
+     * The probabilities are rounded to A before they meet v; their sum is not.
      */
     void (*attn_fwd)(struct backend *be, enum dtype at, void *o, void *lse, const void *qkv,
                      const float *slopes, int64_t B, int64_t T, int64_t H, int64_t D);
 
-    /* dqkv = gradients in the packed layout, from o, do (B, T, H, D) and lse */
+    /*
+     * dqkv = gradients in the packed layout, from o, do (B, T, H, D) and lse. With p = exp(t - lse)
+     * and ds = p (do v - sum(do o)) / sqrt(D): p meets do, and ds meets q and k, rounded to A.
+     */
     void (*attn_bwd)(struct backend *be, enum dtype at, void *dqkv, const void *qkv, const void *o,
                      const void *dout, const void *lse, const float *slopes, int64_t B, int64_t T,
                      int64_t H, int64_t D);
 
     /*
-     * Softmax cross-entropy of one chunk of rows. loss (R), G, = lse - logit[target]; a target of -1
-     * is ignored (loss 0). With train, logits (R, V) become R((p - onehot) * inv_n), in place.
+     * Softmax cross-entropy of one chunk of rows. loss (R), G, = lse - logit[target]; a target of
+     * -1 is ignored (loss 0). With train, logits (R, V) become R((p - onehot) * inv_n), in place.
      */
     void (*xent)(struct backend *be, enum dtype at, void *logits, void *loss,
                  const int32_t *targets, double inv_n, bool train, int64_t rows, int64_t V);
@@ -184,9 +194,9 @@ struct backend_ops {
                  double max_norm);
 
     /*
-     * One step over n elements; w, m, v, g have type gt. copy, NULL or bf16 (n): the compute weights,
-     * rounded half away from zero on the bit pattern ((bits + 0x8000) >> 16), so that a master split
-     * into bf16 and 16 more bits can be exact.
+     * One step over n elements; w, m, v, g have type gt. copy, NULL or bf16 (n): the compute
+     * weights, rounded half away from zero on the bit pattern ((bits + 0x8000) >> 16), so that a
+     * master split into bf16 and 16 more bits can be exact.
      */
     void (*optim)(struct backend *be, enum dtype gt, const struct optim_step *s,
                   const struct clip_state *clip, void *w, void *copy, void *m, void *v,
@@ -205,8 +215,8 @@ struct backend {
 
 /*
  * Open a backend by name, or the fastest that answers for "auto". The caller owns *out and ends it
- * with backend_close(). threads 0 means all cores. ST_NOT_FOUND: known by name, but not built in, or
- * no device answers; ST_INVALID: no such name, or a shared object from another build.
+ * with backend_close(). threads 0 means all cores. ST_NOT_FOUND: known by name, but not built in,
+ * or no device answers; ST_INVALID: no such name, or a shared object from another build.
  */
 enum status backend_open(struct backend **out, const char *name, int threads,
                          struct err *e) MUST_CHECK;

@@ -110,7 +110,6 @@ CREATE TRIGGER silo_notify AFTER INSERT OR UPDATE OF state ON silo FOR EACH STAT
 CREATE TABLE run_silo (
     run_id       text        NOT NULL,
     silo_id      text        NOT NULL,
-    ordinal      integer     NOT NULL,
     left_out     integer     NOT NULL DEFAULT 0,
     aside_rounds integer     NOT NULL DEFAULT 0,
     joined_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -118,11 +117,9 @@ CREATE TABLE run_silo (
     CONSTRAINT run_silo_pk           PRIMARY KEY (run_id, silo_id),
     CONSTRAINT run_silo_run_fk       FOREIGN KEY (run_id) REFERENCES run (id),
     CONSTRAINT run_silo_silo_fk      FOREIGN KEY (silo_id) REFERENCES silo (id),
-    CONSTRAINT run_silo_ordinal_once UNIQUE (run_id, ordinal),
-    CONSTRAINT run_silo_counts       CHECK (ordinal >= 0 AND left_out >= 0 AND aside_rounds >= 0)
+    CONSTRAINT run_silo_counts       CHECK (left_out >= 0 AND aside_rounds >= 0)
 );
 COMMENT ON TABLE  run_silo              IS 'Silos that were eligible for a round of the run, so may read its files.';
-COMMENT ON COLUMN run_silo.ordinal      IS 'Given once, in order of names as silos become eligible; never reused.';
 COMMENT ON COLUMN run_silo.left_out     IS 'Rounds in a row it was eligible for without getting a seat.';
 COMMENT ON COLUMN run_silo.aside_rounds IS 'Rounds it still sits out after three failures in a row.';
 CREATE INDEX run_silo_by_silo ON run_silo (silo_id);

@@ -63,13 +63,18 @@ enum optim_kind { OPTIM_ADAMW = 0, OPTIM_ADOPT, OPTIM_COUNT };
 
 /*
  * One optimizer step, elementwise, every operation IEEE fp32 in the order written:
- *   adamw  w *= 1 - (lr/lr_max)*wd;  m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;
- *          w -= lr * (m/(1-b1^t)) / (sqrt(v/(1-b2^t)) + eps)           (Loshchilov & Hutter,
- * decoupled) adopt  t = 1: v = g^2 and nothing else.  Later: w *= 1 - (lr/lr_max)*wd; n = clamp(g /
- * max(sqrt(v), eps), +-(t-1)^(1/4));  m += (1-b1)(n - m);  w -= lr m; v = b2 v + (1-b2) g^2
- * (Taniguchi et al. 2024) g is the clipped gradient. t counts from 1 the steps these moments have
- * seen. Bias corrections and the root of t are computed by the caller in double, so that backends
- * agree to the bit.
+ *
+ *   adamw (decoupled; Loshchilov & Hutter 2019)
+ *       w = w keep;  m = b1 m + c1 g;  v = b2 v + c2 (g g)
+ *       w = w - lr ((m / bias1) / (sqrt(v / bias2) + eps))
+ *   adopt (Taniguchi et al. 2024)
+ *       t = 1: v = g g and nothing else; later
+ *       w = w keep;  n = clamp(g / max(sqrt(v), eps), +-clamp);  m = m + c1 (n - m)
+ *       w = w - lr m;  v = b2 v + c2 (g g)
+ *
+ * g is the clipped gradient, g times the factor. keep = 1 - decay, c1 = 1 - b1, c2 = 1 - b2 and all
+ * that the struct holds are computed in double and rounded to fp32 once, so that backends agree to
+ * the bit. t counts from 1 the steps these moments have seen.
  */
 struct optim_step {
     enum optim_kind kind;
@@ -163,10 +168,13 @@ struct backend_ops {
                      int64_t n);
 
     /*
-     * Causal attention, never a T x T array (Dao et al. 2022). qkv (B, T, 3, H, D) -> o (B, T, H,
-     * D) and lse (B, H, T), G, the natural log-sum-exp of the scores t_ij = q_i k_j / sqrt(D) +
-     * slope_h (j - i),   j <= i. slopes (H) fp32 are ALiBi's (Press et al. 2022), or NULL without.
-     * The probabilities are rounded to A before they meet v; their sum is not.
+     * Causal attention, never a T x T array (Dao et al. 2022): o (B, T, H, D) from qkv packed as
+     * (B, T, 3, H, D), and lse (B, H, T), G, the natural log-sum-exp of the scores
+     *
+     *     t_ij = q_i k_j / sqrt(D) + slope_h (j - i),   j <= i.
+     *
+     * slopes (H) fp32 are ALiBi's (Press et al. 2022), or NULL without. The probabilities are
+     * rounded to A before they meet v; their sum is not.
      */
     void (*attn_fwd)(struct backend *be, enum dtype at, void *o, void *lse, const void *qkv,
                      const float *slopes, int64_t B, int64_t T, int64_t H, int64_t D);
@@ -221,6 +229,12 @@ struct backend {
 enum status backend_open(struct backend **out, const char *name, int threads,
                          struct err *e) MUST_CHECK;
 void backend_close(struct backend *be); /* NULL is allowed */
+
+/*
+ * What photon-cuda.so exports under the name photon_backend: the backend on its device, or NULL and
+ * why not. The text is static.
+ */
+typedef struct backend *backend_cuda_fn(const char **why);
 
 /* sync() as a status: ST_DEVICE with the backend's own words. */
 enum status backend_sync(struct backend *be, struct err *e) MUST_CHECK;

@@ -1,0 +1,74 @@
+#include "kernels/backend.h"
+
+#include <dlfcn.h>
+#include <string.h>
+
+#include "kernels/cpu/ops.h"
+#include "kernels/ref/ops.h"
+
+// Found through the program's own RUNPATH ($ORIGIN/../lib), then where the system looks.
+static const char CUDA_OBJECT[] = "photon-cuda.so";
+
+static enum status open_cuda(struct backend **out, struct err *e)
+{
+    void *object = dlopen(CUDA_OBJECT, RTLD_NOW | RTLD_LOCAL); // stays for the life of the process
+    if (!object) {
+        return err_set(e, ST_NOT_FOUND, "no CUDA backend: %s", dlerror());
+    }
+    void *symbol = dlsym(object, "photon_backend");
+    if (!symbol) {
+        return err_set(e, ST_INVALID, "%s: %s", CUDA_OBJECT, dlerror());
+    }
+
+    backend_cuda_fn *open = NULL;
+    memcpy(&open, &symbol,
+           sizeof(open)); // ISO C knows no cast from an object to a function pointer
+    const char *why = "no device answers";
+    struct backend *be = open(&why);
+    if (!be) {
+        return err_set(e, ST_NOT_FOUND, "no CUDA backend: %s", why);
+    }
+    if (be->ops->size != sizeof(*be->ops)) {
+        // Its close() may lie elsewhere in the table, so the backend is left to the end of the
+        // process.
+        return err_set(e, ST_INVALID, "%s is from another build", CUDA_OBJECT);
+    }
+    *out = be;
+    return ST_OK;
+}
+
+enum status backend_open(struct backend **out, const char *name, int threads, struct err *e)
+{
+    if (threads < 0) {
+        return err_set(e, ST_INVALID, "%d threads; try 0 for all cores", threads);
+    }
+    if (strcmp(name, "auto") == 0) {
+        if (open_cuda(out, NULL) == ST_OK || cpu_open(out, threads, NULL) == ST_OK) {
+            return ST_OK;
+        }
+        return ref_open(out, e);
+    }
+    if (strcmp(name, "cuda") == 0) {
+        return open_cuda(out, e);
+    }
+    if (strcmp(name, "cpu") == 0) {
+        return cpu_open(out, threads, e);
+    }
+    if (strcmp(name, "ref") == 0) {
+        return ref_open(out, e);
+    }
+    return err_set(e, ST_INVALID, "unknown device '%s'; try auto, cuda, cpu or ref", name);
+}
+
+void backend_close(struct backend *be)
+{
+    if (be) {
+        be->ops->close(be);
+    }
+}
+
+enum status backend_sync(struct backend *be, struct err *e)
+{
+    const char *text = be->ops->sync(be);
+    return text ? err_set(e, ST_DEVICE, "%s: %s", be->ops->name, text) : ST_OK;
+}

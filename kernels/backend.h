@@ -66,7 +66,7 @@ enum optim_kind { OPTIM_ADAMW = 0, OPTIM_ADOPT, OPTIM_COUNT };
  *
  *   adamw (decoupled; Loshchilov & Hutter 2019)
  *       w = w keep;  m = b1 m + c1 g;  v = b2 v + c2 (g g)
- *       w = w - lr ((m / bias1) / (sqrt(v / bias2) + eps))
+ *       w = w - (lr (m / bias1)) / (sqrt(v / bias2) + eps)
  *   adopt (Taniguchi et al. 2024)
  *       t = 1: v = g g and nothing else; later
  *       w = w keep;  n = clamp(g / max(sqrt(v), eps), +-clamp);  m = m + c1 (n - m)

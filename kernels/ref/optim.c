@@ -55,7 +55,7 @@ void ref_clip(struct backend *be, struct clip_state *out, const double *partials
                 w[i] = w[i] * keep;                                                                \
                 m[i] = b1 * m[i] + c1 * gi;                                                        \
                 v[i] = b2 * v[i] + c2 * (gi * gi);                                                 \
-                w[i] = w[i] - lr * ((m[i] / bias1) / (SQRT(v[i] / bias2) + eps));                  \
+                w[i] = w[i] - (lr * (m[i] / bias1)) / (SQRT(v[i] / bias2) + eps);                  \
             } else if (s->t == 1) {                                                                \
                 v[i] = gi * gi;                                                                    \
             } else {                                                                               \

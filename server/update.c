@@ -33,6 +33,10 @@ static enum status check_meta(const struct st_header *h, struct arena *a,
                               const struct update_expected *want, struct err *e)
 {
     const struct st_meta *m = update_meta(a, want);
+    const char *format = st_meta_get(h, "format");
+    if (!format || strcmp(format, "pt") != 0) {
+        return err_set(e, ST_CORRUPT, "the metadata must say format 'pt'");
+    }
     for (int i = 0; i < UPDATE_META_COUNT; i++) {
         bool any = (strcmp(m[i].key, "tokens") == 0 && want->tokens < 0) ||
                    (strcmp(m[i].key, "steps") == 0 && want->steps < 0);

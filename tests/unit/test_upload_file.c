@@ -1,0 +1,197 @@
+#include "server/upload_file.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "tests/support/check.h"
+
+static const char id[] = "u_01ARZ3NDEKTSV4RRFFQ69G5FAV";
+static char dir[64];
+
+static struct blob_store *fresh(int64_t bytes)
+{
+    (void)snprintf(dir, sizeof(dir), "/tmp/test_upload_XXXXXX");
+    CHECK(mkdtemp(dir) != NULL);
+    struct blob_store *s = NULL;
+    int fd = -1;
+    CHECK_INT(blob_store_open(&s, dir, NULL), ST_OK);
+    CHECK_INT(blob_tmp_create(s, id, bytes, &fd, NULL), ST_OK);
+    CHECK_INT(close(fd), 0);
+    upload_file_forget(id);
+    return s;
+}
+
+static void gone(struct blob_store *s)
+{
+    blob_store_close(s);
+    char cmd[96];
+    (void)snprintf(cmd, sizeof(cmd), "rm -rf %s", dir);
+    CHECK_INT(system(cmd), 0);
+}
+
+static enum status chunk(struct blob_store *s, int64_t offset, const char *text, bool keep)
+{
+    struct upload_file *f = NULL;
+    struct digest d;
+    size_t len = strlen(text);
+    sha256_of(text, len, &d);
+    enum status st = upload_file_open(&f, s, id, offset, (int64_t)len, NULL);
+    for (size_t i = 0; i < len && !st; i++) {
+        st = upload_file_add(f, text + i, 1, NULL);
+    }
+    if (!st) {
+        st = upload_file_check(f, &d, NULL);
+    }
+    if (!st && keep) {
+        upload_file_keep(f);
+    }
+    upload_file_close(f);
+    return st;
+}
+
+static void check_whole(struct blob_store *s, const char *text)
+{
+    struct digest want;
+    struct digest got;
+    sha256_of(text, strlen(text), &want);
+    CHECK_INT(upload_file_digest(s, id, (int64_t)strlen(text), &got, NULL), ST_OK);
+    CHECK(digest_equal(&got, &want));
+}
+
+static void chunks_add_up_to_the_digest_of_the_whole(void)
+{
+    struct blob_store *s = fresh(11);
+    CHECK_INT(chunk(s, 0, "hello ", true), ST_OK);
+    CHECK_INT(chunk(s, 6, "world", true), ST_OK);
+    check_whole(s, "hello world");
+    gone(s);
+}
+
+static void after_a_restart_the_file_is_read_again(void)
+{
+    struct blob_store *s = fresh(11);
+    CHECK_INT(chunk(s, 0, "hello ", true), ST_OK);
+    upload_file_forget(id); // what a restart does
+    CHECK_INT(chunk(s, 6, "world", true), ST_OK);
+    check_whole(s, "hello world");
+    gone(s);
+}
+
+static void a_chunk_that_was_not_committed_is_written_over(void)
+{
+    struct blob_store *s = fresh(11);
+    CHECK_INT(chunk(s, 0, "hello ", true), ST_OK);
+    CHECK_INT(chunk(s, 6, "wrong", false), ST_OK); // the commit failed
+    CHECK_INT(chunk(s, 6, "world", true), ST_OK);
+    check_whole(s, "hello world");
+    gone(s);
+}
+
+static void bytes_that_do_not_have_their_digest_are_refused(void)
+{
+    struct blob_store *s = fresh(11);
+    struct upload_file *f = NULL;
+    struct digest d;
+    sha256_of("hellp ", 6, &d);
+    CHECK_INT(upload_file_open(&f, s, id, 0, 6, NULL), ST_OK);
+    CHECK_INT(upload_file_add(f, "hello ", 6, NULL), ST_OK);
+    CHECK_INT(upload_file_check(f, &d, NULL), ST_CORRUPT);
+    upload_file_close(f);
+    CHECK_INT(chunk(s, 0, "hello world", true), ST_OK);
+    check_whole(s, "hello world");
+    gone(s);
+}
+
+static void a_chunk_is_exactly_as_long_as_it_said(void)
+{
+    struct blob_store *s = fresh(11);
+    struct upload_file *f = NULL;
+    struct digest d;
+    sha256_of("hell", 4, &d);
+    CHECK_INT(upload_file_open(&f, s, id, 0, 5, NULL), ST_OK);
+    CHECK_INT(upload_file_add(f, "hell", 4, NULL), ST_OK);
+    CHECK_INT(upload_file_check(f, &d, NULL), ST_INVALID);
+    CHECK_INT(upload_file_add(f, "ooo", 3, NULL), ST_INVALID);
+    upload_file_close(f);
+    gone(s);
+}
+
+static void a_newer_writer_takes_the_file_from_an_older_one(void)
+{
+    struct blob_store *s = fresh(11);
+    struct upload_file *old = NULL;
+    struct digest d;
+    sha256_of("XXXX", 4, &d);
+    CHECK_INT(upload_file_open(&old, s, id, 0, 4, NULL), ST_OK);
+    CHECK_INT(upload_file_add(old, "XXX", 3, NULL), ST_OK);
+    CHECK_INT(chunk(s, 0, "hello world", true), ST_OK);
+    CHECK_INT(upload_file_add(old, "X", 1, NULL), ST_CONFLICT);
+    CHECK(upload_file_check(old, &d, NULL) != ST_OK);
+    upload_file_close(old);
+    check_whole(s, "hello world");
+    gone(s);
+}
+
+static void another_process_keeps_its_file(void)
+{
+    struct blob_store *s = fresh(11);
+    int fd = -1;
+    CHECK_INT(blob_tmp_open(s, id, &fd, NULL), ST_OK);
+    struct flock l = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    CHECK_INT(fcntl(fd, F_OFD_SETLK, &l), 0); // to the kernel this is anybody else
+    CHECK_INT(chunk(s, 0, "hello world", true), ST_CONFLICT);
+    CHECK_INT(close(fd), 0);
+    CHECK_INT(chunk(s, 0, "hello world", true), ST_OK);
+    gone(s);
+}
+
+static void what_is_not_there_is_not_written(void)
+{
+    struct blob_store *s = fresh(11);
+    struct upload_file *f = NULL;
+    struct digest d;
+    CHECK_INT(upload_file_open(&f, s, "u_01ARZ3NDEKTSV4RRFFQ69G5FAW", 0, 1, NULL), ST_NOT_FOUND);
+    CHECK_INT(upload_file_digest(s, "u_01ARZ3NDEKTSV4RRFFQ69G5FAW", 1, &d, NULL), ST_NOT_FOUND);
+    CHECK_INT(upload_file_digest(s, id, 12, &d, NULL), ST_CORRUPT);
+    gone(s);
+}
+
+static void more_uploads_than_digests_kept_still_end_well(void)
+{
+    struct blob_store *s = fresh(11);
+    CHECK_INT(chunk(s, 0, "hello ", true), ST_OK);
+    for (int i = 0; i < 300; i++) {
+        char other[32];
+        int fd = -1;
+        (void)snprintf(other, sizeof(other), "u_%026d", i);
+        CHECK_INT(blob_tmp_create(s, other, 1, &fd, NULL), ST_OK);
+        CHECK_INT(close(fd), 0);
+        struct upload_file *f = NULL;
+        struct digest d;
+        sha256_of("x", 1, &d);
+        CHECK_INT(upload_file_open(&f, s, other, 0, 1, NULL), ST_OK);
+        CHECK_INT(upload_file_add(f, "x", 1, NULL), ST_OK);
+        CHECK_INT(upload_file_check(f, &d, NULL), ST_OK);
+        upload_file_keep(f);
+        upload_file_close(f);
+    }
+    CHECK_INT(chunk(s, 6, "world", true), ST_OK);
+    check_whole(s, "hello world");
+    gone(s);
+}
+
+int main(void)
+{
+    RUN(chunks_add_up_to_the_digest_of_the_whole);
+    RUN(after_a_restart_the_file_is_read_again);
+    RUN(a_chunk_that_was_not_committed_is_written_over);
+    RUN(bytes_that_do_not_have_their_digest_are_refused);
+    RUN(a_chunk_is_exactly_as_long_as_it_said);
+    RUN(a_newer_writer_takes_the_file_from_an_older_one);
+    RUN(another_process_keeps_its_file);
+    RUN(what_is_not_there_is_not_written);
+    RUN(more_uploads_than_digests_kept_still_end_well);
+    return check_end();
+}

@@ -1,0 +1,581 @@
+#include "server/db_task.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+void refuse(struct refusal *r, int status, const char *code, const char *fmt, ...)
+{
+    r->status = status;
+    r->code = code;
+    r->offset = -1;
+    va_list ap;
+    va_start(ap, fmt);
+    (void)vsnprintf(r->detail, sizeof(r->detail), fmt, ap);
+    va_end(ap);
+}
+
+static void copy_text(char *out, size_t size, const char *text)
+{
+    (void)snprintf(out, size, "%s", text ? text : "");
+}
+
+/* ---- claim ---- */
+
+struct claim {
+    const char *silo_id;
+    const char *agent;
+    struct arena *keep;
+    struct task task;
+    bool found;
+};
+
+/*
+ * What a silo may take, best first: what it holds already; an evaluation, which is short and reads
+ * the file it has anyway; its own seat; a seat whose silo has had its time. A spare has no seat in
+ * the round and was in its draw; a silo that came later gets a seat only when the spares have had a
+ * lease's time.
+ */
+static const char SQL_CLAIM[] =
+    "SELECT t.id, t.kind, t.run_id, r.name, t.number, r.rounds, t.slot, t.base, c.weights,"
+    "       c.weights_bytes, r.spec_text, t.silo_id = s.id AS mine, t.state, s.name"
+    "  FROM silo s"
+    "  JOIN task t ON t.state IN ('pending', 'leased')"
+    "  JOIN run r ON r.id = t.run_id"
+    "  JOIN checkpoint c ON (c.run_id, c.number) = (t.run_id, t.base) AND c.kept"
+    "  LEFT JOIN round q ON q.id = t.round_id"
+    " WHERE s.id = $1"
+    "   AND s.state <> 'revoked'"
+    "   AND (t.kind = 'evaluate' OR q.state = 'open')"
+    "   AND CASE WHEN t.silo_id = s.id AND t.state = 'leased' THEN r.state IN ('running', "
+    "'paused', 'finished')"
+    "            WHEN s.state <> 'active' THEN false"
+    "            WHEN r.state <> 'running' AND (r.state <> 'finished' OR t.kind <> 'evaluate') "
+    "THEN false"
+    "            WHEN t.silo_id = s.id THEN t.free_at <= clock_timestamp()"
+    "            WHEN t.kind <> 'train' THEN false"
+    "            WHEN EXISTS (SELECT FROM task o WHERE o.round_id = t.round_id AND o.silo_id = s.id"
+    "                            AND o.kind = 'train' AND o.state IN ('pending', 'leased', "
+    "'done')) THEN false"
+    "            WHEN EXISTS (SELECT FROM run_silo x WHERE (x.run_id, x.silo_id) = (t.run_id, s.id)"
+    "                            AND x.aside_rounds > 0) THEN false"
+    "            ELSE CASE t.state WHEN 'pending' THEN t.open_at ELSE t.lease_until + "
+    "make_interval(secs => $2) END"
+    "                 + CASE WHEN s.name = ANY (q.eligible) THEN interval '0' ELSE "
+    "make_interval(secs => $2) END"
+    "                 <= clock_timestamp()"
+    "        END"
+    " ORDER BY t.silo_id = s.id AND t.state = 'leased' DESC, t.kind = 'evaluate' DESC,"
+    "          t.silo_id = s.id DESC, t.created_at, t.slot"
+    " LIMIT 1 FOR UPDATE OF t SKIP LOCKED";
+
+static enum status read_claim(const struct db_rows *rows, struct claim *c, struct err *e)
+{
+    struct task *t = &c->task;
+    copy_text(t->id, sizeof(t->id), db_text(rows, 0, 0));
+    t->evaluate = strcmp(db_text(rows, 0, 1), "evaluate") == 0;
+    copy_text(t->run_id, sizeof(t->run_id), db_text(rows, 0, 2));
+    copy_text(t->run_name, sizeof(t->run_name), db_text(rows, 0, 3));
+    TRY(db_int32(rows, 0, 4, &t->number, e));
+    TRY(db_int32(rows, 0, 5, &t->rounds, e));
+    TRY(db_int32(rows, 0, 6, &t->slot, e));
+    TRY(db_int32(rows, 0, 7, &t->base, e));
+    TRY(db_digest(rows, 0, 8, &t->base_sha256, e));
+    TRY(db_int64(rows, 0, 9, &t->base_bytes, e));
+    t->spec_text = arena_fmt(c->keep, "%s", db_text(rows, 0, 10));
+    return ST_OK;
+}
+
+static enum status claim_event(struct db *db, struct arena *a, const struct claim *c, bool mine,
+                               bool again, const char *silo_name, struct err *e)
+{
+    const struct task *t = &c->task;
+    const char *what = t->evaluate
+                           ? arena_fmt(a, "the evaluation of checkpoint %" PRId32, t->number)
+                           : arena_fmt(a, "seat %" PRId32 " of round %" PRId32, t->slot, t->number);
+    const char *message = arena_fmt(a, "%s took %s%s", silo_name, what,
+                                    again  ? " again"
+                                    : mine ? ""
+                                           : " over");
+    const char *argv[] = {t->run_id,
+                          db_arg_int(a, t->number),
+                          db_arg_int(a, t->slot),
+                          c->silo_id,
+                          message,
+                          t->id,
+                          db_arg_int(a, t->epoch),
+                          t->evaluate ? "evaluate" : "train"};
+    return db_exec(db,
+                   "INSERT INTO event (kind, run_id, round, slot, silo_id, message, detail) VALUES"
+                   " ('task_claimed', $1, $2, $3, $4, $5,"
+                   "  jsonb_build_object('task', $6::text, 'epoch', $7::bigint, 'kind', $8::text))",
+                   8, argv, NULL, e);
+}
+
+static enum status claim_tx(struct db *db, struct arena *a, void *ctx, struct err *e)
+{
+    struct claim *c = ctx;
+    struct db_rows rows;
+    const char *find[] = {c->silo_id, db_arg_int(a, LEASE_S)};
+    c->found = false;
+    TRY(db_query(db, a, SQL_CLAIM, 2, find, &rows, e));
+    if (rows.count == 0) {
+        return ST_OK;
+    }
+    bool mine = false;
+    TRY(read_claim(&rows, c, e));
+    TRY(db_bool(&rows, 0, 11, &mine, e));
+    bool again = mine && strcmp(db_text(&rows, 0, 12), "leased") == 0;
+    const char *silo_name = db_text(&rows, 0, 13);
+
+    const char *end[] = {c->task.id, c->silo_id};
+    TRY(db_exec(db,
+                "UPDATE lease SET ended_at = clock_timestamp(),"
+                "       outcome = CASE WHEN silo_id = $2 THEN 'superseded' ELSE 'expired' END"
+                " WHERE task_id = $1 AND outcome IS NULL",
+                2, end, NULL, e));
+    const char *take[] = {c->task.id, c->silo_id, db_arg_int(a, LEASE_S), c->agent};
+    TRY(db_query(db, a,
+                 "WITH t AS (UPDATE task SET state = 'leased', lease_epoch = lease_epoch + 1,"
+                 "           lease_until = clock_timestamp() + make_interval(secs => $3),"
+                 "           step = CASE WHEN silo_id = $2 THEN step ELSE 0 END,"
+                 "           phase = NULL, silo_id = $2"
+                 "     WHERE id = $1 RETURNING id, lease_epoch, run_id),"
+                 " s AS (INSERT INTO run_silo (run_id, silo_id) SELECT run_id, $2 FROM t"
+                 "       ON CONFLICT DO NOTHING)"
+                 " INSERT INTO lease (task_id, epoch, silo_id, agent)"
+                 " SELECT id, lease_epoch, $2, $4 FROM t RETURNING epoch",
+                 4, take, &rows, e));
+    TRY(db_int64(&rows, 0, 0, &c->task.epoch, e));
+    TRY(claim_event(db, a, c, mine, again, silo_name, e));
+    c->found = true;
+    return ST_OK;
+}
+
+enum status db_task_claim(struct db *db, struct arena *a, const char *silo_id, const char *agent,
+                          struct task *out, bool *found, struct err *e)
+{
+    struct claim c = {.silo_id = silo_id, .agent = agent, .keep = a};
+    enum status st = db_tx(db, claim_tx, &c, e);
+    if (st == ST_CONFLICT) {
+        c.found = false; // another request of this silo took a seat of the same round just now
+        st = ST_OK;
+    }
+    TRY(st);
+    *found = c.found;
+    if (c.found) {
+        *out = c.task;
+    }
+    return ST_OK;
+}
+
+/* ---- who holds it ---- */
+
+static const char SQL_LOCK_ROUND[] =
+    "SELECT q.state FROM round q WHERE q.id = (SELECT round_id FROM task WHERE id = $1)"
+    " FOR SHARE";
+static const char SQL_LOCK_TASK[] =
+    "SELECT t.run_id, coalesce(t.round_id, 0), t.number, t.slot, t.plan_tokens, t.steps, t.kind,"
+    "       t.state, t.lease_epoch, t.silo_id, r.state"
+    "  FROM task t JOIN run r ON r.id = t.run_id WHERE t.id = $1 FOR UPDATE OF t";
+
+enum status db_task_lock(struct db *db, struct arena *a, const char *task_id, const char *silo_id,
+                         int64_t epoch, struct task_lock *out, struct refusal *no, struct err *e)
+{
+    struct db_rows rows;
+    struct task_lock l = {0};
+    const char *argv[] = {task_id};
+    TRY(db_query(db, a, SQL_LOCK_ROUND, 1, argv, &rows, e));
+    copy_text(l.round_state, sizeof(l.round_state), rows.count ? db_text(&rows, 0, 0) : "");
+    TRY(db_query(db, a, SQL_LOCK_TASK, 1, argv, &rows, e));
+    if (rows.count == 0) {
+        refuse(no, 404, "NOT_FOUND", "there is no such task");
+        return ST_OK;
+    }
+    int64_t now = 0;
+    copy_text(l.run_id, sizeof(l.run_id), db_text(&rows, 0, 0));
+    TRY(db_int64(&rows, 0, 1, &l.round_id, e));
+    TRY(db_int32(&rows, 0, 2, &l.number, e));
+    TRY(db_int32(&rows, 0, 3, &l.slot, e));
+    TRY(db_int64(&rows, 0, 4, &l.plan_tokens, e));
+    TRY(db_int32(&rows, 0, 5, &l.steps, e));
+    l.evaluate = strcmp(db_text(&rows, 0, 6), "evaluate") == 0;
+    const char *state = db_text(&rows, 0, 7);
+    l.done = strcmp(state, "done") == 0;
+    TRY(db_int64(&rows, 0, 8, &now, e));
+    bool mine = strcmp(db_text(&rows, 0, 9), silo_id) == 0;
+    copy_text(l.run_state, sizeof(l.run_state), db_text(&rows, 0, 10));
+    *out = l;
+
+    if (strcmp(l.run_state, "stopped") == 0 || strcmp(l.run_state, "failed") == 0) {
+        refuse(no, 410, "RUN_STOPPED", "the run was %s", l.run_state);
+    } else if (!l.evaluate && strcmp(l.round_state, "open") != 0) {
+        refuse(no, 409, "ROUND_CLOSED", "round %" PRId32 " is %s; this work is not counted",
+               l.number, l.round_state);
+    } else if (l.done) {
+        refuse(no, 409, "OTHER_UPDATE_COUNTED", "this task is done");
+    } else if (!mine || strcmp(state, "leased") != 0 || now != epoch) {
+        refuse(no, 409, "STALE_LEASE",
+               mine && strcmp(state, "leased") == 0
+                   ? "the task was claimed anew under epoch %" PRId64
+                   : "the task is no longer this silo's; its epoch is %" PRId64,
+               now);
+    }
+    return ST_OK;
+}
+
+/* ---- heartbeat ---- */
+
+struct beat {
+    const char *task_id, *silo_id;
+    const struct heartbeat *hb;
+    bool drain;
+    struct refusal no;
+};
+
+static const char SQL_BEAT[] =
+    "WITH t AS (UPDATE task SET lease_until = clock_timestamp() + make_interval(secs => $4),"
+    "           step = greatest(step, $5), phase = coalesce($6, phase),"
+    "           tokens_per_s = coalesce($7, tokens_per_s)"
+    "     WHERE id = $1 AND silo_id = $2 AND lease_epoch = $3 AND state = 'leased'"
+    "     RETURNING id, lease_epoch),"
+    " l AS (UPDATE lease SET beat_at = clock_timestamp(), step = greatest(step, $5) FROM t"
+    "     WHERE (task_id, epoch) = (t.id, t.lease_epoch)),"
+    " s AS (UPDATE silo SET seen_at = clock_timestamp(), gone = false, phase = coalesce($6, phase),"
+    "           tokens_per_s = coalesce($7, tokens_per_s) FROM t WHERE silo.id = $2)"
+    " SELECT (SELECT state FROM silo WHERE id = $2) <> 'active' FROM t";
+
+static enum status beat_tx(struct db *db, struct arena *a, void *ctx, struct err *e)
+{
+    struct beat *b = ctx;
+    struct task_lock lock = {0};
+    b->no = (struct refusal){0};
+    TRY(db_task_lock(db, a, b->task_id, b->silo_id, b->hb->epoch, &lock, &b->no, e));
+    if (b->no.code) {
+        if (strcmp(b->no.code, "OTHER_UPDATE_COUNTED") == 0) {
+            b->no.code = "STALE_LEASE"; // there is nothing left to keep alive
+        }
+        return ST_OK;
+    }
+    struct db_rows rows;
+    const char *argv[] = {b->task_id,
+                          b->silo_id,
+                          db_arg_int(a, b->hb->epoch),
+                          db_arg_int(a, LEASE_S),
+                          db_arg_int(a, b->hb->step),
+                          b->hb->phase,
+                          isnan(b->hb->tokens_per_s) ? NULL
+                                                     : db_arg_double(a, b->hb->tokens_per_s)};
+    TRY(db_query(db, a, SQL_BEAT, 7, argv, &rows, e));
+    return db_bool(&rows, 0, 0, &b->drain, e);
+}
+
+enum status db_task_heartbeat(struct db *db, const char *task_id, const char *silo_id,
+                              const struct heartbeat *hb, bool *drain, struct refusal *no,
+                              struct err *e)
+{
+    struct beat b = {.task_id = task_id, .silo_id = silo_id, .hb = hb};
+    TRY(db_tx(db, beat_tx, &b, e));
+    *drain = b.drain;
+    *no = b.no;
+    return ST_OK;
+}
+
+/* ---- metrics ---- */
+
+struct batch {
+    const char *task_id, *silo_id;
+    int64_t epoch;
+    const struct metric_point *points;
+    int count;
+    int64_t stored;
+    struct refusal no;
+};
+
+/* Late points are still true: a lease that was once this silo's is enough. */
+static const char SQL_METRICS_OF[] =
+    "SELECT t.run_id, t.number, s.name"
+    "  FROM lease l JOIN task t ON t.id = l.task_id JOIN silo s ON s.id = l.silo_id"
+    " WHERE (l.task_id, l.epoch, l.silo_id) = ($1, $2, $3)";
+
+static enum status store_points(struct db *db, struct arena *a, struct batch *b, const char *run_id,
+                                const char *round, struct err *e)
+{
+    size_t n = (size_t)b->count;
+    const char **steps = arena_alloc(a, n * sizeof(*steps));
+    const char **names = arena_alloc(a, n * sizeof(*names));
+    const char **values = arena_alloc(a, n * sizeof(*values));
+    for (size_t i = 0; i < n; i++) {
+        steps[i] = db_arg_int(a, b->points[i].step);
+        names[i] = b->points[i].name;
+        values[i] = db_arg_double(a, b->points[i].value);
+    }
+    const char *argv[] = {run_id,
+                          b->silo_id,
+                          round,
+                          db_arg_array(a, steps, b->count),
+                          db_arg_array(a, names, b->count),
+                          db_arg_array(a, values, b->count)};
+    return db_exec(db,
+                   "INSERT INTO metric (run_id, silo_id, round, step, name, value)"
+                   " SELECT $1, $2, $3, p.step, p.name, p.value"
+                   "   FROM unnest($4::bigint[], $5::text[], $6::double precision[])"
+                   "        AS p (step, name, value)"
+                   " ON CONFLICT DO NOTHING",
+                   6, argv, &b->stored, e);
+}
+
+static enum status metrics_tx(struct db *db, struct arena *a, void *ctx, struct err *e)
+{
+    struct batch *b = ctx;
+    struct db_rows rows;
+    b->no = (struct refusal){0};
+    b->stored = 0;
+    const char *of[] = {b->task_id, db_arg_int(a, b->epoch), b->silo_id};
+    TRY(db_query(db, a, SQL_METRICS_OF, 3, of, &rows, e));
+    if (rows.count == 0) {
+        refuse(&b->no, 409, "STALE_LEASE", "this silo never held that task under that epoch");
+        return ST_OK;
+    }
+    const char *run_id = db_text(&rows, 0, 0);
+    const char *round = db_text(&rows, 0, 1);
+    const char *silo = db_text(&rows, 0, 2);
+    TRY(store_points(db, a, b, run_id, round, e));
+    if (b->stored == 0) {
+        return ST_OK;
+    }
+    const struct metric_point *last = &b->points[b->count - 1];
+    const char *argv[] = {
+        run_id,
+        round,
+        b->silo_id,
+        arena_fmt(a, "%s sent %" PRId64 " points up to step %" PRId64, silo, b->stored, last->step),
+        db_arg_int(a, b->stored),
+        db_arg_int(a, last->step)};
+    return db_exec(db,
+                   "INSERT INTO event (kind, run_id, round, silo_id, message, detail) VALUES"
+                   " ('metrics_added', $1, $2, $3, $4,"
+                   "  jsonb_build_object('points', $5::bigint, 'step', $6::bigint))",
+                   6, argv, NULL, e);
+}
+
+enum status db_task_metrics(struct db *db, const char *task_id, const char *silo_id, int64_t epoch,
+                            const struct metric_point *points, int count, int64_t *stored,
+                            struct refusal *no, struct err *e)
+{
+    struct batch b = {task_id, silo_id, epoch, points, count, 0, {0}};
+    if (count > 0) {
+        TRY(db_tx(db, metrics_tx, &b, e));
+    }
+    *stored = b.stored;
+    *no = b.no;
+    return ST_OK;
+}
+
+/* ---- result of an evaluation ---- */
+
+struct outcome {
+    const char *task_id, *silo_id;
+    int64_t epoch;
+    const struct eval_result *result;
+    const char *code, *detail;
+    char run_id[ID_LEN + 1];
+    struct refusal no;
+};
+
+static enum status result_tx(struct db *db, struct arena *a, void *ctx, struct err *e)
+{
+    struct outcome *o = ctx;
+    struct task_lock lock = {0};
+    o->no = (struct refusal){0};
+    TRY(db_task_lock(db, a, o->task_id, o->silo_id, o->epoch, &lock, &o->no, e));
+    if (o->no.code && !lock.done) {
+        return ST_OK;
+    }
+    if (!lock.evaluate) {
+        refuse(&o->no, 422, "NOT_AN_EVALUATION", "the task is a training; finish its upload");
+        return ST_OK;
+    }
+    copy_text(o->run_id, sizeof(o->run_id), lock.run_id);
+    const char *epoch = db_arg_int(a, o->epoch);
+    if (lock.done) { // whose was it? A repeat gets the same answer
+        struct db_rows rows;
+        const char *argv[] = {o->task_id, epoch, o->silo_id};
+        o->no = (struct refusal){0};
+        TRY(db_query(db, a,
+                     "SELECT 1 FROM lease WHERE (task_id, epoch, silo_id, outcome)"
+                     " = ($1, $2, $3, 'accepted')",
+                     3, argv, &rows, e));
+        if (rows.count == 0) {
+            refuse(&o->no, 409, "STALE_LEASE", "the task is done under another epoch");
+        }
+        return ST_OK;
+    }
+    const struct eval_result *r = o->result;
+    const char *argv[] = {o->task_id,
+                          epoch,
+                          db_arg_double(a, r->nll),
+                          db_arg_int(a, r->tokens),
+                          db_arg_int(a, r->bytes),
+                          db_arg_double(a, r->seconds),
+                          db_arg_double(a, r->download_s),
+                          o->silo_id};
+    return db_exec(db,
+                   "WITH t AS (UPDATE task SET state = 'done', done_at = clock_timestamp(),"
+                   "           lease_until = NULL, nll = $3, eval_tokens = $4, eval_bytes = $5,"
+                   "           eval_s = $6, download_s = $7 WHERE id = $1 RETURNING id),"
+                   " s AS (UPDATE silo SET fails = 0, phase = 'waiting' WHERE id = $8)"
+                   " UPDATE lease SET ended_at = clock_timestamp(), outcome = 'accepted' FROM t"
+                   "  WHERE (task_id, epoch) = (t.id, $2)",
+                   8, argv, NULL, e);
+}
+
+enum status db_task_result(struct db *db, const char *task_id, const char *silo_id, int64_t epoch,
+                           const struct eval_result *r, char *run_id, struct refusal *no,
+                           struct err *e)
+{
+    struct outcome o = {.task_id = task_id, .silo_id = silo_id, .epoch = epoch, .result = r};
+    TRY(db_tx(db, result_tx, &o, e));
+    copy_text(run_id, ID_LEN + 1, o.run_id);
+    *no = o.no;
+    return ST_OK;
+}
+
+/* ---- release and failure ---- */
+
+/*
+ * What a seat does after it was given back: whose failure it was decides when its own silo may take
+ * it again and when others may. What another machine may do better goes elsewhere at once.
+ */
+static const struct {
+    const char *code;
+    bool counts;      // as an attempt, and against the silo
+    int own_s;        // seconds until its own silo may claim it again
+    int own_spread_s; // and up to so many more, drawn
+    int others_s;
+} releases[] = {
+    {"oom", true, 60, 0, 0},       {"disk_full", true, 60, 0, 0}, {"bad_data", true, 60, 0, 0},
+    {"diverged", true, 60, 0, 0},  {"bad_update", true, 5, 0, 0}, {"transient", true, 5, 55, 60},
+    {"shutdown", false, 0, 0, 60},
+};
+
+static const char SQL_FAIL[] =
+    "WITH l AS (UPDATE lease SET ended_at = clock_timestamp(),"
+    "           outcome = CASE WHEN $3 THEN 'failed' ELSE 'released' END"
+    "     WHERE task_id = $1 AND outcome IS NULL),"
+    " s AS (UPDATE silo SET fails = fails + $3::boolean::integer,"
+    "           failures = failures + $3::boolean::integer, phase = 'waiting' WHERE id = $2"
+    "       RETURNING fails, name)"
+    " UPDATE task SET"
+    "     state = CASE WHEN $3 AND attempt >= $4 THEN 'failed' ELSE 'pending' END,"
+    "     attempt = least(attempt + $3::boolean::integer, $4), lease_until = NULL, phase = NULL,"
+    "     free_at = clock_timestamp() + make_interval(secs => $5 + $6 * random()),"
+    "     open_at = CASE kind WHEN 'train' THEN clock_timestamp() + make_interval(secs => $7) END,"
+    "     fail_code = $8, fail_detail = $9, done_at = NULL"
+    "  WHERE id = $1"
+    "  RETURNING state, run_id, number, slot, attempt, (SELECT fails FROM s), (SELECT name FROM s)";
+
+static enum status fail_event(struct db *db, struct arena *a, const struct db_rows *task,
+                              const char *silo_id, const char *task_id, const char *code,
+                              const char *detail, struct err *e)
+{
+    bool failed = strcmp(db_text(task, 0, 0), "failed") == 0;
+    const char *name = db_text(task, 0, 6);
+    const char *argv[] = {failed ? "task_failed" : "task_released",
+                          db_text(task, 0, 1),
+                          db_text(task, 0, 2),
+                          db_text(task, 0, 3),
+                          silo_id,
+                          arena_fmt(a, "%s gave its task back: %s%s%.120s%s", name, code,
+                                    detail[0] ? " (" : "", detail, detail[0] ? ")" : ""),
+                          task_id,
+                          code,
+                          detail};
+    return db_exec(db,
+                   "INSERT INTO event (kind, run_id, round, slot, silo_id, message, detail) VALUES"
+                   " ($1, $2, $3, $4, $5, $6,"
+                   "  jsonb_build_object('task', $7::text, 'code', $8::text, 'detail', $9::text))",
+                   9, argv, NULL, e);
+}
+
+/* Some failures in a row and the silo sits out some rounds of this run. */
+static enum status set_aside(struct db *db, struct arena *a, const char *run_id,
+                             const char *silo_id, const char *name, struct err *e)
+{
+    const char *argv[] = {run_id, silo_id, db_arg_int(a, SILO_ASIDE_ROUNDS),
+                          arena_fmt(a, "%s failed %d times in a row and sits out %d rounds", name,
+                                    SILO_FAILS_ASIDE, SILO_ASIDE_ROUNDS)};
+    TRY(db_exec(db, "UPDATE run_silo SET aside_rounds = $3 WHERE run_id = $1 AND silo_id = $2", 3,
+                argv, NULL, e));
+    const char *event[] = {run_id, silo_id, argv[3]};
+    return db_exec(db,
+                   "INSERT INTO event (kind, run_id, silo_id, message) VALUES"
+                   " ('silo_aside', $1, $2, $3)",
+                   3, event, NULL, e);
+}
+
+enum status db_task_fail(struct db *db, struct arena *a, const char *task_id, const char *silo_id,
+                         const char *code, const char *detail, struct err *e)
+{
+    size_t i = 0;
+    while (strcmp(releases[i].code, code) != 0) {
+        i++;
+        if (i == sizeof(releases) / sizeof(releases[0])) {
+            return err_set(e, ST_INVALID, "unknown code '%.40s'", code);
+        }
+    }
+    struct db_rows rows;
+    int32_t fails = 0;
+    const char *argv[] = {task_id,
+                          silo_id,
+                          releases[i].counts ? "t" : "f",
+                          db_arg_int(a, TASK_ATTEMPTS),
+                          db_arg_int(a, releases[i].own_s),
+                          db_arg_int(a, releases[i].own_spread_s),
+                          db_arg_int(a, releases[i].others_s),
+                          code,
+                          detail};
+    TRY(db_query(db, a, SQL_FAIL, 9, argv, &rows, e));
+    TRY(db_int32(&rows, 0, 5, &fails, e));
+    TRY(fail_event(db, a, &rows, silo_id, task_id, code, detail, e));
+    if (releases[i].counts && fails > 0 && fails % SILO_FAILS_ASIDE == 0) {
+        return set_aside(db, a, db_text(&rows, 0, 1), silo_id, db_text(&rows, 0, 6), e);
+    }
+    return ST_OK;
+}
+
+static enum status release_tx(struct db *db, struct arena *a, void *ctx, struct err *e)
+{
+    struct outcome *o = ctx;
+    struct task_lock lock = {0};
+    o->no = (struct refusal){0};
+    TRY(db_task_lock(db, a, o->task_id, o->silo_id, o->epoch, &lock, &o->no, e));
+    if (!o->no.code) {
+        return db_task_fail(db, a, o->task_id, o->silo_id, o->code, o->detail, e);
+    }
+    if (o->no.status == 404) {
+        return ST_OK;
+    }
+    // Given back before, or lost meanwhile: either way the silo does not hold it, which is what it
+    // asked.
+    struct db_rows rows;
+    const char *argv[] = {o->task_id, db_arg_int(a, o->epoch), o->silo_id};
+    TRY(db_query(db, a, "SELECT 1 FROM lease WHERE (task_id, epoch, silo_id) = ($1, $2, $3)", 3,
+                 argv, &rows, e));
+    if (rows.count > 0) {
+        o->no = (struct refusal){0};
+    }
+    return ST_OK;
+}
+
+enum status db_task_release(struct db *db, const char *task_id, const char *silo_id, int64_t epoch,
+                            const char *code, const char *detail, struct refusal *no, struct err *e)
+{
+    struct outcome o = {
+        .task_id = task_id, .silo_id = silo_id, .epoch = epoch, .code = code, .detail = detail};
+    TRY(db_tx(db, release_tx, &o, e));
+    *no = o.no;
+    return ST_OK;
+}

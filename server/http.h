@@ -29,7 +29,8 @@
 #include "common/status.h"
 #include "server/db.h"
 
-struct server; /* server/server.h: what handlers share: configuration, database pool, blob store, hub */
+struct server; /* server/server.h: what handlers share: configuration, database pool, blob store,
+                  hub */
 
 enum role { ROLE_NONE = 0, ROLE_VIEWER, ROLE_ADMIN, ROLE_SILO, ROLE_JOIN };
 
@@ -44,13 +45,14 @@ struct principal {
 struct request {
     struct server *server;
     struct arena *arena;
-    struct db *db;           /* a pooled connection, control and bulk alike */
+    struct db *db; /* a pooled connection; NULL in a sink's bytes(), and where nobody
+                      needs to say who they are while the database is away */
     struct principal who;
     const char *method;
     const char *path;
-    const char *params[4];   /* the {…} parts of the route, in order; NULL beyond */
-    const char *id;          /* request id, the problem document's instance */
-    const char *body;        /* control only; NUL-terminated */
+    const char *params[4]; /* the {…} parts of the route, in order; NULL beyond */
+    const char *id;        /* request id, the problem document's instance */
+    const char *body;      /* control only; NUL-terminated */
     size_t body_len;
     const struct json *json; /* control with a body: the parsed object */
     int attempt;             /* 0 first; grows each time a parked request is tried again */
@@ -68,10 +70,12 @@ struct response {
     const char *content_type; /* default application/json */
     const char *body;         /* in the request's arena */
     size_t body_len;
-    int fd;                   /* > 0: send bytes [file_offset, file_offset + file_len) of it; closed by http.c */
+    int fd; /* > 0: send bytes [file_offset, file_offset + file_len) of it; closed by http.c */
     int64_t file_offset;
     int64_t file_len;
-    struct { const char *name, *value; } headers[12];
+    struct {
+        const char *name, *value;
+    } headers[12];
     int header_count;
     bool parked;
     const char *park_topic;
@@ -93,15 +97,16 @@ struct problem_item {
 };
 
 /*
- * Fill rs with application/problem+json: code is UPPER_SNAKE (docs/API.md lists them all), hint says
- * what to do next and may be NULL. Returns ST_OK so that a handler can `return problem(...)`.
+ * Fill rs with application/problem+json: code is UPPER_SNAKE (docs/API.md lists them all), hint
+ * says what to do next and may be NULL. Returns ST_OK so that a handler can `return problem(...)`.
  */
 enum status problem(struct request *rq, struct response *rs, int status, const char *code,
                     const char *hint, const char *detail_fmt, ...) PRINTF_LIKE(6, 7);
 enum status problem_items(struct request *rq, struct response *rs, int status, const char *code,
                           const char *hint, const char *detail, const struct problem_item *items,
                           int count);
-/* 409 and the like often carry one number more ("offset", "retry_after_s"). Call after problem(). */
+/* 409 and the like often carry one number more ("offset", "retry_after_s"). Call after problem().
+ */
 void problem_add_int(struct request *rq, struct response *rs, const char *key, int64_t value);
 
 void response_park(struct response *rs, const char *topic, double until_s);
@@ -129,30 +134,37 @@ struct route {
     const char *pattern; /* /api/v1/runs/{run}/rounds/{n} */
     unsigned roles;
     unsigned listeners;
-    size_t body_max;     /* 0: no body allowed */
+    size_t body_max; /* 0: no body allowed */
     handler_fn *handler;
     const struct sink *sink; /* bulk bodies */
 };
 
-#define ROLES_PEOPLE   ((1U << ROLE_VIEWER) | (1U << ROLE_ADMIN))
-#define ROLES_ADMIN    (1U << ROLE_ADMIN)
-#define ROLES_SILO     (1U << ROLE_SILO)
-#define ROLES_ANYBODY  (1U << ROLE_NONE)
+#define ROLES_PEOPLE  ((1U << ROLE_VIEWER) | (1U << ROLE_ADMIN))
+#define ROLES_ADMIN   (1U << ROLE_ADMIN)
+#define ROLES_SILO    (1U << ROLE_SILO)
+#define ROLES_ANYBODY (1U << ROLE_NONE)
 
 /* Each api_*.c exports one table; server/route.c lists them. Ends with a NULL method. */
-extern const struct route routes_people[]; /* server/api_runs.c and friends, joined in route.c */
+extern const struct route routes_runs[];
+extern const struct route routes_silos[];
+extern const struct route routes_tokens[];
+extern const struct route routes_series[];
+extern const struct route routes_misc[];
 
 struct http;
 
 struct http_config {
-    const char *listen;       /* host:port of control */
-    const char *bulk_listen;  /* host:port of bulk */
-    const char *tls_cert;     /* NULL: plain HTTP, allowed on loopback alone */
+    const char *listen;      /* host:port of control */
+    const char *bulk_listen; /* host:port of bulk */
+    const char *tls_cert;    /* NULL: plain HTTP, allowed on loopback alone */
     const char *tls_key;
     int workers;
 };
 
-/* ST_CONFLICT: the port is taken. ST_DENIED: plain HTTP off loopback. Both say what to do. */
+/*
+ * Sets server's control_port and bulk_port to the ports in use (port 0 lets the system choose) and
+ * tls. ST_CONFLICT: the port is taken. ST_DENIED: plain HTTP off loopback. Both say what to do.
+ */
 enum status http_start(struct http **out, struct server *server, const struct http_config *c,
                        struct err *e) MUST_CHECK;
 void http_stop(struct http *h); /* answers what is parked, ends streams, waits for bulk up to 5 s */

@@ -14,6 +14,7 @@
 struct db_pool;
 struct blob_store;
 struct hub;
+struct streams;
 
 struct server {
     const char *data_dir;
@@ -27,6 +28,7 @@ struct server {
     struct db_pool *pool;
     struct blob_store *blobs;
     struct hub *hub;
+    struct streams *streams; /* set by http_start() */
 };
 
 #endif

@@ -1,0 +1,127 @@
+/* /api/v1/silos: who takes part, what each does now, and pausing, resuming or revoking one. */
+#include <string.h>
+
+#include "common/id.h"
+#include "common/limits.h"
+#include "server/api.h"
+#include "server/api_sql.h"
+#include "server/auth.h"
+#include "server/hub.h"
+#include "server/server.h"
+
+/* Sums over all runs. */
+#define SILO_FROM                                                                                  \
+    " FROM silo s"                                                                                 \
+    " CROSS JOIN LATERAL (SELECT coalesce(sum(tokens), 0) AS tokens, count(*) AS rounds"           \
+    "   FROM update WHERE silo_id = s.id AND state = 'accepted') n"                                \
+    " CROSS JOIN LATERAL (SELECT coalesce(sum(upload_bytes), 0) AS up,"                            \
+    "     coalesce(sum(download_bytes), 0) AS down FROM traffic WHERE silo_id = s.id) b"
+
+#define SILO_JSON "json_build_object(" SILO_MEMBERS ", 'created_at', " TIME_SQL("s.created_at") ")"
+
+static const char SQL_LIST[] =
+    "SELECT " SILO_JSON ", s.name" SILO_FROM " WHERE s.name > $1 ORDER BY s.name LIMIT $2";
+
+static const char SQL_GET[] = "SELECT " SILO_JSON ", s.state" SILO_FROM " WHERE s.id = $1";
+
+/* A revoked silo loses its tokens in the same statement. */
+static const char SQL_ACT[] =
+    "WITH changed AS ("
+    " UPDATE silo SET state = $2 WHERE id = $1 AND state = ANY ($3::text[]) RETURNING id, name"
+    "), dead AS ("
+    " UPDATE token SET revoked_at = clock_timestamp()"
+    "  WHERE $2 = 'revoked' AND silo_id IN (SELECT id FROM changed) AND revoked_at IS NULL"
+    "), said AS ("
+    " INSERT INTO event (kind, silo_id, message, detail)"
+    " SELECT $4, id, 'silo ' || name || ' was ' || $5, jsonb_build_object('by', $6::text) FROM "
+    "changed"
+    ") SELECT id FROM changed";
+
+static enum status list_silos(struct request *rq, struct response *rs, struct err *e)
+{
+    struct page page;
+    if (!page_read(&page, rq, rs)) {
+        return ST_OK;
+    }
+    const char *argv[] = {page.cursor, page.limit_plus_one};
+    struct db_rows rows;
+    TRY(db_query(rq->db, rq->arena, SQL_LIST, 2, argv, &rows, e));
+    respond_list(rq, rs, &page, &rows);
+    return ST_OK;
+}
+
+static enum status get_silo(struct request *rq, struct response *rs, struct err *e)
+{
+    struct db_rows rows;
+    TRY(db_query(rq->db, rq->arena, SQL_GET, 1, rq->params, &rows, e));
+    if (rows.count == 0) {
+        return not_found(rq, rs, "silo");
+    }
+    respond_json(rq, rs, 200, db_text(&rows, 0, 0));
+    return ST_OK;
+}
+
+static const struct silo_action {
+    const char *name;
+    const char *to;
+    const char *from; /* as a PostgreSQL array */
+    const char *kind;
+    const char *said;
+} actions[] = {
+    {"pause", "paused", "{active}", "silo_paused", "paused"},
+    {"resume", "active", "{paused}", "silo_resumed", "resumed"},
+    {"revoke", "revoked", "{active,paused}", "silo_revoked", "revoked"},
+};
+
+static const struct silo_action *find_action(const char *name)
+{
+    for (size_t i = 0; i < sizeof(actions) / sizeof(actions[0]); i++) {
+        if (strcmp(actions[i].name, name) == 0) {
+            return &actions[i];
+        }
+    }
+    return NULL;
+}
+
+static enum status act_on_silo(struct request *rq, struct response *rs, struct err *e)
+{
+    static const char *const keys[] = {"action", NULL};
+    if (!only_members(rq, rs, keys)) {
+        return ST_OK;
+    }
+    const char *name = want_member(rq, rs, "action");
+    if (!name) {
+        return ST_OK;
+    }
+    const struct silo_action *act = find_action(name);
+    if (!act) {
+        return bad_member(rq, rs, "/action", "must be pause, resume or revoke");
+    }
+    const char *argv[] = {rq->params[0], act->to, act->from, act->kind, act->said, rq->who.name};
+    struct db_rows rows;
+    TRY(db_query(rq->db, rq->arena, SQL_ACT, 6, argv, &rows, e));
+    bool changed = rows.count > 0;
+    TRY(db_query(rq->db, rq->arena, SQL_GET, 1, rq->params, &rows, e));
+    if (rows.count == 0) {
+        return not_found(rq, rs, "silo");
+    }
+    const char *now = db_text(&rows, 0, 0);
+    if (!changed && strcmp(db_text(&rows, 0, 1), act->to) != 0) {
+        return problem(rq, rs, 409, "SILO_STATE", "read the silo's state again",
+                       "a silo in its present state cannot be asked to %s", act->name);
+    }
+    if (changed && strcmp(act->to, "revoked") == 0) {
+        hub_wake(rq->server->hub, "tokens");
+    }
+    respond_json(rq, rs, 200, now); // asked for what it is already: the same answer, no event
+    return ST_OK;
+}
+
+// clang-format off
+const struct route routes_silos[] = {
+    {"GET", "/api/v1/silos", ROLES_PEOPLE, LISTENER_CONTROL, 0, list_silos, NULL},
+    {"GET", "/api/v1/silos/{silo}", ROLES_PEOPLE, LISTENER_CONTROL, 0, get_silo, NULL},
+    {"POST", "/api/v1/silos/{silo}/actions", ROLES_ADMIN, LISTENER_CONTROL, LIMIT_CONTROL_BODY, act_on_silo, NULL},
+    {NULL, NULL, 0, 0, 0, NULL, NULL},
+};
+// clang-format on

@@ -1,0 +1,149 @@
+/*
+ * http_conn.c - the connections that are open, and the sweeper that ends the slow ones.
+ *
+ * libmicrohttpd's idle timeout starts anew at every byte, so one byte a second would hold a
+ * connection for ever. Here each phase has a limit of its own. A connection over its limit is shut
+ * down, never closed: the descriptor belongs to libmicrohttpd, which sees the end and cleans up.
+ */
+#include <sys/socket.h>
+
+#include "common/clock.h"
+#include "common/log.h"
+#include "common/mem.h"
+#include "server/http_int.h"
+
+static const double HEAD_S = 10.0;         // a request's head, TLS handshake included
+static const double CONTROL_BODY_S = 30.0; // a whole control body
+static const double IDLE_S = 30.0;         // keep-alive between two requests
+static const double BULK_WINDOW_S = 60.0;  // a bulk body must bring BULK_FLOOR bytes in each
+static const int64_t BULK_FLOOR = 60 * 16 * 1024;
+
+void conns_init(struct conns *c)
+{
+    *c = (struct conns){0};
+    (void)pthread_mutex_init(&c->lock, NULL);
+}
+
+void conns_destroy(struct conns *c)
+{
+    (void)pthread_mutex_destroy(&c->lock);
+}
+
+struct conn *conn_opened(struct conns *c, int fd, enum listener listener)
+{
+    struct conn *conn = mem_alloc(sizeof(*conn));
+    *conn = (struct conn){.fd = fd, .listener = listener, .since_s = clock_mono_s()};
+    (void)pthread_mutex_lock(&c->lock);
+    conn->next = c->first;
+    if (c->first) {
+        c->first->prev = conn;
+    }
+    c->first = conn;
+    c->counts[listener]++;
+    (void)pthread_mutex_unlock(&c->lock);
+    return conn;
+}
+
+void conn_closed(struct conns *c, struct conn *conn)
+{
+    (void)pthread_mutex_lock(&c->lock);
+    if (conn->prev) {
+        conn->prev->next = conn->next;
+    } else {
+        c->first = conn->next;
+    }
+    if (conn->next) {
+        conn->next->prev = conn->prev;
+    }
+    c->counts[conn->listener]--;
+    (void)pthread_mutex_unlock(&c->lock);
+    mem_free(conn);
+}
+
+void conn_phase(struct conns *c, struct conn *conn, enum conn_phase phase)
+{
+    (void)pthread_mutex_lock(&c->lock);
+    conn->phase = phase;
+    conn->since_s = clock_mono_s();
+    conn->mark_s = conn->since_s;
+    conn->bytes = 0;
+    (void)pthread_mutex_unlock(&c->lock);
+}
+
+void conn_bytes(struct conns *c, struct conn *conn, size_t len)
+{
+    (void)pthread_mutex_lock(&c->lock);
+    conn->bytes += (int64_t)len;
+    (void)pthread_mutex_unlock(&c->lock);
+}
+
+int conn_count(struct conns *c, enum listener listener)
+{
+    (void)pthread_mutex_lock(&c->lock);
+    int n = c->counts[listener];
+    (void)pthread_mutex_unlock(&c->lock);
+    return n;
+}
+
+int conn_busy(struct conns *c, enum listener listener)
+{
+    int n = 0;
+    (void)pthread_mutex_lock(&c->lock);
+    for (const struct conn *i = c->first; i; i = i->next) {
+        n += i->listener == listener && i->phase != CONN_IDLE && i->phase != CONN_HEAD;
+    }
+    (void)pthread_mutex_unlock(&c->lock);
+    return n;
+}
+
+/* Is this connection over its limit? A bulk body's window moves on when it brought enough. */
+static bool is_over(struct conn *i, double now_s)
+{
+    double spent = now_s - i->since_s;
+    switch (i->phase) {
+    case CONN_HEAD:
+        return spent > HEAD_S;
+    case CONN_IDLE:
+        return spent > IDLE_S;
+    case CONN_BODY:
+        if (i->listener == LISTENER_CONTROL) {
+            return spent > CONTROL_BODY_S;
+        }
+        if (now_s - i->mark_s < BULK_WINDOW_S) {
+            return false;
+        }
+        if (i->bytes < BULK_FLOOR) {
+            return true;
+        }
+        i->mark_s = now_s;
+        i->bytes = 0;
+        return false;
+    case CONN_WORK: // ours to end: parked requests have deadlines
+    case CONN_SEND: // libmicrohttpd's timeout watches for progress
+    default:
+        return false;
+    }
+}
+
+int conns_sweep(struct conns *c, double now_s)
+{
+    int cut = 0;
+    (void)pthread_mutex_lock(&c->lock);
+    for (struct conn *i = c->first; i; i = i->next) {
+        if (i->cut || !is_over(i, now_s)) {
+            continue;
+        }
+        if (i->listener == LISTENER_BULK) { // memory back at once, unsent bytes included
+            struct linger now = {.l_onoff = 1, .l_linger = 0};
+            (void)setsockopt(i->fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now));
+        }
+        (void)shutdown(i->fd, SHUT_RDWR);
+        i->cut = true;
+        cut++;
+    }
+    (void)pthread_mutex_unlock(&c->lock);
+    if (cut > 0) {
+        log_debug("ended slow connections count=%d", cut);
+    }
+    return cut;
+}

@@ -1,0 +1,123 @@
+/*
+ * http_int.h - what http.c, http_work.c and http_conn.c share; nobody else includes it.
+ *
+ * An exchange is one request and its response. It is born when its request line was read and dies
+ * when libmicrohttpd says that the request is completed. Between suspend and resume it belongs to
+ * the workers (http_work.c), before and after to libmicrohttpd's thread: never to both.
+ */
+#ifndef SERVER_HTTP_INT_H
+#define SERVER_HTTP_INT_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "server/guard.h"
+#include "server/http.h"
+#include "server/route.h"
+#include "server/stream.h"
+
+struct MHD_Connection;
+struct MHD_Daemon;
+
+/* What a connection is doing, and so how long it may take (http_conn.c). */
+enum conn_phase { CONN_HEAD = 0, CONN_BODY, CONN_WORK, CONN_SEND, CONN_IDLE };
+
+struct conn {
+    struct conn *prev, *next;
+    int fd;
+    enum listener listener;
+    enum conn_phase phase;
+    double since_s; /* when the phase began */
+    int64_t bytes;  /* of the body, since mark_s */
+    double mark_s;
+    bool cut; /* shut down already */
+};
+
+struct conns {
+    pthread_mutex_t lock;
+    struct conn *first;
+    int counts[3]; /* by listener */
+};
+
+void conns_init(struct conns *c);
+void conns_destroy(struct conns *c);
+struct conn *conn_opened(struct conns *c, int fd, enum listener listener);
+void conn_closed(struct conns *c, struct conn *conn); /* before its descriptor is closed */
+void conn_phase(struct conns *c, struct conn *conn, enum conn_phase phase);
+void conn_bytes(struct conns *c, struct conn *conn, size_t len);
+int conn_count(struct conns *c, enum listener listener);
+int conn_busy(struct conns *c, enum listener listener); /* neither idle nor waiting for a head */
+
+/* Shut down whatever is over its time. Called about once a second. Returns how many were cut. */
+int conns_sweep(struct conns *c, double now_s);
+
+enum { HTTP_TARGET_MAX = 2048 };
+
+enum exchange_step {
+    EXCHANGE_NEW = 0,  /* head read, nothing decided */
+    EXCHANGE_BODY,     /* taking the body */
+    EXCHANGE_DISCARD,  /* refused while the body was under way: read on, then answer */
+    EXCHANGE_WORK,     /* suspended: the workers have it */
+    EXCHANGE_ANSWERED, /* rs is final */
+    EXCHANGE_SENT      /* handed to libmicrohttpd */
+};
+
+struct exchange {
+    struct request rq;
+    struct response rs;
+    struct http *http;
+    struct MHD_Connection *mhd;
+    struct conn *conn;
+    enum listener listener;
+    enum exchange_step step;
+    char target[HTTP_TARGET_MAX]; /* raw, for the guard and the log */
+    char id[40];
+    struct route_match match;
+    bool head; /* HEAD: GET without a body */
+    bool close_after;
+    bool sink_open;
+    int64_t content_length;
+    int64_t received;
+    struct buf body;
+    struct stream *stream;
+    double started_s;
+    double retry_at_s; /* while parked */
+    unsigned long wakes_seen;
+    struct exchange *next;
+};
+
+struct work;
+
+struct http {
+    struct server *server;
+    struct MHD_Daemon *daemons[3]; /* by listener */
+    int listen_fds[3];
+    struct conns conns;
+    struct work *work;
+    atomic_bool stopping;
+    bool tls;
+    char *tls_cert, *tls_key; /* PEM text */
+};
+
+/* ---- http_work.c ---- */
+
+struct work *work_new(struct http *h, int workers);
+void work_submit(struct work *w, struct exchange *x); /* x is suspended */
+void work_drain(struct work *w); /* parked requests are expired; returns when nothing is left */
+void work_stop(struct work *w);  /* after work_drain() */
+
+/* Find out who asks; on refusal the response is filled and x->rs.status set. */
+enum status exchange_authenticate(struct exchange *x, struct err *e) MUST_CHECK;
+
+/* Make a handler's outcome final: problems from errors, ETag, the headers that all answers carry.
+ */
+void exchange_finish(struct exchange *x, enum status st, const struct err *e);
+
+bool exchange_db_take(struct exchange *x); /* false: the response is filled (503) */
+void exchange_db_give(struct exchange *x);
+
+/* ---- http.c ---- */
+
+void exchange_resume(struct exchange *x);
+
+#endif

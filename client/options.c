@@ -7,60 +7,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/nearest.h"
+
 enum { ROWS_MAX = 64, WORD_MAX = 64, LONG_BASE = 1000, HELP_COLUMN = 28 };
-
-/* ---- nearest word ---- */
-
-static int min3(int a, int b, int c)
-{
-    int m = a < b ? a : b;
-    return m < c ? m : c;
-}
-
-/* Edit distance in which a swap of neighbours counts once (optimal string alignment). */
-static int edit_distance(const char *a, const char *b)
-{
-    int la = (int)strnlen(a, WORD_MAX);
-    int lb = (int)strnlen(b, WORD_MAX);
-    int d[WORD_MAX + 1][WORD_MAX + 1];
-    for (int i = 0; i <= la; i++) {
-        d[i][0] = i;
-    }
-    for (int j = 0; j <= lb; j++) {
-        d[0][j] = j;
-    }
-    for (int i = 1; i <= la; i++) {
-        for (int j = 1; j <= lb; j++) {
-            int same = a[i - 1] == b[j - 1] ? 0 : 1;
-            d[i][j] = min3(d[i - 1][j] + 1, d[i][j - 1] + 1, d[i - 1][j - 1] + same);
-            bool swapped = i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1];
-            if (swapped && d[i - 2][j - 2] + 1 < d[i][j]) {
-                d[i][j] = d[i - 2][j - 2] + 1;
-            }
-        }
-    }
-    return d[la][lb];
-}
-
-const char *options_nearest(const char *word, const char *const *known, int count)
-{
-    const char *best = NULL;
-    int best_distance = 0;
-    for (int i = 0; i < count; i++) {
-        int d = edit_distance(word, known[i]);
-        // A long common start means the same even when the ends differ a lot.
-        size_t n = strlen(word);
-        if (n >= 3 && strncmp(word, known[i], n) == 0) {
-            d = 1;
-        }
-        if (!best || d < best_distance) {
-            best = known[i];
-            best_distance = d;
-        }
-    }
-    int limit = (int)strlen(word) / 3;
-    return best && best_distance <= (limit > 2 ? limit : 2) ? best : NULL;
-}
 
 int64_t options_duration_s(const char *text)
 {
@@ -209,7 +158,7 @@ static enum options_end unknown(const struct command_line *c, const struct getop
     char word[WORD_MAX + 1];
     (void)snprintf(word, sizeof(word), "%.*s", (int)strcspn(given, "="), given);
     const char *bare = word + strspn(word, "-");
-    const char *near = options_nearest(bare, g->names, g->count + 1);
+    const char *near = nearest(bare, g->names);
     if (near && strlen(bare) > 1) {
         (void)fprintf(stderr, "%s: unknown option '%s'; did you mean --%s?\n", c->program, word,
                       near);

@@ -71,9 +71,6 @@ enum options_end options_parse(const struct command_line *c, int argc, char **ar
 
 void options_help(const struct command_line *c, FILE *to);
 
-/* The known word nearest to this one, or NULL when none is near enough to be meant. */
-const char *options_nearest(const char *word, const char *const *known, int count);
-
 /* "90", "15m", "12h", "7d" as seconds, > 0; -1 when it is no duration. */
 int64_t options_duration_s(const char *text);
 

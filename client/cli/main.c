@@ -8,10 +8,10 @@
 #include "client/cli/cmd.h"
 #include "client/options.h"
 #include "common/log.h"
+#include "common/nearest.h"
 #include "common/version.h"
 
 #pragma weak cmds_data
-#pragma weak cmds_model
 static const struct cmd *const tables[] = {cmds_demo,  cmds_run,  cmds_silo,
                                            cmds_token, cmds_data, cmds_model};
 
@@ -71,9 +71,10 @@ static int known_words(const char *noun, const char **words)
 
 static int unknown(const char *noun, const char *word)
 {
-    const char *words[WORDS_MAX];
+    const char *words[WORDS_MAX + 1];
     int count = known_words(noun, words);
-    const char *near = options_nearest(word, words, count);
+    words[count] = NULL;
+    const char *near = nearest(word, words);
     const char *lead = noun ? noun : "";
     const char *gap = noun ? " " : "";
     if (near) {

@@ -1,0 +1,613 @@
+#include "client/agent.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <math.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "client/agent_int.h"
+#include "client/options.h"
+#include "common/buf.h"
+#include "common/clock.h"
+#include "common/limits.h"
+#include "common/log.h"
+#include "common/rng.h"
+#include "common/safetensors.h"
+#include "common/version.h"
+#include "kernels/backend.h"
+
+enum {
+    TASK_ARENA_MAX = 64 * 1024 * 1024,
+    CACHE_KEEP = 2, // the base of the round, and the checkpoint that is evaluated beside it
+    DIGEST_TRIES = 3,
+    PART_S = 5 // for the last requests before leaving
+};
+
+/* ---- signals ---- */
+
+static volatile sig_atomic_t signals_seen;
+static volatile sig_atomic_t last_words; // the requests made on the way out are not cancelled
+
+static void on_signal(int sig)
+{
+    if (signals_seen) {
+        _exit(128 + sig);
+    }
+    signals_seen = 1;
+}
+
+bool agent_stopping(void)
+{
+    return signals_seen != 0;
+}
+
+static bool is_cancelled(void *ctx)
+{
+    (void)ctx;
+    return signals_seen && !last_words;
+}
+
+static void catch_signals(void)
+{
+    struct sigaction sa = {.sa_handler = on_signal};
+    (void)sigaction(SIGINT, &sa, NULL);
+    (void)sigaction(SIGTERM, &sa, NULL);
+    struct sigaction ignore = {.sa_handler = SIG_IGN};
+    (void)sigaction(SIGPIPE, &ignore, NULL);
+}
+
+/* ---- saying ---- */
+
+void agent_say(struct agent *a, const char *fmt, ...)
+{
+    char text[400];
+    va_list ap;
+    va_start(ap, fmt);
+    (void)vsnprintf(text, sizeof(text), fmt, ap);
+    va_end(ap);
+    if (a->progress.redraw) {
+        progress_say(&a->progress, text);
+    } else {
+        log_info("%s", text);
+    }
+}
+
+/* For `photon-client status`; a torn or lost one is harmless, so it is not synced. */
+static void write_status(struct agent *a, const struct task *t, int64_t step)
+{
+    char path[STATE_PATH_MAX];
+    char tmp[STATE_PATH_MAX + 8];
+    char at[32];
+    struct buf b;
+    buf_init(&b, 8192);
+    clock_rfc3339(clock_wall_ms(), at);
+    jw_object(&b, NULL);
+    jw_str(&b, "server", a->id.url);
+    jw_str(&b, "silo", a->id.name);
+    jw_int(&b, "pid", getpid());
+    jw_str(&b, "status", a->doing);
+    jw_str(&b, "run", t ? t->run_name : NULL);
+    jw_int(&b, "round", t ? t->round : 0);
+    jw_int(&b, "rounds", t ? t->rounds : 0);
+    jw_int(&b, "step", step);
+    jw_int(&b, "steps", t ? t->local_steps : 0);
+    jw_str(&b, "device", a->device);
+    jw_num(&b, "tokens_per_s", a->tokens_per_s);
+    jw_int(&b, "train_tokens", a->info.train_tokens);
+    jw_int(&b, "heldout_tokens", a->info.heldout_tokens);
+    jw_int(&b, "updates", a->updates);
+    jw_int(&b, "evaluations", a->evaluations);
+    jw_int(&b, "sent_bytes", a->sent_bytes);
+    jw_int(&b, "received_bytes", a->received_bytes);
+    jw_str(&b, "last_error", a->last_error[0] ? a->last_error : NULL);
+    jw_str(&b, "at", at);
+    jw_end_object(&b);
+    (void)snprintf(path, sizeof(path), "%.900s/status.json", a->config->state_dir);
+    (void)snprintf(tmp, sizeof(tmp), "%s.tmp", path);
+    FILE *f = fopen(tmp, "we");
+    if (f) {
+        bool ok = fwrite(b.data, 1, b.len, f) == b.len;
+        ok = fclose(f) == 0 && ok;
+        if (!ok || rename(tmp, path) != 0) {
+            log_debug("status.json is not written");
+        }
+    }
+    buf_release(&b);
+}
+
+/* The counters of former processes go on. */
+static void read_counters(struct agent *a)
+{
+    char path[STATE_PATH_MAX];
+    static char text[8192];
+    struct err unused = {0};
+    (void)snprintf(path, sizeof(path), "%.900s/status.json", a->config->state_dir);
+    struct arena *arena = arena_new(1 << 20);
+    const struct json *o = NULL;
+    if (file_read(path, text, sizeof(text), &unused) == ST_OK &&
+        json_parse(&o, arena, text, strlen(text), &unused) == ST_OK &&
+        json_kind(o) == JSON_OBJECT) {
+        static const int64_t most = (int64_t)1 << 53;
+        (void)!json_want_int(o, "updates", 0, most, &a->updates, &unused);
+        (void)!json_want_int(o, "evaluations", 0, most, &a->evaluations, &unused);
+        (void)!json_want_int(o, "sent_bytes", 0, most, &a->sent_bytes, &unused);
+        (void)!json_want_int(o, "received_bytes", 0, most, &a->received_bytes, &unused);
+    }
+    arena_free(arena);
+}
+
+void agent_doing(struct agent *a, const struct task *t, const char *doing, int64_t step)
+{
+    (void)snprintf(a->doing, sizeof(a->doing), "%s", doing);
+    write_status(a, t, step);
+}
+
+enum task_end agent_fail(struct agent *a, const char *code, const struct err *e)
+{
+    a->fail_code = code;
+    (void)snprintf(a->fail_detail, sizeof(a->fail_detail), "%s", e->msg);
+    (void)snprintf(a->last_error, sizeof(a->last_error), "%s", e->msg);
+    log_error("%s: %s", code, e->msg);
+    return TASK_FAILED;
+}
+
+/* ---- checkpoints ---- */
+
+static void cache_path(const struct agent *a, const char *sha256, char out[STATE_PATH_MAX])
+{
+    (void)snprintf(out, STATE_PATH_MAX, "%.800s/cache/%.64s.safetensors", a->config->state_dir,
+                   sha256);
+}
+
+struct cached {
+    char name[96];
+    int64_t used_ns;
+};
+
+/* Keep the most recently used checkpoints; older ones can be fetched again. */
+static void cache_trim(const struct agent *a)
+{
+    char dir[STATE_PATH_MAX];
+    (void)snprintf(dir, sizeof(dir), "%.800s/cache", a->config->state_dir);
+    DIR *d = opendir(dir);
+    struct cached newest[CACHE_KEEP] = {0};
+    for (int pass = 0; d && pass < 2; pass++) {
+        rewinddir(d);
+        for (struct dirent *f = readdir(d); f; f = readdir(d)) {
+            struct stat s;
+            if (f->d_name[0] == '.' || fstatat(dirfd(d), f->d_name, &s, 0) != 0) {
+                continue;
+            }
+            struct cached c = {.used_ns =
+                                   (int64_t)s.st_mtim.tv_sec * 1000000000 + s.st_mtim.tv_nsec};
+            (void)snprintf(c.name, sizeof(c.name), "%.90s", f->d_name);
+            bool kept = false;
+            for (int i = 0; i < CACHE_KEEP; i++) {
+                kept = kept || strcmp(newest[i].name, c.name) == 0;
+            }
+            if (pass == 1 && !kept) {
+                (void)unlinkat(dirfd(d), f->d_name, 0);
+            }
+            for (int i = 0; pass == 0 && i < CACHE_KEEP; i++) {
+                if (c.used_ns > newest[i].used_ns) { // insert; the smaller one moves down
+                    struct cached moved = newest[i];
+                    newest[i] = c;
+                    c = moved;
+                }
+            }
+        }
+    }
+    if (d) {
+        (void)closedir(d);
+    }
+}
+
+static enum status fetch_base(struct agent *a, const struct task *t, struct beat *b,
+                              const char *path, struct arena *arena, struct err *e)
+{
+    struct download d = {.path = arena_fmt(arena, "/silo/v1/blobs/%s", t->base_sha256),
+                         .file = path,
+                         .digest = &t->base,
+                         .bytes = t->base_bytes};
+    int corrupt = 0;
+    for (int attempt = 0;; attempt++) {
+        struct reply r;
+        d.received = 0;
+        enum status st = transport_download(a->bulk, arena, &d, &r, e);
+        a->received_bytes += d.received;
+        corrupt += st == ST_CORRUPT ? 1 : 0;
+        bool again = st == ST_NET || st == ST_RETRY || (st == ST_CORRUPT && corrupt < DIGEST_TRIES);
+        if (!st || !again || r.cancelled) {
+            return st;
+        }
+        if (d.received > 0) {
+            attempt = 0; // it moves
+        }
+        uint64_t draw = 0;
+        random_bytes(&draw, sizeof(draw));
+        int64_t wait = retry_delay_ms(attempt, rng_unit(draw, 0), r.retry_after_s);
+        log_info("%s; the download goes on in %.1f s", e->msg, (double)wait / 1000.0);
+        for (int64_t until = clock_mono_ms() + wait; clock_mono_ms() < until;) {
+            if (agent_stopping() || beat_order(b) != BEAT_CONTINUE) {
+                return err_set(e, ST_CONFLICT, "the task is not ours any more");
+            }
+            clock_sleep_ms(100);
+        }
+    }
+}
+
+static enum status have_base(struct agent *a, const struct task *t, struct beat *b,
+                             const char *path, struct arena *arena, double *seconds, struct err *e)
+{
+    if (access(path, R_OK) == 0) {
+        if (strcmp(a->verified, t->base_sha256) == 0) {
+            return ST_OK;
+        }
+        struct digest d;
+        struct err unused = {0};
+        if (sha256_file(path, &d, NULL, &unused) == ST_OK && digest_equal(&d, &t->base)) {
+            return ST_OK;
+        }
+        log_warn("a cached checkpoint is damaged and fetched again");
+        (void)unlink(path);
+    }
+    double begin = clock_mono_s();
+    TRY(fetch_base(a, t, b, path, arena, e));
+    *seconds = clock_mono_s() - begin;
+    return ST_OK;
+}
+
+enum status agent_base(struct agent *a, const struct task *t, struct beat *b, struct arena *arena,
+                       int *fd, int64_t *offset, double *seconds, struct err *e)
+{
+    char path[STATE_PATH_MAX];
+    cache_path(a, t->base_sha256, path);
+    agent_doing(a, t, "downloading", 0);
+    *seconds = 0.0;
+    TRY(have_base(a, t, b, path, arena, seconds, e));
+    (void)snprintf(a->verified, sizeof(a->verified), "%s", t->base_sha256);
+    (void)utimensat(AT_FDCWD, path, NULL, 0); // used now
+    cache_trim(a);
+    int f = open(path, O_RDONLY | O_CLOEXEC);
+    if (f < 0) {
+        return err_set(e, ST_IO, "cannot open %s: %s", path, strerror(errno));
+    }
+    struct st_header h;
+    struct param_table table = params_table(arena, &t->spec.model);
+    enum status st = st_read(&h, arena, f, e);
+    st = st ? st : st_check_params(&h, &table, e);
+    if (st) {
+        (void)close(f);
+        return st;
+    }
+    *fd = f;
+    *offset = h.data_offset;
+    return ST_OK;
+}
+
+/* ---- speaking to the server ---- */
+
+/* What a reply means for the whole agent: an exit code, or -1 to go on. */
+static int fatal(struct agent *a, const struct reply *r, const struct err *e)
+{
+    if (strcmp(r->code, "PROTOCOL_MISMATCH") == 0) {
+        log_error("%s", e->msg);
+        return EXIT_VERSION;
+    }
+    if (r->http == 401 || r->http == 403 || e->st == ST_DENIED) {
+        log_error("%s; ask the operator for a new join line, then: photon-client join %s", e->msg,
+                  a->id.url);
+        return EXIT_UNREACHABLE;
+    }
+    return -1;
+}
+
+static enum status open_bulk(struct agent *a, struct err *e)
+{
+    transport_close(a->bulk);
+    a->bulk = NULL;
+    struct transport_config c = {.url = a->bulk_url,
+                                 .token = a->id.token,
+                                 .ca_file = a->id.ca_file[0] ? a->id.ca_file : NULL,
+                                 .max_upload_bytes_per_s =
+                                     (int64_t)(a->config->max_upload_mbps * 1e6 / 8.0),
+                                 .cancelled = is_cancelled};
+    return transport_open(&a->bulk, &c, e);
+}
+
+static void hello_body(const struct agent *a, struct buf *b)
+{
+    jw_object(b, NULL);
+    jw_str(b, "agent", a->boot);
+    jw_str(b, "version", PHOTON_VERSION);
+    jw_str(b, "device", a->device);
+    jw_num(b, "tokens_per_s", a->tokens_per_s);
+    jw_str(b, "tokenizer_sha256", a->info.tokenizer_sha256);
+    jw_int(b, "train_tokens", a->info.train_tokens);
+    jw_int(b, "heldout_tokens", a->info.heldout_tokens);
+    jw_end_object(b);
+}
+
+static enum status read_hello(struct agent *a, const struct reply *r, struct err *e)
+{
+    const char *bulk = NULL;
+    const char *name = NULL;
+    if (!r->json || json_kind(r->json) != JSON_OBJECT) {
+        return err_set(e, ST_INVALID, "%s answers, but it is no Photon server", a->id.url);
+    }
+    TRY(json_want_str(r->json, "bulk_url", &bulk, e));
+    TRY(json_want_str(r->json, "name", &name, e));
+    (void)snprintf(a->id.name, sizeof(a->id.name), "%s", name);
+    const struct json *poll = json_get(r->json, "poll_s");
+    a->poll_s = json_is_int(poll, 1, LIMIT_POLL_S) ? (double)json_int(poll) : (double)LIMIT_POLL_S;
+    a->hello_due = false;
+    if (!a->bulk || strcmp(a->bulk_url, bulk) != 0) {
+        (void)snprintf(a->bulk_url, sizeof(a->bulk_url), "%s", bulk);
+        return open_bulk(a, e);
+    }
+    return ST_OK;
+}
+
+/* Until the server answers; an exit code, or -1 to go on. */
+static int hello(struct agent *a)
+{
+    struct arena *arena = arena_new(TASK_ARENA_MAX);
+    struct buf body;
+    struct reply r;
+    struct err e = {0};
+    buf_init(&body, 4096);
+    hello_body(a, &body);
+    transport_timeout(a->control, 30.0);
+    enum status st =
+        transport_call_retry(a->control, arena, "POST", "/silo/v1/hello", body.data, 0.0, &r, &e);
+    int rc = -1;
+    if (st) {
+        rc = r.cancelled ? EXIT_DONE : fatal(a, &r, &e);
+        if (rc < 0) {
+            log_error("%s", e.msg);
+            rc = EXIT_UNREACHABLE;
+        }
+    } else if (read_hello(a, &r, &e)) {
+        log_error("%s", e.msg);
+        rc = EXIT_UNREACHABLE;
+    }
+    buf_release(&body);
+    arena_free(arena);
+    return rc;
+}
+
+static void release(struct agent *a, const struct task *t, const char *code, const char *detail)
+{
+    struct arena *arena = arena_new(TASK_ARENA_MAX);
+    struct buf body;
+    struct reply r;
+    struct err e = {0};
+    buf_init(&body, 4096);
+    jw_object(&body, NULL);
+    jw_int(&body, "epoch", t->epoch);
+    jw_str(&body, "code", code);
+    jw_str(&body, "detail", detail);
+    jw_end_object(&body);
+    last_words = 1;
+    transport_timeout(a->control, (double)PART_S);
+    // Without this request the lease runs out by itself, only later.
+    if (transport_call_retry(a->control, arena, "POST",
+                             arena_fmt(arena, "/silo/v1/tasks/%s/release", t->id), body.data,
+                             (double)PART_S, &r, &e)) {
+        log_warn("the task is not given back: %s", e.msg);
+    }
+    last_words = 0;
+    transport_timeout(a->control, 30.0);
+    buf_release(&body);
+    arena_free(arena);
+}
+
+static void after_task(struct agent *a, const struct task *t, struct beat *b, enum task_end end)
+{
+    char why[240];
+    switch (end) {
+    case TASK_FAILED:
+        release(a, t, a->fail_code, a->fail_detail);
+        break;
+    case TASK_LEAVING:
+        release(a, t, "shutdown", "the agent was told to stop");
+        break;
+    case TASK_DROPPED:
+        beat_reason(b, why, sizeof(why));
+        agent_say(a, "round %" PRId64 " is dropped: %s", t->round,
+                  why[0] ? why : "the lease is not ours any more");
+        break;
+    case TASK_REFUSED:
+    case TASK_LATE:
+    case TASK_DONE:
+    default:
+        break;
+    }
+}
+
+static void work(struct agent *a, const struct task *t, struct arena *arena)
+{
+    struct beat_config bc = {.url = a->id.url,
+                             .token = a->id.token,
+                             .ca_file = a->id.ca_file[0] ? a->id.ca_file : NULL,
+                             .task = t->id,
+                             .epoch = t->epoch,
+                             .heartbeat_s = t->heartbeat_s};
+    struct beat *b = NULL;
+    struct err e = {0};
+    if (beat_start(&b, &bc, &e)) {
+        (void)agent_fail(a, "transient", &e);
+        release(a, t, a->fail_code, a->fail_detail);
+        return;
+    }
+    enum task_end end =
+        t->kind == TASK_TRAIN ? agent_train(a, t, b, arena) : agent_evaluate(a, t, b, arena);
+    after_task(a, t, b, end);
+    beat_stop(b, (double)PART_S);
+}
+
+/* ---- the loop ---- */
+
+static void nap(int64_t ms)
+{
+    for (int64_t until = clock_mono_ms() + ms; clock_mono_ms() < until && !agent_stopping();) {
+        clock_sleep_ms(100);
+    }
+}
+
+static void show_waiting(struct agent *a)
+{
+    struct progress_values v = progress_none();
+    v.up_bytes = a->sent_bytes;
+    v.down_bytes = a->received_bytes;
+    v.note = "waiting for a task";
+    progress_show(&a->progress, &v, false);
+}
+
+/* One claim and what follows from it; an exit code, or -1 to go on. */
+static int turn(struct agent *a, int *failures)
+{
+    struct arena *arena = arena_new(TASK_ARENA_MAX);
+    struct reply r;
+    struct err e = {0};
+    int rc = -1;
+    transport_timeout(a->control, a->poll_s + 15.0);
+    enum status st = transport_call(
+        a->control, arena, "POST", "/silo/v1/tasks/claim",
+        arena_fmt(arena, "{\"agent\":\"%s\",\"wait_s\":%d}", a->boot, (int)a->poll_s), &r, &e);
+    transport_timeout(a->control, 30.0);
+    if (st && !r.cancelled) {
+        rc = fatal(a, &r, &e);
+        if (rc < 0) {
+            uint64_t draw = 0;
+            random_bytes(&draw, sizeof(draw));
+            int64_t wait = retry_delay_ms((*failures)++, rng_unit(draw, 0), r.retry_after_s);
+            log_info("%s; asking again in %.1f s", e.msg, (double)wait / 1000.0);
+            a->hello_due = true; // it may be a new server, at a new bulk address
+            nap(wait);
+        }
+    } else if (!st && r.http == 200) {
+        struct task t;
+        *failures = 0;
+        if (!r.json || task_parse(&t, r.json, &e)) {
+            log_error("a task is not understood: %s", r.json ? e.msg : "no JSON");
+            nap(10000);
+        } else {
+            work(a, &t, arena);
+            agent_doing(a, NULL, "waiting", 0);
+        }
+    } else if (!st) {
+        *failures = 0;
+        show_waiting(a);
+    }
+    arena_free(arena);
+    return rc;
+}
+
+static int loop(struct agent *a)
+{
+    int failures = 0;
+    a->hello_due = true;
+    bool first = true;
+    while (!agent_stopping()) {
+        if (a->hello_due) {
+            int rc = hello(a);
+            if (rc >= 0) {
+                return rc;
+            }
+            if (first) {
+                char tokens[16];
+                format_count(tokens, (double)a->info.train_tokens);
+                agent_say(a, "silo %s at %s: %s, %s tokens of text; waiting for a task", a->id.name,
+                          a->id.url, a->device, tokens);
+                first = false;
+            }
+            agent_doing(a, NULL, "waiting", 0);
+        }
+        int rc = turn(a, &failures);
+        if (rc >= 0) {
+            return rc;
+        }
+    }
+    return EXIT_DONE;
+}
+
+/* ---- opening ---- */
+
+static void describe_device(struct agent *a, const struct backend *be)
+{
+    if (be->threads > 0) {
+        (void)snprintf(a->device, sizeof(a->device), "%s, %d thread%s", be->ops->name, be->threads,
+                       be->threads == 1 ? "" : "s");
+    } else {
+        (void)snprintf(a->device, sizeof(a->device), "%s", be->ops->name);
+    }
+}
+
+static int open_parts(struct agent *a, int *lock)
+{
+    const struct agent_config *c = a->config;
+    struct err e = {0};
+    char cache[STATE_PATH_MAX];
+    (void)snprintf(cache, sizeof(cache), "%.900s/cache", c->state_dir);
+    if (identity_read(c->state_dir, &a->id, &e)) {
+        log_error("%s%s", e.msg, e.st == ST_NOT_FOUND ? "; try photon-client join first" : "");
+        return EXIT_CONFIG;
+    }
+    if (dir_make(cache, &e) || state_lock(c->state_dir, lock, &e) ||
+        data_open(&a->data, c->sources, c->source_count, &e)) {
+        log_error("%s", e.msg);
+        return e.st == ST_CONFLICT ? EXIT_FAILED : EXIT_CONFIG;
+    }
+    data_info(a->data, &a->info);
+    struct backend *be = NULL;
+    if (backend_open(&be, c->device, c->threads, &e)) {
+        log_error("%s", e.msg);
+        return EXIT_NO_DEVICE;
+    }
+    describe_device(a, be);
+    backend_close(be);
+    struct transport_config tc = {.url = a->id.url,
+                                  .token = a->id.token,
+                                  .ca_file = a->id.ca_file[0] ? a->id.ca_file : NULL,
+                                  .cancelled = is_cancelled};
+    if (transport_open(&a->control, &tc, &e)) {
+        log_error("%s", e.msg);
+        return EXIT_CONFIG;
+    }
+    return EXIT_DONE;
+}
+
+int agent_run(const struct agent_config *c)
+{
+    struct agent a = {.config = c, .tokens_per_s = (double)NAN};
+    uint8_t boot[16];
+    random_bytes(boot, sizeof(boot));
+    for (size_t i = 0; i < sizeof(boot); i++) {
+        (void)snprintf(a.boot + 2 * i, 3, "%02x", boot[i]);
+    }
+    int lock = -1;
+    catch_signals();
+    progress_init(&a.progress, stderr);
+    int rc = open_parts(&a, &lock);
+    if (!rc) {
+        read_counters(&a);
+        rc = loop(&a);
+        progress_end(&a.progress);
+        agent_doing(&a, NULL, "stopped", 0);
+    }
+    trainer_close(a.trainer);
+    data_close(a.data);
+    transport_close(a.bulk);
+    transport_close(a.control);
+    if (lock >= 0) {
+        (void)close(lock);
+    }
+    return rc;
+}

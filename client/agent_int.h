@@ -1,0 +1,95 @@
+/*
+ * agent_int.h - what the agent's own files share: agent.c (loop), agent_train.c, agent_upload.c.
+ */
+#ifndef CLIENT_AGENT_INT_H
+#define CLIENT_AGENT_INT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "client/agent.h"
+#include "client/beat.h"
+#include "client/data.h"
+#include "client/progress.h"
+#include "client/state.h"
+#include "client/task.h"
+#include "client/trainer.h"
+#include "client/transport.h"
+#include "common/arena.h"
+#include "common/status.h"
+
+/* How the work on one task ended. */
+enum task_end {
+    TASK_DONE = 0, /* accepted, or counted */
+    TASK_LATE,     /* whole, but not counted */
+    TASK_REFUSED,  /* the server found the update bad */
+    TASK_DROPPED,  /* cancelled, or the lease was lost */
+    TASK_LEAVING,  /* a signal came */
+    TASK_FAILED    /* release code and detail say why */
+};
+
+struct agent {
+    const struct agent_config *config;
+    struct silo_identity id;
+    char boot[33]; /* names this process to the server */
+    struct data *data;
+    struct data_info info;
+    struct transport *control;
+    struct transport *bulk;
+    char bulk_url[256];
+    double poll_s;
+    struct progress progress;
+
+    /* Kept over the rounds of one run; opened anew when the spec's model or inner settings change.
+     */
+    struct trainer *trainer;
+    char trainer_run[32];
+    uint64_t row_seed;
+    int32_t row_ordinal;
+    char device[96];
+    double tokens_per_s; /* of the last training; NAN before */
+
+    char verified[65];     /* digest of the checkpoint that was checked last */
+    bool hello_due;        /* what hello said has changed */
+    const char *fail_code; /* of TASK_FAILED: a literal of the release request */
+    char fail_detail[240];
+
+    /* for `photon-client status` */
+    int64_t sent_bytes, received_bytes, updates, evaluations;
+    char doing[32];
+    char last_error[240];
+};
+
+/* Is this the time to stop? Also the transports' cancel callback. */
+bool agent_stopping(void);
+void agent_say(struct agent *a, const char *fmt, ...) PRINTF_LIKE(2, 3);
+void agent_doing(struct agent *a, const struct task *t, const char *doing, int64_t step);
+
+/* Sets fail_code and fail_detail; returns TASK_FAILED. */
+enum task_end agent_fail(struct agent *a, const char *code, const struct err *e);
+
+/* The base checkpoint as an open file and where its data begins. */
+enum status agent_base(struct agent *a, const struct task *t, struct beat *b, struct arena *arena,
+                       int *fd, int64_t *offset, double *seconds, struct err *e) MUST_CHECK;
+
+enum task_end agent_train(struct agent *a, const struct task *t, struct beat *b,
+                          struct arena *arena);
+enum task_end agent_evaluate(struct agent *a, const struct task *t, struct beat *b,
+                             struct arena *arena);
+
+/* Opens the trainer for this task's run unless it is open. */
+enum task_end agent_trainer(struct agent *a, const struct task *t);
+
+/* Writes the update of the weights in the trainer; sets bytes, sha256 of rs->j. */
+enum status agent_encode(struct agent *a, const struct task *t, struct run_state *rs, int base_fd,
+                         int64_t base_offset, struct err *e) MUST_CHECK;
+
+/* Sends rs's update until a decision. */
+enum task_end agent_upload(struct agent *a, const struct task *t, struct run_state *rs,
+                           struct beat *b, struct arena *arena);
+
+/* A round whose outcome a dead process never learnt: ask, and settle. */
+enum status agent_resolve(struct agent *a, struct run_state *rs, struct arena *arena,
+                          struct err *e) MUST_CHECK;
+
+#endif

@@ -1,0 +1,572 @@
+/*
+ * agent_train.c - the work itself: local steps with snapshots, the update file, an evaluation.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <math.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "client/agent_int.h"
+#include "common/clock.h"
+#include "common/log.h"
+#include "common/mem.h"
+#include "common/safetensors.h"
+
+enum {
+    SNAP_LEAST_MS = 2000,
+    SNAP_COST = 20,     // a snapshot may cost one part in so many of the time
+    DIVERGED_STEPS = 5, // steps in a row without a finite loss and gradient
+    ENCODE_BLOCK = 1 << 18,
+    EVAL_SLICE = 4
+};
+
+/* ---- where rows come from ---- */
+
+static enum status train_rows(void *ctx, int64_t step, int32_t rows, int32_t seq_len, int32_t *out,
+                              struct err *e)
+{
+    const struct agent *a = ctx;
+    return data_train_rows(a->data, a->row_seed, a->row_ordinal, step, rows, seq_len, out, e);
+}
+
+static enum status heldout_row(void *ctx, int64_t i, int32_t seq_len, int32_t *out,
+                               int64_t *target_bytes, struct err *e)
+{
+    const struct agent *a = ctx;
+    return data_heldout_row(a->data, i, seq_len, out, target_bytes, e);
+}
+
+static enum status check_text(const struct agent *a, const struct run_spec *s, struct err *e)
+{
+    if (strcmp(a->info.tokenizer_sha256, s->tokenizer_sha256) != 0) {
+        return err_set(
+            e, ST_INVALID,
+            "this silo's text is made with tokenizer '%.12s', the run wants '%.12s' (empty: "
+            "bytes); try photon data prepare with the run's tokenizer",
+            a->info.tokenizer_sha256, s->tokenizer_sha256);
+    }
+    if (a->info.vocab_size > s->model.vocab_size) {
+        return err_set(e, ST_INVALID,
+                       "this silo's text has token ids up to %d, the model's vocabulary is %d; try "
+                       "photon data prepare with the run's tokenizer",
+                       a->info.vocab_size - 1, s->model.vocab_size);
+    }
+    return ST_OK;
+}
+
+enum task_end agent_trainer(struct agent *a, const struct task *t)
+{
+    struct err e = {0};
+    if (check_text(a, &t->spec, &e)) {
+        return agent_fail(a, "bad_data", &e);
+    }
+    a->row_seed = t->spec.seed;
+    if (a->trainer && strcmp(a->trainer_run, t->run) == 0) {
+        return TASK_DONE;
+    }
+    trainer_close(a->trainer);
+    a->trainer = NULL;
+    struct trainer_config c = {.model = t->spec.model,
+                               .inner = t->spec.inner,
+                               .rows = {a, train_rows, heldout_row},
+                               .device = a->config->device,
+                               .dtype = a->config->dtype,
+                               .threads = a->config->threads};
+    enum status st = trainer_open(&a->trainer, &c, &e);
+    if (st) {
+        a->trainer = NULL;
+        return agent_fail(a, st == ST_NOMEM ? "oom" : "transient", &e);
+    }
+    (void)snprintf(a->trainer_run, sizeof(a->trainer_run), "%s", t->run);
+    trainer_describe(a->trainer, a->device);
+    a->hello_due = true;
+    return TASK_DONE;
+}
+
+/* ---- training ---- */
+
+struct training {
+    struct agent *a;
+    const struct task *t;
+    struct beat *b;
+    struct run_state rs;
+    struct snap done; // what was done up to now
+    int bad_steps;
+    int64_t snapped_ms;
+    int64_t snap_cost_ms;
+    double rate; // tokens/s, smoothed
+};
+
+static enum status take_snapshot(struct training *w, struct err *e)
+{
+    char tmp[STATE_PATH_MAX];
+    int64_t begin = clock_mono_ms();
+    run_state_path(&w->rs, "snapshot.tmp", tmp);
+    TRY(trainer_save_state(w->a->trainer, tmp, true, e));
+    TRY(run_state_snap(&w->rs, &w->done, tmp, e));
+    w->snapped_ms = clock_mono_ms();
+    w->snap_cost_ms = w->snapped_ms - begin;
+    return ST_OK;
+}
+
+/* Weights and moments as they were at the round's start, or at the newest snapshot of it. */
+static enum status load_start(struct training *w, int fd, int64_t offset, struct err *e)
+{
+    char path[STATE_PATH_MAX];
+    struct trainer *t = w->a->trainer;
+    w->done = (struct snap){0};
+    if (run_state_snap_best(&w->rs, &w->done, path)) {
+        struct err why = {0};
+        if (trainer_load_state(t, path, &why) == ST_OK) {
+            agent_say(w->a, "round %" PRId64 " goes on from step %" PRId64 " of %" PRId64,
+                      w->t->round, w->done.step, w->t->local_steps);
+            return ST_OK;
+        }
+        log_warn("a snapshot is not used: %s", why.msg);
+        w->done = (struct snap){0};
+    }
+    run_state_path(&w->rs, STATE_MOMENTS, path);
+    if (w->t->spec.inner_state == INNER_STATE_KEEP && access(path, F_OK) == 0) {
+        TRY(trainer_load_state(t, path, e));
+    } else {
+        trainer_reset_state(t);
+    }
+    return trainer_load_weights(t, fd, offset, e);
+}
+
+static void report_step(struct training *w, const struct step_report *r)
+{
+    struct agent *a = w->a;
+    double rate = r->seconds > 0.0 ? (double)r->tokens / r->seconds : 0.0;
+    w->rate = w->rate > 0.0 ? 0.9 * w->rate + 0.1 * rate : rate;
+    a->tokens_per_s = w->rate;
+    beat_report(w->b, "train", w->done.step, w->rate);
+    if (r->finite) {
+        beat_point(w->b, r->step, "train_loss", r->loss);
+        beat_point(w->b, r->step, "grad_norm", r->grad_norm);
+        beat_point(w->b, r->step, "lr", r->lr);
+        beat_point(w->b, r->step, "tokens_per_s", rate);
+    }
+    struct progress_values v = progress_none();
+    v.round = w->t->round;
+    v.rounds = w->t->rounds;
+    v.step = w->done.step;
+    v.steps = w->t->local_steps;
+    v.loss = r->loss;
+    v.ppl = exp(r->loss);
+    v.tokens_per_s = w->rate;
+    v.up_bytes = a->sent_bytes;
+    v.eta_s = r->seconds * (double)(w->t->local_steps - w->done.step);
+    progress_show(&a->progress, &v, false);
+}
+
+static enum task_end one_step(struct training *w)
+{
+    struct step_report r;
+    struct err e = {0};
+    double begin = clock_mono_s();
+    enum status st = trainer_step(w->a->trainer, w->t->global_step + w->done.step, &r, &e);
+    if (st) {
+        const char *code = st == ST_NOMEM ? "oom" : st == ST_DEVICE ? "transient" : "bad_data";
+        return agent_fail(w->a, code, &e);
+    }
+    w->done.step++;
+    w->done.tokens += r.tokens;
+    w->done.train_s += clock_mono_s() - begin;
+    w->done.loss_sum += r.finite ? r.loss : 0.0;
+    w->bad_steps = r.finite ? 0 : w->bad_steps + 1;
+    report_step(w, &r);
+    if (w->bad_steps >= DIVERGED_STEPS) {
+        (void)err_set(&e, ST_DEVICE,
+                      "loss or gradient is not finite for %d steps, up to global step %" PRId64
+                      "; try a lower learning rate",
+                      DIVERGED_STEPS, r.step);
+        return agent_fail(w->a, "diverged", &e);
+    }
+    return TASK_DONE;
+}
+
+/* A lost lease may come back to us with the next claim; what was done is kept for that. */
+static enum task_end leave_with_snapshot(struct training *w, enum task_end end)
+{
+    struct err e = {0};
+    if (w->done.step > 0 && take_snapshot(w, &e)) {
+        log_warn("no snapshot: %s", e.msg);
+    }
+    return end;
+}
+
+static enum task_end train_steps(struct training *w)
+{
+    while (w->done.step < w->t->local_steps) {
+        enum beat_order order = beat_order(w->b);
+        if (agent_stopping()) {
+            return leave_with_snapshot(w, TASK_LEAVING);
+        }
+        if (order == BEAT_STALE) {
+            return leave_with_snapshot(w, TASK_DROPPED);
+        }
+        if (order != BEAT_CONTINUE) {
+            return TASK_DROPPED;
+        }
+        enum task_end end = one_step(w);
+        if (end) {
+            return end;
+        }
+        int64_t wait = SNAP_COST * w->snap_cost_ms;
+        wait = wait > SNAP_LEAST_MS ? wait : SNAP_LEAST_MS;
+        if (clock_mono_ms() - w->snapped_ms >= wait && w->done.step < w->t->local_steps) {
+            struct err e = {0};
+            enum status st = take_snapshot(w, &e);
+            if (st) {
+                return agent_fail(w->a, st == ST_LIMIT ? "disk_full" : "transient", &e);
+            }
+            agent_doing(w->a, w->t, "training", w->done.step);
+        }
+    }
+    return TASK_DONE;
+}
+
+/* The update file, then the moments that go with it; both synced before the journal says so. */
+static enum status conclude(struct training *w, int fd, int64_t offset, struct err *e)
+{
+    char tmp[STATE_PATH_MAX];
+    char next[STATE_PATH_MAX];
+    double begin = clock_mono_s();
+    w->rs.j.tokens = w->done.tokens;
+    w->rs.j.train_loss = w->done.loss_sum / (double)w->t->local_steps;
+    w->rs.j.train_s = w->done.train_s;
+    TRY(agent_encode(w->a, w->t, &w->rs, fd, offset, e));
+    if (w->t->spec.inner_state == INNER_STATE_KEEP) {
+        run_state_path(&w->rs, "moments.tmp", tmp);
+        run_state_path(&w->rs, STATE_MOMENTS_NEXT, next);
+        // Between rounds the weights are the aggregator's: only the moments are kept.
+        TRY(trainer_save_state(w->a->trainer, tmp, false, e));
+        TRY(file_place(tmp, next, e));
+    }
+    w->rs.j.encode_s = clock_mono_s() - begin;
+    return run_state_trained(&w->rs, e);
+}
+
+static enum task_end train_from(struct training *w, int fd, int64_t offset)
+{
+    struct agent *a = w->a;
+    struct err e = {0};
+    enum status st = load_start(w, fd, offset, &e);
+    if (st) {
+        return agent_fail(a, st == ST_NOMEM ? "oom" : "transient", &e);
+    }
+    w->snapped_ms = clock_mono_ms();
+    agent_doing(a, w->t, "training", w->done.step);
+    beat_report(w->b, "train", w->done.step, a->tokens_per_s);
+    enum task_end end = train_steps(w);
+    if (end) {
+        return end;
+    }
+    beat_report(w->b, "encode", w->done.step, w->rate);
+    st = conclude(w, fd, offset, &e);
+    if (st) {
+        return agent_fail(a, st == ST_LIMIT ? "disk_full" : "transient", &e);
+    }
+    return TASK_DONE;
+}
+
+/* The update of this very round is there, whole, from before: only its upload is missing. */
+static bool has_update(const struct run_state *rs, const struct round_key *key)
+{
+    bool done = rs->j.phase == JOURNAL_TRAINED || (rs->j.phase == JOURNAL_SETTLED && rs->j.keep);
+    if (!done || !round_key_equal(&rs->j.key, key)) {
+        return false;
+    }
+    char path[STATE_PATH_MAX];
+    struct digest d;
+    char hex[DIGEST_HEX + 1];
+    int64_t bytes = 0;
+    struct err e = {0};
+    run_state_path(rs, STATE_UPDATE, path);
+    if (sha256_file(path, &d, &bytes, &e)) {
+        log_warn("the finished update is gone: %s", e.msg);
+        return false;
+    }
+    digest_hex(&d, hex);
+    return bytes == rs->j.bytes && strcmp(hex, rs->j.sha256) == 0;
+}
+
+static enum status begin_round(struct training *w, struct arena *arena, struct err *e)
+{
+    struct round_key key = task_key(w->t);
+    struct run_state *rs = &w->rs;
+    bool same = round_key_equal(&rs->j.key, &key);
+    if (rs->j.phase == JOURNAL_TRAINED && same) { // its file is damaged: make it again
+        TRY(run_state_settle(rs, false, e));
+    } else if (rs->j.phase == JOURNAL_TRAINED) {
+        TRY(agent_resolve(w->a, rs, arena, e));
+    }
+    bool goes_on = rs->j.phase == JOURNAL_TRAIN && same;
+    return goes_on ? ST_OK : run_state_begin(rs, &key, e);
+}
+
+enum task_end agent_train(struct agent *a, const struct task *t, struct beat *b,
+                          struct arena *arena)
+{
+    struct training w = {.a = a, .t = t, .b = b};
+    struct err e = {0};
+    enum status st = run_state_open(&w.rs, a->config->state_dir, t->run, &e);
+    if (st) {
+        return agent_fail(a, st == ST_LIMIT ? "disk_full" : "transient", &e);
+    }
+    if (!t->codec_known) {
+        (void)err_set(&e, ST_INVALID,
+                      "the run's codec is not known to this version; try a newer one");
+        return agent_fail(a, "transient", &e);
+    }
+    struct round_key key = task_key(t);
+    if (has_update(&w.rs, &key)) {
+        return agent_upload(a, t, &w.rs, b, arena);
+    }
+    st = begin_round(&w, arena, &e);
+    if (st) {
+        return agent_stopping() ? TASK_LEAVING
+                                : agent_fail(a, st == ST_LIMIT ? "disk_full" : "transient", &e);
+    }
+    enum task_end end = agent_trainer(a, t);
+    if (end) {
+        return end;
+    }
+    a->row_ordinal = (int32_t)t->silo_ordinal;
+    int fd = -1;
+    int64_t offset = 0;
+    double seconds = 0.0;
+    st = agent_base(a, t, b, arena, &fd, &offset, &seconds, &e);
+    if (st) {
+        return agent_stopping() ? TASK_LEAVING
+                                : agent_fail(a, st == ST_LIMIT ? "disk_full" : "transient", &e);
+    }
+    w.rs.j.download_s = seconds;
+    end = train_from(&w, fd, offset);
+    (void)close(fd);
+    return end ? end : agent_upload(a, t, &w.rs, b, arena);
+}
+
+/* ---- the update file ---- */
+
+static void *update_header(struct arena *arena, const struct agent *a, const struct task *t,
+                           const struct run_state *rs, int64_t *len)
+{
+    const struct st_meta meta[] = {
+        {"kind", "update"},
+        {"run", t->run_name},
+        {"round", arena_fmt(arena, "%08" PRId64, t->round)},
+        {"base", t->base_sha256},
+        {"codec", "f32"},
+        {"silo", a->id.name},
+        {"tokens", arena_fmt(arena, "%016" PRId64, rs->j.tokens)},
+        {"steps", arena_fmt(arena, "%016" PRId64, t->local_steps)},
+    };
+    return st_params_header(arena, trainer_params(a->trainer), meta,
+                            (int)(sizeof(meta) / sizeof(meta[0])), len);
+}
+
+static enum status write_all(int fd, const void *bytes, size_t len, struct err *e)
+{
+    const char *p = bytes;
+    for (size_t done = 0; done < len;) {
+        ssize_t n = write(fd, p + done, len - done);
+        if (n < 0 && errno == EINTR) {
+            continue;
+        }
+        if (n < 0) {
+            return err_set(e, io_status(errno), "cannot write the update: %s", strerror(errno));
+        }
+        done += (size_t)n;
+    }
+    return ST_OK;
+}
+
+static enum status read_floats(int fd, int64_t at, float *out, int64_t count, struct err *e)
+{
+    char *p = (char *)out;
+    int64_t want = count * (int64_t)sizeof(float);
+    for (int64_t done = 0; done < want;) {
+        ssize_t n = pread(fd, p + done, (size_t)(want - done), at + done);
+        if (n < 0 && errno == EINTR) {
+            continue;
+        }
+        if (n <= 0) {
+            return err_set(e, ST_IO, "cannot read the base checkpoint");
+        }
+        done += n;
+    }
+    return ST_OK;
+}
+
+/* Block by block, so that the update of a large model needs no memory of its own. */
+static enum status write_deltas(struct agent *a, int out, struct sha256 *hash, int base_fd,
+                                int64_t base_offset, struct err *e)
+{
+    int64_t total = trainer_params(a->trainer)->total;
+    float *base = mem_alloc(2 * ENCODE_BLOCK * sizeof(float));
+    float *delta = base + ENCODE_BLOCK;
+    enum status st = ST_OK;
+    for (int64_t at = 0; at < total && !st; at += ENCODE_BLOCK) {
+        int64_t n = total - at < ENCODE_BLOCK ? total - at : ENCODE_BLOCK;
+        st = read_floats(base_fd, base_offset + at * (int64_t)sizeof(float), base, n, e);
+        st = st ? st : trainer_delta(a->trainer, at, n, base, delta, e);
+        if (!st) {
+            sha256_add(hash, delta, (size_t)n * sizeof(float));
+            st = write_all(out, delta, (size_t)n * sizeof(float), e);
+        }
+    }
+    mem_free(base);
+    return st;
+}
+
+static enum status write_update(struct agent *a, const struct task *t, struct run_state *rs, int fd,
+                                int base_fd, int64_t base_offset, struct err *e)
+{
+    struct arena *arena = arena_new(16 * 1024 * 1024);
+    struct sha256 *hash = sha256_new();
+    int64_t len = 0;
+    void *header = update_header(arena, a, t, rs, &len);
+    sha256_add(hash, header, (size_t)len);
+    enum status st = write_all(fd, header, (size_t)len, e);
+    st = st ? st : write_deltas(a, fd, hash, base_fd, base_offset, e);
+    rs->j.bytes = len + trainer_params(a->trainer)->total * (int64_t)sizeof(float);
+    struct digest d;
+    sha256_end(hash, &d);
+    digest_hex(&d, rs->j.sha256);
+    sha256_free(hash);
+    arena_free(arena);
+    if (!st && rs->j.bytes != t->update_bytes) {
+        st = err_set(e, ST_INVALID,
+                     "the update has %" PRId64 " bytes, the plan says %" PRId64
+                     "; try the server's version of photon-client",
+                     rs->j.bytes, t->update_bytes);
+    }
+    return st;
+}
+
+enum status agent_encode(struct agent *a, const struct task *t, struct run_state *rs, int base_fd,
+                         int64_t base_offset, struct err *e)
+{
+    char tmp[STATE_PATH_MAX];
+    char path[STATE_PATH_MAX];
+    run_state_path(rs, "update.tmp", tmp);
+    run_state_path(rs, STATE_UPDATE, path);
+    int fd = open(tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    if (fd < 0) {
+        return err_set(e, io_status(errno), "cannot create %s: %s", tmp, strerror(errno));
+    }
+    enum status st = write_update(a, t, rs, fd, base_fd, base_offset, e);
+    if (close(fd) != 0 && !st) {
+        st = err_set(e, io_status(errno), "cannot close %s: %s", tmp, strerror(errno));
+    }
+    return st ? st : file_place(tmp, path, e);
+}
+
+/* ---- evaluation ---- */
+
+static enum task_end eval_windows(struct agent *a, const struct task *t, struct beat *b,
+                                  struct eval_result *sum)
+{
+    int64_t count = data_heldout_windows(a->data, t->spec.model.seq_len);
+    struct err e = {0};
+    if (count < 1) {
+        (void)err_set(&e, ST_LIMIT, "there is no held-out window of %d tokens; try more text",
+                      t->spec.model.seq_len);
+        return agent_fail(a, "bad_data", &e);
+    }
+    count = count < t->windows ? count : t->windows;
+    *sum = (struct eval_result){0};
+    for (int64_t at = 0; at < count; at += EVAL_SLICE) {
+        if (agent_stopping()) {
+            return TASK_LEAVING;
+        }
+        if (beat_order(b) != BEAT_CONTINUE) {
+            return TASK_DROPPED;
+        }
+        struct eval_result r;
+        int64_t n = count - at < EVAL_SLICE ? count - at : EVAL_SLICE;
+        enum status st = trainer_eval(a->trainer, at, n, &r, &e);
+        if (st) {
+            return agent_fail(a, st == ST_DEVICE ? "transient" : "bad_data", &e);
+        }
+        sum->nll += r.nll;
+        sum->tokens += r.tokens;
+        sum->bytes += r.bytes;
+        sum->seconds += r.seconds;
+        beat_report(b, "evaluate", at + n,
+                    sum->seconds > 0.0 ? (double)sum->tokens / sum->seconds : (double)NAN);
+    }
+    return TASK_DONE;
+}
+
+static enum task_end post_result(struct agent *a, const struct task *t,
+                                 const struct eval_result *sum, double download_s,
+                                 struct arena *arena)
+{
+    struct buf body;
+    buf_init(&body, 1024);
+    jw_object(&body, NULL);
+    jw_int(&body, "epoch", t->epoch);
+    jw_num(&body, "nll", sum->nll);
+    jw_int(&body, "tokens", sum->tokens);
+    jw_int(&body, "bytes", sum->bytes);
+    jw_num(&body, "seconds", sum->seconds);
+    jw_num(&body, "download_s", download_s);
+    jw_end_object(&body);
+    struct reply r;
+    struct err e = {0};
+    enum status st = transport_call_retry(a->control, arena, "POST",
+                                          arena_fmt(arena, "/silo/v1/tasks/%s/result", t->id),
+                                          body.data, 0.0, &r, &e);
+    buf_release(&body);
+    if (!st) {
+        a->evaluations++;
+        double loss = sum->nll / (double)sum->tokens;
+        agent_say(
+            a, "checkpoint %" PRId64 ": loss %.4f, perplexity %.4g on %" PRId64 " held-out tokens",
+            t->base_number, loss, exp(loss), sum->tokens);
+        return TASK_DONE;
+    }
+    if (r.cancelled) {
+        return TASK_LEAVING;
+    }
+    log_warn("the evaluation is not counted: %s", e.msg);
+    return TASK_DROPPED;
+}
+
+enum task_end agent_evaluate(struct agent *a, const struct task *t, struct beat *b,
+                             struct arena *arena)
+{
+    struct err e = {0};
+    enum task_end end = agent_trainer(a, t);
+    if (end) {
+        return end;
+    }
+    int fd = -1;
+    int64_t offset = 0;
+    double seconds = 0.0;
+    enum status st = agent_base(a, t, b, arena, &fd, &offset, &seconds, &e);
+    if (!st) {
+        st = trainer_load_weights(a->trainer, fd, offset, &e);
+        (void)close(fd);
+    }
+    if (st) {
+        return agent_stopping() ? TASK_LEAVING
+                                : agent_fail(a, st == ST_LIMIT ? "disk_full" : "transient", &e);
+    }
+    agent_doing(a, t, "evaluating", 0);
+    beat_report(b, "evaluate", 0, (double)NAN);
+    struct eval_result sum = {0};
+    end = eval_windows(a, t, b, &sum);
+    if (!end && !isfinite(sum.nll)) {
+        (void)err_set(&e, ST_CORRUPT, "the loss of checkpoint %" PRId64 " is not finite",
+                      t->base_number);
+        end = agent_fail(a, "diverged", &e);
+    }
+    return end ? end : post_result(a, t, &sum, seconds, arena);
+}

@@ -1,0 +1,378 @@
+/*
+ * agent_upload.c - an update's way to the server: create, chunks, finish, whatever breaks between.
+ *
+ * A refusal is a decision; a broken connection is none: then the durable offset is asked for and
+ * the upload goes on from there. At most one chunk is sent twice per cut.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "client/agent_int.h"
+#include "common/clock.h"
+#include "common/limits.h"
+#include "common/log.h"
+#include "common/mem.h"
+#include "common/rng.h"
+
+enum { DIGEST_TRIES = 5, WAIT_SLICE_MS = 100, CREATE_TRIES = 5 };
+
+struct sending {
+    struct agent *a;
+    const struct task *t;
+    struct run_state *rs;
+    struct beat *b;
+    int fd;
+    int64_t offset;
+    int64_t chunk_bytes;
+    int attempt; // failures in a row, for the wait
+    double seconds;
+};
+
+/* What the next step is. */
+enum step { STEP_CREATE = 0, STEP_CHUNK, STEP_ASK, STEP_FINISH, STEP_END };
+
+static enum task_end ended(const struct reply *r, bool *decided)
+{
+    *decided = true;
+    if (strcmp(r->code, "ROUND_CLOSED") == 0 || strcmp(r->code, "OTHER_UPDATE_COUNTED") == 0) {
+        return TASK_LATE;
+    }
+    if (strcmp(r->code, "STALE_LEASE") == 0) {
+        return TASK_DROPPED; // claim again: the task may still be ours, under a new epoch
+    }
+    if (r->http == 410 && strcmp(r->code, "RUN_STOPPED") == 0) {
+        return TASK_LATE;
+    }
+    if (strcmp(r->code, "BAD_UPDATE") == 0) {
+        return TASK_REFUSED;
+    }
+    *decided = false;
+    return TASK_DONE;
+}
+
+static void pause_before_retry(struct sending *s, double retry_after_s)
+{
+    uint64_t draw = 0;
+    random_bytes(&draw, sizeof(draw));
+    int64_t wait = retry_delay_ms(s->attempt++, rng_unit(draw, 0), retry_after_s);
+    log_info("going on with the upload in %.1f s", (double)wait / 1000.0);
+    int64_t until = clock_mono_ms() + wait;
+    while (clock_mono_ms() < until && !agent_stopping() && beat_order(s->b) == BEAT_CONTINUE) {
+        clock_sleep_ms(WAIT_SLICE_MS);
+    }
+}
+
+static void create_body(const struct sending *s, struct buf *b)
+{
+    const struct journal *j = &s->rs->j;
+    jw_object(b, NULL);
+    jw_str(b, "task", s->t->id);
+    jw_int(b, "epoch", s->t->epoch);
+    jw_str(b, "sha256", j->sha256);
+    jw_int(b, "bytes", j->bytes);
+    jw_str(b, "codec", "f32");
+    jw_int(b, "tokens", j->tokens);
+    jw_int(b, "steps", s->t->local_steps);
+    jw_num(b, "train_loss", j->train_loss);
+    jw_object(b, "timings");
+    jw_num(b, "download_s", j->download_s);
+    jw_num(b, "train_s", j->train_s);
+    jw_num(b, "encode_s", j->encode_s);
+    jw_end_object(b);
+    jw_end_object(b);
+}
+
+/* Reads upload id, offset, chunk size of a create's or a GET's answer. */
+static enum status read_upload(struct sending *s, const struct reply *r, struct err *e)
+{
+    if (!r->json) {
+        return err_set(e, ST_CORRUPT, "the server's answer is not JSON");
+    }
+    const char *id = NULL;
+    TRY(json_want_str(r->json, "upload", &id, e));
+    TRY(json_want_int(r->json, "offset", 0, s->rs->j.bytes, &s->offset, e));
+    const struct json *chunk = json_get(r->json, "chunk_bytes");
+    if (json_is_int(chunk, 1, LIMIT_CHUNK)) {
+        s->chunk_bytes = json_int(chunk);
+    }
+    if (strcmp(s->rs->j.upload, id) != 0) {
+        TRY(run_state_upload(s->rs, id, e));
+    }
+    return ST_OK;
+}
+
+/* Sorts what a failed request means: a decision ends it, anything unknown asks for the offset. */
+static enum step after_failure(struct sending *s, const struct reply *r, const struct err *e,
+                               enum step retry, enum task_end *end)
+{
+    bool decided = false;
+    *end = ended(r, &decided);
+    if (decided) {
+        log_warn("%s", e->msg);
+        return STEP_END;
+    }
+    if (r->cancelled || agent_stopping()) {
+        *end = TASK_LEAVING;
+        return STEP_END;
+    }
+    const struct json *offset = r->json ? json_get(r->json, "offset") : NULL;
+    if (r->http == 409 && json_is_int(offset, 0, s->rs->j.bytes)) { // OFFSET_MISMATCH, INCOMPLETE
+        s->offset = json_int(offset);
+        return STEP_CHUNK;
+    }
+    if (r->http == 410 || r->http == 404) { // UPLOAD_GONE: the file is ours, so it starts anew
+        pause_before_retry(s, r->retry_after_s);
+        return STEP_CREATE;
+    }
+    if (retry_allowed(r->http) || strcmp(r->code, "UPLOAD_BUSY") == 0) {
+        log_info("%s", e->msg);
+        pause_before_retry(s, r->retry_after_s);
+        return retry;
+    }
+    *end = agent_fail(s->a, "transient", e);
+    return STEP_END;
+}
+
+static enum step do_create(struct sending *s, struct arena *arena, enum task_end *end)
+{
+    struct buf body;
+    buf_init(&body, 4096);
+    create_body(s, &body);
+    struct reply r;
+    struct err e = {0};
+    enum status st =
+        transport_call(s->a->control, arena, "POST", "/silo/v1/uploads", body.data, &r, &e);
+    buf_release(&body);
+    if (st) {
+        return after_failure(s, &r, &e, STEP_CREATE, end);
+    }
+    st = read_upload(s, &r, &e);
+    if (st) {
+        *end = agent_fail(s->a, "transient", &e);
+        return STEP_END;
+    }
+    s->attempt = 0;
+    const char *state = json_str(json_get(r.json, "state"));
+    bool whole = state && (strcmp(state, "placed") == 0 || strcmp(state, "accepted") == 0);
+    return whole ? STEP_FINISH : STEP_CHUNK;
+}
+
+/* After a broken send: what is durable? */
+static enum step do_ask(struct sending *s, struct arena *arena, enum task_end *end)
+{
+    struct reply r;
+    struct err e = {0};
+    enum status st =
+        transport_call(s->a->control, arena, "GET",
+                       arena_fmt(arena, "/silo/v1/uploads/%s", s->rs->j.upload), NULL, &r, &e);
+    st = st ? st : read_upload(s, &r, &e);
+    if (st) {
+        return after_failure(s, &r, &e, STEP_ASK, end);
+    }
+    const char *state = json_str(json_get(r.json, "state"));
+    if (state && strcmp(state, "expired") == 0) {
+        return STEP_CREATE;
+    }
+    return state && strcmp(state, "open") == 0 ? STEP_CHUNK : STEP_FINISH;
+}
+
+static enum status chunk_digest(const struct sending *s, int64_t bytes, char hex[DIGEST_HEX + 1],
+                                struct err *e)
+{
+    enum { BLOCK = 1 << 18 };
+    char *block = mem_alloc(BLOCK);
+    struct sha256 *hash = sha256_new();
+    enum status st = ST_OK;
+    for (int64_t done = 0; done < bytes && !st;) {
+        int64_t left = bytes - done;
+        ssize_t n = pread(s->fd, block, left < BLOCK ? (size_t)left : BLOCK, s->offset + done);
+        if (n > 0) {
+            sha256_add(hash, block, (size_t)n);
+            done += n;
+        } else if (n == 0 || errno != EINTR) {
+            st = err_set(e, ST_IO, "cannot read the update file");
+        }
+    }
+    struct digest d;
+    sha256_end(hash, &d);
+    digest_hex(&d, hex);
+    sha256_free(hash);
+    mem_free(block);
+    return st;
+}
+
+static enum step do_chunk(struct sending *s, struct arena *arena, enum task_end *end)
+{
+    int64_t left = s->rs->j.bytes - s->offset;
+    if (left <= 0) {
+        return STEP_FINISH;
+    }
+    int64_t bytes = left < s->chunk_bytes ? left : s->chunk_bytes;
+    char hex[DIGEST_HEX + 1];
+    struct err e = {0};
+    if (chunk_digest(s, bytes, hex, &e)) {
+        *end = agent_fail(s->a, "transient", &e);
+        return STEP_END;
+    }
+    struct chunk c = {
+        .path = arena_fmt(arena, "/silo/v1/uploads/%s", s->rs->j.upload),
+        .lease = arena_fmt(arena, "%s:%" PRId64, s->t->id, s->t->epoch),
+        .fd = s->fd,
+        .offset = s->offset,
+        .bytes = bytes,
+        .meta = arena_fmt(arena, "{\"offset\":%" PRId64 ",\"bytes\":%" PRId64 ",\"sha256\":\"%s\"}",
+                          s->offset, bytes, hex)};
+    struct reply r;
+    double begin = clock_mono_s();
+    enum status st = transport_chunk(s->a->bulk, arena, &c, &r, &e);
+    s->seconds += clock_mono_s() - begin;
+    if (st) {
+        bool damaged = r.http == 422 && strcmp(r.code, "DIGEST_MISMATCH") == 0;
+        if (damaged && s->attempt < DIGEST_TRIES) { // the wire flipped a bit
+            pause_before_retry(s, r.retry_after_s);
+            return STEP_CHUNK;
+        }
+        return after_failure(s, &r, &e, STEP_ASK, end);
+    }
+    s->a->sent_bytes += bytes;
+    s->attempt = 0;
+    const struct json *offset = r.json ? json_get(r.json, "offset") : NULL;
+    if (!json_is_int(offset, s->offset, s->rs->j.bytes)) {
+        return STEP_ASK;
+    }
+    s->offset = json_int(offset);
+    return s->offset >= s->rs->j.bytes ? STEP_FINISH : STEP_CHUNK;
+}
+
+static enum step do_finish(struct sending *s, struct arena *arena, enum task_end *end)
+{
+    struct buf body;
+    buf_init(&body, 512);
+    jw_object(&body, NULL);
+    jw_int(&body, "epoch", s->t->epoch);
+    jw_num(&body, "upload_s", s->seconds);
+    jw_end_object(&body);
+    struct reply r;
+    struct err e = {0};
+    enum status st = transport_call(s->a->control, arena, "POST",
+                                    arena_fmt(arena, "/silo/v1/uploads/%s/finish", s->rs->j.upload),
+                                    body.data, &r, &e);
+    buf_release(&body);
+    if (st) {
+        return after_failure(s, &r, &e, STEP_FINISH, end);
+    }
+    if (r.http == 202) { // still being checked
+        pause_before_retry(s, 1.0);
+        return STEP_FINISH;
+    }
+    *end = TASK_DONE;
+    return STEP_END;
+}
+
+static enum task_end send_all(struct sending *s)
+{
+    enum task_end end = TASK_DONE;
+    int creates = 0;
+    for (enum step step = STEP_CREATE; step != STEP_END;) {
+        enum beat_order order = beat_order(s->b);
+        if (agent_stopping()) {
+            return TASK_LEAVING;
+        }
+        // Only what the server says on the upload itself decides about a finished piece of work.
+        if (order == BEAT_STALE || order == BEAT_DENIED) {
+            return TASK_DROPPED;
+        }
+        struct arena *arena = arena_new(64 * 1024 * 1024);
+        switch (step) {
+        case STEP_CREATE:
+            if (++creates > CREATE_TRIES) {
+                struct err e = {0};
+                (void)err_set(&e, ST_RETRY, "the server lost the upload %d times", CREATE_TRIES);
+                end = agent_fail(s->a, "transient", &e);
+                step = STEP_END;
+                break;
+            }
+            step = do_create(s, arena, &end);
+            break;
+        case STEP_CHUNK:
+            step = do_chunk(s, arena, &end);
+            break;
+        case STEP_ASK:
+            step = do_ask(s, arena, &end);
+            break;
+        case STEP_FINISH:
+            step = do_finish(s, arena, &end);
+            break;
+        case STEP_END:
+        default:
+            break;
+        }
+        arena_free(arena);
+    }
+    return end;
+}
+
+/* The optimizer state follows the decision; without one it waits. */
+static enum task_end settle(struct agent *a, struct run_state *rs, enum task_end end)
+{
+    struct err e = {0};
+    bool decided = end == TASK_DONE || end == TASK_LATE || end == TASK_REFUSED;
+    if (decided && run_state_settle(rs, end != TASK_REFUSED, &e)) {
+        return agent_fail(a, "transient", &e);
+    }
+    return end;
+}
+
+enum task_end agent_upload(struct agent *a, const struct task *t, struct run_state *rs,
+                           struct beat *b, struct arena *arena)
+{
+    (void)arena;
+    char path[STATE_PATH_MAX];
+    run_state_path(rs, STATE_UPDATE, path);
+    struct sending s = {.a = a, .t = t, .rs = rs, .b = b, .chunk_bytes = t->chunk_bytes};
+    s.fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (s.fd < 0) {
+        struct err e = {0};
+        (void)err_set(&e, ST_IO, "cannot open %s: %s", path, strerror(errno));
+        return agent_fail(a, "transient", &e);
+    }
+    agent_doing(a, t, "uploading", t->local_steps);
+    beat_report(b, "upload", t->local_steps, a->tokens_per_s);
+    enum task_end end = send_all(&s);
+    (void)close(s.fd);
+    end = settle(a, rs, end);
+    if (end == TASK_DONE) {
+        char size[16];
+        format_bytes(size, rs->j.bytes);
+        a->updates++;
+        agent_say(a, "round %" PRId64 ": update of %s accepted (loss %.4f, %" PRId64 " tokens)",
+                  t->round, size, rs->j.train_loss, rs->j.tokens);
+    } else if (end == TASK_LATE) {
+        agent_say(a, "round %" PRId64 ": the update came too late and is not counted", t->round);
+    }
+    return end;
+}
+
+enum status agent_resolve(struct agent *a, struct run_state *rs, struct arena *arena, struct err *e)
+{
+    bool keep = true; // never created, or closed without it: late
+    if (rs->j.upload[0]) {
+        struct reply r;
+        enum status st = transport_call_retry(a->control, arena, "GET",
+                                              arena_fmt(arena, "/silo/v1/uploads/%s", rs->j.upload),
+                                              NULL, 0.0, &r, e);
+        if (st && r.http == 0) {
+            return st; // cancelled: decide next time
+        }
+        const struct json *outcome = !st && r.json ? json_get(r.json, "outcome") : NULL;
+        bool known = outcome && json_kind(outcome) == JSON_OBJECT;
+        const char *code = known ? json_str(json_get(outcome, "code")) : NULL;
+        keep = !(code && strcmp(code, "BAD_UPDATE") == 0);
+    }
+    log_info("round %" PRId64 " of before: its optimizer state is %s", rs->j.key.round,
+             keep ? "kept" : "rolled back");
+    return run_state_settle(rs, keep, e);
+}

@@ -1,0 +1,530 @@
+#include "client/state.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <libgen.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "common/arena.h"
+#include "common/buf.h"
+#include "common/id.h"
+#include "common/json.h"
+
+enum { JSON_MAX = 16384 };
+
+// ---- the test hook: a crash at the n-th durable step ----
+
+static int fail_countdown = -1;
+static bool fail_fired;
+
+void state_fail_after(int n)
+{
+    fail_countdown = n;
+    fail_fired = false;
+}
+
+bool state_fail_fired(void)
+{
+    return fail_fired;
+}
+
+static bool crashes_here(void)
+{
+    if (fail_fired) {
+        return true; // a dead process does nothing more
+    }
+    if (fail_countdown < 0) {
+        return false;
+    }
+    fail_fired = fail_countdown-- == 0;
+    return fail_fired;
+}
+
+/* ---- files ---- */
+
+enum status io_status(int errnum)
+{
+    return errnum == ENOSPC || errnum == EDQUOT ? ST_LIMIT : ST_IO;
+}
+
+enum status dir_make(const char *path, struct err *e)
+{
+    char p[STATE_PATH_MAX];
+    if (snprintf(p, sizeof(p), "%s", path) >= (int)sizeof(p)) {
+        return err_set(e, ST_LIMIT, "the path is too long: %.80s", path);
+    }
+    for (char *c = p + 1; *c; c++) {
+        if (*c == '/') {
+            *c = '\0';
+            (void)mkdir(p, 0755);
+            *c = '/';
+        }
+    }
+    if (mkdir(p, 0700) != 0 && errno != EEXIST) {
+        return err_set(e, io_status(errno), "cannot make %s: %s", path, strerror(errno));
+    }
+    return ST_OK;
+}
+
+static enum status sync_folder_of(const char *path, struct err *e)
+{
+    char copy[STATE_PATH_MAX];
+    (void)snprintf(copy, sizeof(copy), "%s", path);
+    int fd = open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int rc = fd >= 0 ? fsync(fd) : -1;
+    int saved = errno;
+    if (fd >= 0) {
+        (void)close(fd);
+    }
+    return rc == 0 ? ST_OK
+                   : err_set(e, io_status(saved), "cannot sync the folder of %s: %s", path,
+                             strerror(saved));
+}
+
+static enum status move(const char *from, const char *to, struct err *e)
+{
+    if (crashes_here()) {
+        return err_set(e, ST_IO, "crash before naming %s", to);
+    }
+    if (rename(from, to) != 0) {
+        return err_set(e, io_status(errno), "cannot name %s: %s", to, strerror(errno));
+    }
+    if (crashes_here()) {
+        return err_set(e, ST_IO, "crash after naming %s", to);
+    }
+    return sync_folder_of(to, e);
+}
+
+static enum status drop(const char *path, struct err *e)
+{
+    if (crashes_here()) {
+        return err_set(e, ST_IO, "crash before removing %s", path);
+    }
+    if (unlink(path) != 0 && errno != ENOENT) {
+        return err_set(e, ST_IO, "cannot remove %s: %s", path, strerror(errno));
+    }
+    return ST_OK;
+}
+
+enum status file_place(const char *tmp, const char *path, struct err *e)
+{
+    int fd = open(tmp, O_RDONLY | O_CLOEXEC);
+    int rc = fd >= 0 ? fsync(fd) : -1;
+    int saved = errno;
+    if (fd >= 0) {
+        (void)close(fd);
+    }
+    if (rc != 0) {
+        return err_set(e, io_status(saved), "cannot sync %s: %s", tmp, strerror(saved));
+    }
+    return move(tmp, path, e);
+}
+
+enum status file_write(const char *path, const void *bytes, size_t len, struct err *e)
+{
+    char tmp[STATE_PATH_MAX + 8];
+    (void)snprintf(tmp, sizeof(tmp), "%s.tmp", path);
+    int fd = open(tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    if (fd < 0) {
+        return err_set(e, io_status(errno), "cannot create %s: %s", tmp, strerror(errno));
+    }
+    const char *p = bytes;
+    size_t done = 0;
+    int failed = 0;
+    while (done < len && !failed) {
+        ssize_t n = write(fd, p + done, len - done);
+        if (n > 0) {
+            done += (size_t)n;
+        } else if (errno != EINTR) {
+            failed = errno;
+        }
+    }
+    if (close(fd) != 0 && !failed) {
+        failed = errno;
+    }
+    if (failed) {
+        return err_set(e, io_status(failed), "cannot write %s: %s", tmp, strerror(failed));
+    }
+    return file_place(tmp, path, e);
+}
+
+enum status file_read(const char *path, char *out, size_t size, struct err *e)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) {
+        return err_set(e, errno == ENOENT ? ST_NOT_FOUND : ST_IO, "cannot open %s: %s", path,
+                       strerror(errno));
+    }
+    size_t len = 0;
+    ssize_t n = 0;
+    while (len < size - 1 && (n = read(fd, out + len, size - 1 - len)) > 0) {
+        len += (size_t)n;
+    }
+    out[len] = '\0';
+    (void)close(fd);
+    if (n < 0) {
+        return err_set(e, ST_IO, "cannot read %s", path);
+    }
+    return len == size - 1 ? err_set(e, ST_LIMIT, "%s is too long", path) : ST_OK;
+}
+
+/* ---- the silo ---- */
+
+static void copy_member(const struct json *o, const char *key, char *out, size_t size)
+{
+    const char *s = json_str(json_get(o, key));
+    (void)snprintf(out, size, "%s", s ? s : "");
+}
+
+static enum status read_object(struct arena *a, const char *path, const struct json **out,
+                               struct err *e)
+{
+    char *text = arena_alloc(a, JSON_MAX);
+    TRY(file_read(path, text, JSON_MAX, e));
+    struct err inner = {0};
+    if (json_parse(out, a, text, strlen(text), &inner) || json_kind(*out) != JSON_OBJECT) {
+        return err_set(e, ST_CORRUPT, "%s is damaged: %.100s", path, inner.msg);
+    }
+    return ST_OK;
+}
+
+static void name_in(const char *dir, const char *name, char *out)
+{
+    (void)snprintf(out, STATE_PATH_MAX, "%.*s/%.70s", STATE_PATH_MAX - 80, dir, name);
+}
+
+enum status identity_read(const char *state_dir, struct silo_identity *out, struct err *e)
+{
+    char path[STATE_PATH_MAX];
+    name_in(state_dir, "silo.json", path);
+    struct arena *a = arena_new(1 << 20);
+    const struct json *o = NULL;
+    enum status st = read_object(a, path, &o, e);
+    if (!st) {
+        memset(out, 0, sizeof(*out));
+        copy_member(o, "url", out->url, sizeof(out->url));
+        copy_member(o, "silo", out->silo, sizeof(out->silo));
+        copy_member(o, "name", out->name, sizeof(out->name));
+        copy_member(o, "token", out->token, sizeof(out->token));
+        copy_member(o, "ca_file", out->ca_file, sizeof(out->ca_file));
+        if (!out->url[0] || !out->token[0]) {
+            st = err_set(e, ST_CORRUPT, "%s lacks url or token; try photon-client join", path);
+        }
+    }
+    arena_free(a);
+    return st;
+}
+
+enum status identity_write(const char *state_dir, const struct silo_identity *id, struct err *e)
+{
+    char path[STATE_PATH_MAX];
+    name_in(state_dir, "silo.json", path);
+    struct buf b;
+    buf_init(&b, JSON_MAX);
+    jw_object(&b, NULL);
+    jw_str(&b, "url", id->url);
+    jw_str(&b, "silo", id->silo);
+    jw_str(&b, "name", id->name);
+    jw_str(&b, "token", id->token);
+    jw_str(&b, "ca_file", id->ca_file);
+    jw_end_object(&b);
+    enum status st = file_write(path, b.data, b.len, e);
+    buf_release(&b);
+    return st;
+}
+
+enum status state_lock(const char *state_dir, int *fd, struct err *e)
+{
+    char path[STATE_PATH_MAX];
+    name_in(state_dir, "lock", path);
+    int f = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (f < 0) {
+        return err_set(e, ST_IO, "cannot open %s: %s", path, strerror(errno));
+    }
+    if (flock(f, LOCK_EX | LOCK_NB) != 0) {
+        (void)close(f);
+        return err_set(e, ST_CONFLICT, "another photon-client works in %s; stop it first",
+                       state_dir);
+    }
+    *fd = f;
+    return ST_OK;
+}
+
+/* ---- journal ---- */
+
+static const char *const phase_names[] = {"none", "train", "trained", "settled"};
+
+void run_state_path(const struct run_state *s, const char *name, char *out)
+{
+    name_in(s->dir, name, out);
+}
+
+bool round_key_equal(const struct round_key *a, const struct round_key *b)
+{
+    return a->round == b->round && strcmp(a->base, b->base) == 0 &&
+           a->global_step == b->global_step && a->local_steps == b->local_steps &&
+           a->silo_ordinal == b->silo_ordinal;
+}
+
+static enum status journal_write(const struct run_state *s, const struct journal *j, struct err *e)
+{
+    char path[STATE_PATH_MAX];
+    run_state_path(s, "journal.json", path);
+    struct buf b;
+    buf_init(&b, JSON_MAX);
+    jw_object(&b, NULL);
+    jw_str(&b, "phase", phase_names[j->phase]);
+    jw_bool(&b, "keep", j->keep);
+    jw_int(&b, "round", j->key.round);
+    jw_str(&b, "base", j->key.base);
+    jw_int(&b, "global_step", j->key.global_step);
+    jw_int(&b, "local_steps", j->key.local_steps);
+    jw_int(&b, "silo_ordinal", j->key.silo_ordinal);
+    jw_str(&b, "sha256", j->sha256);
+    jw_int(&b, "bytes", j->bytes);
+    jw_int(&b, "tokens", j->tokens);
+    jw_num(&b, "train_loss", j->train_loss);
+    jw_num(&b, "download_s", j->download_s);
+    jw_num(&b, "train_s", j->train_s);
+    jw_num(&b, "encode_s", j->encode_s);
+    jw_str(&b, "upload", j->upload);
+    jw_end_object(&b);
+    enum status st = file_write(path, b.data, b.len, e);
+    buf_release(&b);
+    return st;
+}
+
+static double number_or_zero(const struct json *o, const char *key)
+{
+    const struct json *v = json_get(o, key);
+    return v && json_kind(v) == JSON_NUMBER ? json_num(v) : 0.0;
+}
+
+static enum status journal_parse(const struct json *o, struct journal *j, struct err *e)
+{
+    static const int64_t most = (int64_t)1 << 53;
+    char phase[16];
+    copy_member(o, "phase", phase, sizeof(phase));
+    for (int i = JOURNAL_TRAIN; i <= JOURNAL_SETTLED; i++) {
+        if (strcmp(phase, phase_names[i]) == 0) {
+            j->phase = (enum journal_phase)i;
+        }
+    }
+    const struct json *keep = json_get(o, "keep");
+    j->keep = keep && json_kind(keep) == JSON_BOOL && json_bool(keep);
+    TRY(json_want_int(o, "round", 0, most, &j->key.round, e));
+    TRY(json_want_int(o, "global_step", 0, most, &j->key.global_step, e));
+    TRY(json_want_int(o, "local_steps", 0, most, &j->key.local_steps, e));
+    TRY(json_want_int(o, "silo_ordinal", 0, most, &j->key.silo_ordinal, e));
+    TRY(json_want_int(o, "bytes", 0, most, &j->bytes, e));
+    TRY(json_want_int(o, "tokens", 0, most, &j->tokens, e));
+    copy_member(o, "base", j->key.base, sizeof(j->key.base));
+    copy_member(o, "sha256", j->sha256, sizeof(j->sha256));
+    copy_member(o, "upload", j->upload, sizeof(j->upload));
+    j->train_loss = number_or_zero(o, "train_loss");
+    j->download_s = number_or_zero(o, "download_s");
+    j->train_s = number_or_zero(o, "train_s");
+    j->encode_s = number_or_zero(o, "encode_s");
+    return ST_OK;
+}
+
+static enum status journal_read(const struct run_state *s, struct journal *out, struct err *e)
+{
+    char path[STATE_PATH_MAX];
+    run_state_path(s, "journal.json", path);
+    struct arena *a = arena_new(1 << 20);
+    const struct json *o = NULL;
+    struct journal j = {0};
+    enum status st = read_object(a, path, &o, e);
+    st = st ? st : journal_parse(o, &j, e);
+    arena_free(a);
+    if (st == ST_NOT_FOUND) { // a run's first round
+        st = ST_OK;
+    }
+    if (!st) {
+        *out = j;
+    }
+    return st;
+}
+
+/* The step after the journal's word, done now or by whoever opens the folder next. */
+static enum status carry_out(const struct run_state *s, struct err *e)
+{
+    char next[STATE_PATH_MAX];
+    char moments[STATE_PATH_MAX];
+    run_state_path(s, STATE_MOMENTS_NEXT, next);
+    run_state_path(s, STATE_MOMENTS, moments);
+    bool there = access(next, F_OK) == 0;
+    if (!there || s->j.phase == JOURNAL_TRAINED) {
+        return ST_OK;
+    }
+    if (s->j.phase == JOURNAL_SETTLED && s->j.keep) {
+        return move(next, moments, e);
+    }
+    return drop(next, e); // training, and not noted as whole: it is made again from a snapshot
+}
+
+enum status run_state_open(struct run_state *s, const char *state_dir, const char *run,
+                           struct err *e)
+{
+    memset(s, 0, sizeof(*s));
+    if (!id_valid('r', run)) {
+        return err_set(e, ST_INVALID, "'%.40s' is no run id", run);
+    }
+    (void)snprintf(s->dir, sizeof(s->dir), "%.*s/runs/%s", STATE_PATH_MAX - 160, state_dir, run);
+    TRY(dir_make(s->dir, e));
+    TRY(journal_read(s, &s->j, e));
+    return carry_out(s, e);
+}
+
+/* ---- snapshots ---- */
+
+static int64_t snap_step(const char *name, const char *suffix)
+{
+    static const char lead[] = "snap-";
+    if (strncmp(name, lead, sizeof(lead) - 1) != 0) {
+        return -1;
+    }
+    char *end = NULL;
+    long long n = strtoll(name + sizeof(lead) - 1, &end, 10);
+    return n >= 0 && strcmp(end, suffix) == 0 ? n : -1;
+}
+
+/* Removes every snapshot but the one of step `except` (-1: every one), and half-written ones. */
+static enum status drop_snaps(const struct run_state *s, int64_t except, struct err *e)
+{
+    DIR *d = opendir(s->dir);
+    if (!d) {
+        return err_set(e, ST_IO, "cannot list %s: %s", s->dir, strerror(errno));
+    }
+    enum status st = ST_OK;
+    for (struct dirent *f = readdir(d); f && !st; f = readdir(d)) {
+        int64_t a = snap_step(f->d_name, ".state");
+        int64_t b = snap_step(f->d_name, ".json");
+        if ((a >= 0 && a != except) || (b >= 0 && b != except)) {
+            char path[STATE_PATH_MAX];
+            run_state_path(s, f->d_name, path);
+            st = drop(path, e);
+        }
+    }
+    (void)closedir(d);
+    return st;
+}
+
+enum status run_state_snap(struct run_state *s, const struct snap *snap, const char *tmp,
+                           struct err *e)
+{
+    char name[64];
+    char path[STATE_PATH_MAX];
+    struct buf b;
+    buf_init(&b, JSON_MAX);
+    jw_object(&b, NULL);
+    jw_int(&b, "step", snap->step);
+    jw_int(&b, "tokens", snap->tokens);
+    jw_num(&b, "loss_sum", snap->loss_sum);
+    jw_num(&b, "train_s", snap->train_s);
+    jw_end_object(&b);
+    // The numbers first: once the state has its name, the snapshot is whole.
+    (void)snprintf(name, sizeof(name), "snap-%" PRId64 ".json", snap->step);
+    run_state_path(s, name, path);
+    enum status st = file_write(path, b.data, b.len, e);
+    buf_release(&b);
+    TRY(st);
+    (void)snprintf(name, sizeof(name), "snap-%" PRId64 ".state", snap->step);
+    run_state_path(s, name, path);
+    TRY(file_place(tmp, path, e));
+    return drop_snaps(s, snap->step, e);
+}
+
+static bool read_snap(const struct run_state *s, int64_t step, struct snap *out)
+{
+    char name[64];
+    char path[STATE_PATH_MAX];
+    (void)snprintf(name, sizeof(name), "snap-%" PRId64 ".json", step);
+    run_state_path(s, name, path);
+    struct arena *a = arena_new(1 << 20);
+    const struct json *o = NULL;
+    struct err unused = {0};
+    struct snap v = {.step = -1};
+    static const int64_t most = (int64_t)1 << 53;
+    bool ok = read_object(a, path, &o, &unused) == ST_OK &&
+              json_want_int(o, "step", 0, most, &v.step, &unused) == ST_OK &&
+              json_want_int(o, "tokens", 0, most, &v.tokens, &unused) == ST_OK && v.step == step;
+    if (ok) {
+        v.loss_sum = number_or_zero(o, "loss_sum");
+        v.train_s = number_or_zero(o, "train_s");
+        *out = v;
+    }
+    arena_free(a);
+    return ok;
+}
+
+bool run_state_snap_best(const struct run_state *s, struct snap *out, char *path)
+{
+    DIR *d = opendir(s->dir);
+    bool found = false;
+    for (struct dirent *f = d ? readdir(d) : NULL; f; f = readdir(d)) {
+        int64_t step = snap_step(f->d_name, ".state");
+        if (step >= 0 && (!found || step > out->step) && read_snap(s, step, out)) {
+            run_state_path(s, f->d_name, path);
+            found = true;
+        }
+    }
+    if (d) {
+        (void)closedir(d);
+    }
+    return found;
+}
+
+/* ---- steps of a round ---- */
+
+enum status run_state_begin(struct run_state *s, const struct round_key *key, struct err *e)
+{
+    if (s->j.phase == JOURNAL_TRAINED) {
+        return err_set(e, ST_CONFLICT, "round %" PRId64 " is not settled", s->j.key.round);
+    }
+    char path[STATE_PATH_MAX];
+    TRY(carry_out(s, e));
+    TRY(drop_snaps(s, -1, e));
+    run_state_path(s, STATE_UPDATE, path);
+    TRY(drop(path, e));
+    struct journal j = {.phase = JOURNAL_TRAIN, .key = *key};
+    TRY(journal_write(s, &j, e));
+    s->j = j;
+    return ST_OK;
+}
+
+enum status run_state_trained(struct run_state *s, struct err *e)
+{
+    struct journal j = s->j;
+    j.phase = JOURNAL_TRAINED;
+    TRY(journal_write(s, &j, e));
+    s->j = j;
+    return drop_snaps(s, -1, e);
+}
+
+enum status run_state_upload(struct run_state *s, const char *upload, struct err *e)
+{
+    struct journal j = s->j;
+    (void)snprintf(j.upload, sizeof(j.upload), "%s", upload);
+    TRY(journal_write(s, &j, e));
+    s->j = j;
+    return ST_OK;
+}
+
+enum status run_state_settle(struct run_state *s, bool keep, struct err *e)
+{
+    struct journal j = s->j;
+    j.phase = JOURNAL_SETTLED;
+    j.keep = keep;
+    TRY(journal_write(s, &j, e));
+    s->j = j;
+    return carry_out(s, e);
+}

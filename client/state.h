@@ -1,0 +1,141 @@
+/*
+ * state.h - what a silo keeps on disk: who it is, and how far each run's round has come.
+ *
+ *     STATE/lock            held while an agent runs: one agent per folder
+ *     STATE/silo.json       server, name, token (mode 0600)
+ *     STATE/status.json     what the agent does now, for `photon-client status`
+ *     STATE/cache/          checkpoints by digest
+ *     STATE/runs/<run>/     journal.json, moments.state, moments.next, snap-N.state/.json, update
+ *
+ * Optimizer state belongs to the silo, never to a process, so a round is a small transaction over
+ * files. journal.json is replaced by rename and says where it stands:
+ *
+ *     train    moments.state is the state before the round; snapshots belong to this round's key
+ *     trained  moments.next and the update are whole and synced; the server has not decided yet
+ *     settled  keep: moments.next is, or is about to be renamed to, moments.state; else it is
+ * dropped
+ *
+ * Whatever instant a process dies at, run_state_open() finishes or undoes the step it was in, and
+ * moments.state is either before or after the round, as the journal says. The key (round, base
+ * checkpoint, global step, steps, ordinal) is all that decides the bits of the result: the same key
+ * again, from whichever task, goes on instead of training anew.
+ */
+#ifndef CLIENT_STATE_H
+#define CLIENT_STATE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/status.h"
+
+enum { STATE_PATH_MAX = 1024 };
+
+/* ---- files ---- */
+
+/* mkdir -p, mode 0700. */
+enum status dir_make(const char *path, struct err *e) MUST_CHECK;
+/* Write beside, sync, rename, sync the folder. */
+enum status file_write(const char *path, const void *bytes, size_t len, struct err *e) MUST_CHECK;
+/* Sync an existing file, give it its name, sync the folder. ST_LIMIT: the disk is full. */
+enum status file_place(const char *tmp, const char *path, struct err *e) MUST_CHECK;
+/* A small text file, NUL-terminated, into out. ST_NOT_FOUND, ST_LIMIT, ST_IO. */
+enum status file_read(const char *path, char *out, size_t size, struct err *e) MUST_CHECK;
+/* ENOSPC and EDQUOT are ST_LIMIT, everything else ST_IO. */
+enum status io_status(int errnum);
+
+/* Test hook: the n-th step of a durable change from now fails as a crash there would; < 0 disarms.
+ */
+void state_fail_after(int n);
+bool state_fail_fired(void);
+
+/* ---- the silo ---- */
+
+struct silo_identity {
+    char url[256];
+    char silo[32];
+    char name[64];
+    char token[256];
+    char ca_file[STATE_PATH_MAX]; /* "" : the system's */
+};
+
+/* ST_NOT_FOUND when this folder has not joined. */
+enum status identity_read(const char *state_dir, struct silo_identity *out,
+                          struct err *e) MUST_CHECK;
+enum status identity_write(const char *state_dir, const struct silo_identity *id,
+                           struct err *e) MUST_CHECK;
+
+/* ST_CONFLICT: another agent holds the folder. The lock ends with the descriptor. */
+enum status state_lock(const char *state_dir, int *fd, struct err *e) MUST_CHECK;
+
+/* ---- a run's round ---- */
+
+struct round_key {
+    int64_t round;
+    char base[65];
+    int64_t global_step;
+    int64_t local_steps;
+    int64_t silo_ordinal;
+};
+
+enum journal_phase { JOURNAL_NONE = 0, JOURNAL_TRAIN, JOURNAL_TRAINED, JOURNAL_SETTLED };
+
+struct journal {
+    enum journal_phase phase;
+    bool keep; /* settled: the server counted it, or it came late */
+    struct round_key key;
+    /* from trained on */
+    char sha256[65];
+    int64_t bytes;
+    int64_t tokens;
+    double train_loss;
+    double download_s, train_s, encode_s;
+    char upload[32]; /* id, once created; "" before */
+};
+
+struct run_state {
+    char dir[STATE_PATH_MAX];
+    struct journal j;
+};
+
+/* Opens, and finishes what a dead process left half done. run is an id checked by pattern. */
+enum status run_state_open(struct run_state *s, const char *state_dir, const char *run,
+                           struct err *e) MUST_CHECK;
+
+bool round_key_equal(const struct round_key *a, const struct round_key *b);
+
+/* A new round: drops the former one's snapshots and update. The former must not be `trained`. */
+enum status run_state_begin(struct run_state *s, const struct round_key *key,
+                            struct err *e) MUST_CHECK;
+
+/* s->j is filled in and both files are placed: from here on training is never repeated. */
+enum status run_state_trained(struct run_state *s, struct err *e) MUST_CHECK;
+
+/* Note the upload's id, so that its outcome can be asked for after a crash. */
+enum status run_state_upload(struct run_state *s, const char *upload, struct err *e) MUST_CHECK;
+
+/* The server decided: keep the new moments, or go back to the round's start. */
+enum status run_state_settle(struct run_state *s, bool keep, struct err *e) MUST_CHECK;
+
+/* Paths; out has STATE_PATH_MAX bytes. */
+void run_state_path(const struct run_state *s, const char *name, char *out);
+
+#define STATE_MOMENTS      "moments.state"
+#define STATE_MOMENTS_NEXT "moments.next"
+#define STATE_UPDATE       "update.safetensors"
+
+/* What a snapshot carries beside the trainer's own state. */
+struct snap {
+    int64_t step; /* local steps done */
+    int64_t tokens;
+    double loss_sum;
+    double train_s;
+};
+
+/* The trainer's state was written to tmp: make it the newest snapshot, drop the older ones. */
+enum status run_state_snap(struct run_state *s, const struct snap *snap, const char *tmp,
+                           struct err *e) MUST_CHECK;
+/* The newest whole snapshot of this round and its file; false when there is none. */
+bool run_state_snap_best(const struct run_state *s, struct snap *out, char *path);
+
+#endif

@@ -1,0 +1,131 @@
+#include "client/task.h"
+
+#include <string.h>
+
+#include "common/id.h"
+#include "common/limits.h"
+
+static const int64_t COUNT_MAX = ((int64_t)1 << 53) - 1;
+
+static enum status want_object(const struct json *o, const char *key, const struct json **out,
+                               struct err *e)
+{
+    const struct json *v = json_get(o, key);
+    if (!v || json_kind(v) != JSON_OBJECT) {
+        return err_set(e, ST_INVALID, "'%s' is missing or no object", key);
+    }
+    *out = v;
+    return ST_OK;
+}
+
+static enum status want_id(const struct json *o, const char *key, char prefix, char out[32],
+                           struct err *e)
+{
+    const char *s = NULL;
+    TRY(json_want_str(o, key, &s, e));
+    if (!id_valid(prefix, s)) {
+        return err_set(e, ST_INVALID, "'%s' is no id", key);
+    }
+    (void)snprintf(out, 32, "%s", s);
+    return ST_OK;
+}
+
+static enum status read_head(struct task *t, const struct json *doc, struct err *e)
+{
+    const char *kind = NULL;
+    const char *name = NULL;
+    TRY(want_id(doc, "task", 't', t->id, e));
+    TRY(want_id(doc, "run", 'r', t->run, e));
+    TRY(json_want_str(doc, "kind", &kind, e));
+    if (strcmp(kind, "train") != 0 && strcmp(kind, "evaluate") != 0) {
+        return err_set(e, ST_INVALID, "kind '%.40s' is not known to this version", kind);
+    }
+    t->kind = strcmp(kind, "train") == 0 ? TASK_TRAIN : TASK_EVALUATE;
+    TRY(json_want_str(doc, "run_name", &name, e));
+    if (strlen(name) >= sizeof(t->run_name)) {
+        return err_set(e, ST_INVALID, "'run_name' is too long");
+    }
+    (void)snprintf(t->run_name, sizeof(t->run_name), "%s", name);
+    TRY(json_want_int(doc, "round", 0, LIMIT_ROUNDS, &t->round, e));
+    return json_want_int(doc, "rounds", 0, LIMIT_ROUNDS, &t->rounds, e);
+}
+
+static enum status read_base(struct task *t, const struct json *doc, struct err *e)
+{
+    const struct json *base = NULL;
+    const char *sha256 = NULL;
+    TRY(want_object(doc, "base", &base, e));
+    TRY(json_want_int(base, "number", 0, LIMIT_ROUNDS, &t->base_number, e));
+    TRY(json_want_str(base, "sha256", &sha256, e));
+    TRY(digest_parse(&t->base, sha256, e));
+    (void)snprintf(t->base_sha256, sizeof(t->base_sha256), "%s", sha256);
+    return json_want_int(base, "bytes", 8, LIMIT_BLOB, &t->base_bytes, e);
+}
+
+static enum status read_lease(struct task *t, const struct json *doc, struct err *e)
+{
+    const struct json *lease = NULL;
+    TRY(want_object(doc, "lease", &lease, e));
+    TRY(json_want_int(lease, "epoch", 0, COUNT_MAX, &t->epoch, e));
+    TRY(json_want_num(lease, "heartbeat_s", &t->heartbeat_s, e));
+    if (t->heartbeat_s < 0.1 || t->heartbeat_s > 3600.0) {
+        return err_set(e, ST_INVALID, "'heartbeat_s' is out of range");
+    }
+    return ST_OK;
+}
+
+static enum status read_plan(struct task *t, const struct json *doc, struct err *e)
+{
+    const struct json *plan = NULL;
+    TRY(want_object(doc, "plan", &plan, e));
+    if (t->kind == TASK_EVALUATE) {
+        return json_want_int(plan, "windows", 1, COUNT_MAX, &t->windows, e);
+    }
+    const char *codec = NULL;
+    TRY(json_want_int(plan, "global_step", 0, COUNT_MAX, &t->global_step, e));
+    TRY(json_want_int(plan, "local_steps", 1, LIMIT_STEPS, &t->local_steps, e));
+    TRY(json_want_int(plan, "silo_ordinal", 0, INT32_MAX, &t->silo_ordinal, e));
+    TRY(json_want_int(plan, "update_bytes", 8, LIMIT_BLOB, &t->update_bytes, e));
+    TRY(json_want_int(plan, "chunk_bytes", 1, LIMIT_CHUNK, &t->chunk_bytes, e));
+    TRY(json_want_str(plan, "codec", &codec, e));
+    t->codec_known = strcmp(codec, "f32") == 0;
+    return ST_OK;
+}
+
+static enum status read_spec(struct task *t, const struct json *doc, struct err *e)
+{
+    const struct json *spec = NULL;
+    TRY(want_object(doc, "spec", &spec, e));
+    struct spec_problem problems[SPEC_PROBLEMS_MAX];
+    int count = 0;
+    enum status st = run_spec_parse(&t->spec, spec, problems, &count, e);
+    if (st && count > 0) {
+        return err_set(e, st, "the spec: %s: %s", problems[0].pointer, problems[0].detail);
+    }
+    return st;
+}
+
+enum status task_parse(struct task *out, const struct json *doc, struct err *e)
+{
+    struct task t = {0};
+    if (json_kind(doc) != JSON_OBJECT) {
+        return err_set(e, ST_INVALID, "a task is a JSON object");
+    }
+    TRY(read_head(&t, doc, e));
+    TRY(read_lease(&t, doc, e));
+    TRY(read_base(&t, doc, e));
+    TRY(read_plan(&t, doc, e));
+    TRY(read_spec(&t, doc, e));
+    *out = t;
+    return ST_OK;
+}
+
+struct round_key task_key(const struct task *t)
+{
+    struct round_key k = {.round = t->round,
+                          .global_step = t->global_step,
+                          .local_steps = t->local_steps,
+                          .silo_ordinal = t->silo_ordinal};
+    (void)snprintf(k.base, sizeof(k.base), "%s", t->base_sha256);
+    return k;
+}

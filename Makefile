@@ -118,6 +118,14 @@ $(B)/%.c.o: %.c $(B)/flags
 	$(if $(V),,@echo '  CC   $<')
 	$(Q)$(CC) $(CFLAGS) -MMD -MP -c $< -o $@
 
+# What the program carries of other files, and which commit it is of.
+COMMIT := $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
+$(B)/commit: FORCE
+	@$(call stamp,$(COMMIT))
+$(B)/server/api_misc.c.o: $(B)/commit
+$(B)/server/api_misc.c.o: CFLAGS += -DPHOTON_COMMIT='"$(COMMIT)"'
+$(B)/server/openapi.c.o: docs/openapi.json
+
 $(B)/%.cu.o: %.cu $(B)/nvflags
 	@mkdir -p $(@D)
 	$(if $(V),,@echo '  NVCC $<')

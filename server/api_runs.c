@@ -56,7 +56,7 @@ static const char SQL_EXPERIMENTS[] =
 static const char SQL_CREATE[] =
     "WITH made AS ("
     " INSERT INTO run (id, name, experiment, spec, spec_text, spec_sha256, preset, params)"
-    " VALUES ($1, $2, $3, $4::jsonb, $4, decode($5, 'hex'), $6, $7)"
+    " VALUES ($1, $2, $3, $4::text::jsonb, $4::text, decode($5, 'hex'), $6, $7)"
     " ON CONFLICT (id) DO NOTHING RETURNING id, name"
     ") INSERT INTO event (kind, run_id, message, detail)"
     " SELECT 'run_created', id, 'run ' || name || ' was created', jsonb_build_object('by', "

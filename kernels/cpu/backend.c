@@ -1,7 +1,180 @@
+/* Opening the CPU backend: which lanes, how many threads, where memory comes from. */
+#include <sched.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "common/mem.h"
+#include "kernels/cpu/cpu.h"
 #include "kernels/cpu/ops.h"
+
+/* From here on an allocation asks for huge pages: at 4 KiB a page the TLB misses on every row. */
+#define HUGE_PAGE ((size_t)2 << 20)
+
+void cpu_fail(struct cpu *c, const char *why)
+{
+    if (!c->failed) {
+        c->failed = why;
+    }
+}
+
+/* Aligned memory; what mem_free() wants lies just before it. */
+static void *aligned_new(size_t size)
+{
+    size_t align = size >= HUGE_PAGE ? HUGE_PAGE : 256;
+    void *raw;
+    struct err e;
+    if (size > SIZE_MAX - 2 * HUGE_PAGE || mem_alloc_large(&raw, size + align + sizeof(raw), &e)) {
+        return NULL;
+    }
+    uintptr_t at = ((uintptr_t)raw + sizeof(raw) + align - 1) / align * align;
+    char *p = (char *)raw + (at - (uintptr_t)raw);
+    memcpy(p - sizeof(raw), &raw, sizeof(raw));
+#ifdef MADV_HUGEPAGE
+    if (size >= HUGE_PAGE) {
+        (void)madvise(p, size / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE); // a wish, not a need
+    }
+#endif
+    return p;
+}
+
+static void aligned_free(void *p)
+{
+    if (p) {
+        void *raw;
+        memcpy(&raw, (char *)p - sizeof(raw), sizeof(raw));
+        mem_free(raw);
+    }
+}
+
+void *cpu_scratch(struct cpu *c, size_t size)
+{
+    if (size > c->scratch_size || !c->scratch) {
+        aligned_free(c->scratch);
+        c->scratch = aligned_new(size);
+        c->scratch_size = c->scratch ? size : 0;
+        if (!c->scratch) {
+            cpu_fail(c, "out of memory for working space");
+        }
+    }
+    return c->scratch;
+}
+
+static void cpu_close(struct backend *be)
+{
+    struct cpu *c = (struct cpu *)be;
+    cpu_gemm_close(c);
+    aligned_free(c->scratch);
+    mem_free(c);
+}
+
+static void *cpu_alloc(struct backend *be, size_t size)
+{
+    (void)be;
+    return aligned_new(size);
+}
+
+static void cpu_release(struct backend *be, void *p)
+{
+    (void)be;
+    aligned_free(p);
+}
+
+static void cpu_put(struct backend *be, void *dst, const void *src, size_t size)
+{
+    (void)be;
+    memcpy(dst, src, size);
+}
+
+static const char *cpu_sync(struct backend *be)
+{
+    struct cpu *c = (struct cpu *)be;
+    const char *why = c->failed;
+    c->failed = NULL;
+    return why;
+}
+
+static bool cpu_supports(struct backend *be, enum dtype a_type)
+{
+    const struct lanes *l = ((const struct cpu *)be)->lanes;
+    return a_type == DTYPE_F32 || (a_type == DTYPE_BF16 && l->bf16);
+}
+
+static const struct backend_ops CPU_OPS = {
+    .size = sizeof(struct backend_ops),
+    .name = "cpu",
+    .close = cpu_close,
+    .alloc = cpu_alloc,
+    .release = cpu_release,
+    .put = cpu_put,
+    .get = cpu_put,
+    .sync = cpu_sync,
+    .supports = cpu_supports,
+    .plan_gemm = cpu_plan_gemm,
+    .embed_fwd = cpu_embed_fwd,
+    .embed_bwd = cpu_embed_bwd,
+    .norm_fwd = cpu_norm_fwd,
+    .norm_bwd = cpu_norm_bwd,
+    .gemm = cpu_gemm,
+    .bias_bwd = cpu_bias_bwd,
+    .gelu_fwd = cpu_gelu_fwd,
+    .gelu_bwd = cpu_gelu_bwd,
+    .attn_fwd = cpu_attn_fwd,
+    .attn_bwd = cpu_attn_bwd,
+    .xent = cpu_xent,
+    .sqnorm = cpu_sqnorm,
+    .clip = cpu_clip,
+    .optim = cpu_optim,
+    .round_weights = cpu_round_weights,
+    .zero = cpu_zero,
+};
+
+static const struct lanes *best_lanes(void)
+{
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                  __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    if (avx512 && __builtin_cpu_supports("avx512bf16")) {
+        return &lanes_bf16;
+    }
+    if (avx512) {
+        return &lanes_avx512;
+    }
+    if (avx2) {
+        return &lanes_avx2;
+    }
+#endif
+    return &lanes_base;
+}
+
+/* The cores this process may run on, which under taskset or a cpuset are fewer than the machine's.
+ */
+static int cores(void)
+{
+    cpu_set_t set;
+    int n = sched_getaffinity(0, sizeof(set), &set) ? 1 : CPU_COUNT(&set);
+    return n > 0 ? n : 1;
+}
 
 enum status cpu_open(struct backend **out, int threads, struct err *e)
 {
-    (void)out;
-    return err_set(e, ST_NOT_FOUND, "backend 'cpu' is not built in; threads %d", threads);
+    if (threads < 0 || threads > CPU_THREADS_MAX) {
+        return err_set(e, ST_INVALID, "%d threads; try 0 for all cores, at most %d", threads,
+                       CPU_THREADS_MAX);
+    }
+    struct cpu *c = mem_alloc(sizeof(*c));
+    c->be.ops = &CPU_OPS;
+    c->be.threads = threads ? threads : cores();
+#ifndef _OPENMP
+    c->be.threads = 1;
+#endif
+    c->lanes = best_lanes();
+    enum status st = cpu_gemm_open(c, e);
+    if (st) {
+        mem_free(c);
+        return st;
+    }
+    *out = &c->be;
+    return ST_OK;
 }

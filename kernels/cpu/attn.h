@@ -1,0 +1,474 @@
+/*
+ * attn.h - causal attention of one head, tile by tile (Dao et al. 2022; Milakov & Gimelshein 2018).
+ *
+ * Included by lanes_*.c. A head is first packed: zero-padded to whole tiles, in the layouts that
+ * tile.h reads without stalling. "Rows" is (T, D) row-major, the A operand of a product over D;
+ * "cols" has D as inner dimension, units (D, T), the B operand of such a product; "mix" has time as
+ * inner dimension, units (T, D), the B operand of a product over queries or keys.
+ *
+ * Forward, per tile of 64 queries, keys from the start up to the diagonal: S = Q K^T; the running
+ * maximum m and sum l of each row are updated, P = exp(S - m) is rounded, O is rescaled and P V
+ * added. Scores are kept in units of log 2, so that a probability is one exp2. Backward recomputes
+ * P from lse; dQ gathers over key tiles in ascending order, dK and dV over query tiles in ascending
+ * order.
+ */
+#ifndef KERNELS_CPU_ATTN_H
+#define KERNELS_CPU_ATTN_H
+
+#include "kernels/cpu/tile.h"
+
+#define LOG2E 1.4426950408889634f
+#define LN2   0.6931471805599453f
+
+/* One head's geometry: how many units make D or a tile, and padded sizes. */
+struct head {
+    int64_t T, D;
+    int64_t Tp, Dp; /* rounded up to whole tiles, whole vectors */
+    int64_t ku;     /* units of D */
+    int64_t tu;     /* units of a tile */
+    float scale;    /* log2 e / sqrt D: of a product, into units of log 2 */
+    float slope;    /* ALiBi's, likewise */
+};
+
+INL struct head head_of(const bool bf16, const struct attn *x, int64_t item)
+{
+    struct head h = {.T = x->T, .D = x->D};
+    h.Tp = (x->T + ATTN_TILE - 1) / ATTN_TILE * ATTN_TILE;
+    h.Dp = (x->D + VL - 1) / VL * VL;
+    h.ku = bf16 ? (x->D + 1) / 2 : x->D;
+    h.tu = bf16 ? ATTN_TILE / 2 : ATTN_TILE;
+    h.scale = LOG2E / sqrtf((float)x->D);
+    h.slope = x->slopes ? x->slopes[item % x->H] * LOG2E : 0.0f;
+    return h;
+}
+
+/* A matrix (T, D) of one head inside a larger tensor. */
+struct slice {
+    const char *p;
+    int64_t ld; /* elements between rows */
+};
+
+INL struct slice head_slice(const enum dtype at, const void *base, int64_t item, int64_t T,
+                            int64_t H, int64_t D, int64_t of, int64_t which)
+{
+    int64_t b = item / H;
+    int64_t h = item % H;
+    int64_t start = ((b * T * of + which) * H + h) * D;
+    return (struct slice){(const char *)base + (size_t)start * dtype_size(at), of * H * D};
+}
+
+/* rows[t][unit] */
+INL void pack_rows(const enum dtype at, uint32_t *rows, struct slice s, const struct head *h)
+{
+    size_t size = dtype_size(at);
+    size_t row = (size_t)h->ku * 4;
+    for (int64_t t = 0; t < h->T; t++) {
+        char *to = (char *)rows + (size_t)t * row;
+        memset(to + row - 4, 0, 4); // the other half of an odd D's last pair
+        memcpy(to, s.p + (size_t)(t * s.ld) * size, (size_t)h->D * size);
+    }
+    memset((char *)rows + (size_t)h->T * row, 0, (size_t)(h->Tp - h->T) * row);
+}
+
+/* cols[unit][t], from rows */
+INL void pack_cols(uint32_t *cols, const uint32_t *rows, const struct head *h)
+{
+    enum { STEP = 16 };
+    for (int64_t t0 = 0; t0 < h->Tp; t0 += STEP) {
+        for (int64_t k = 0; k < h->ku; k++) {
+            uint32_t *to = cols + k * h->Tp + t0;
+            const uint32_t *from = rows + t0 * h->ku + k;
+            for (int64_t t = 0; t < STEP; t++) {
+                to[t] = from[t * h->ku];
+            }
+        }
+    }
+}
+
+/* mix[unit of t][d] */
+INL void pack_mix(const enum dtype at, uint32_t *mix, struct slice s, const struct head *h)
+{
+    int64_t step = at == DTYPE_BF16 ? 2 : 1;
+    for (int64_t t = 0; t < h->Tp; t += step) {
+        uint32_t *to = mix + t / step * h->Dp;
+        memset(to, 0, (size_t)h->Dp * 4);
+        if (t >= h->T) {
+            continue;
+        }
+        if (at == DTYPE_F32) {
+            memcpy(to, s.p + (size_t)(t * s.ld) * 4, (size_t)h->D * 4);
+            continue;
+        }
+        const uint16_t *p0 = (const uint16_t *)(const void *)s.p + t * s.ld;
+        if (t + 1 < h->T) {
+            const uint16_t *p1 = p0 + s.ld;
+            for (int64_t d = 0; d < h->D; d++) {
+                to[d] = (uint32_t)p0[d] | (uint32_t)p1[d] << 16;
+            }
+        } else {
+            for (int64_t d = 0; d < h->D; d++) {
+                to[d] = p0[d];
+            }
+        }
+    }
+}
+
+/* n whole cache lines of 4-byte units out of a thread's scratch */
+INL void *carve(char **scratch, int64_t n)
+{
+    void *p = *scratch;
+    *scratch += (n * 4 + 63) / 64 * 64;
+    return p;
+}
+
+KERNEL size_t attn_scratch(const struct attn *x, bool backward)
+{
+    int64_t Tp = (x->T + ATTN_TILE - 1) / ATTN_TILE * ATTN_TILE;
+    int64_t Dp = (x->D + VL - 1) / VL * VL;
+    int64_t tiles = 4 * ATTN_TILE * ATTN_TILE + 4 * ATTN_TILE * Dp + 8 * ATTN_TILE;
+    int64_t units = (backward ? 9 : 4) * Tp * Dp + 2 * Tp + tiles;
+    return (size_t)(units * 4 + 64 * 32) / 64 * 64;
+}
+
+/*
+ * A row's scores in place: t = product * scale + slope (j - i), for j <= i; what the mask hides
+ * becomes -infinity. Returns the largest.
+ */
+INL float row_scores(float *s, const struct head *h, int64_t i, int64_t j0, int64_t cols)
+{
+    vf scale = v_set(h->scale);
+    vf slope = v_set(h->slope);
+    vf gap = v_lanes() + v_set((float)(j0 - i));
+    vf top = v_set(-INFINITY);
+    bool hides = j0 + cols - 1 > i;
+    for (int64_t c = 0; c < cols; c += VL) {
+        vf t = v_fma(v_load(s + c), scale, slope * gap);
+        if (hides) {
+            t = v_select((vi)(gap > v_set(0.0f)), v_set(-INFINITY), t);
+        }
+        v_store(s + c, t);
+        top = v_max(top, t);
+        gap += v_set((float)VL);
+    }
+    return v_maximum(top);
+}
+
+/* s = exp2(s - m), also as units of the A operand; returns the unrounded sum */
+INL float row_probs(const enum dtype at, float *s, uint32_t *p, float m, int64_t cols)
+{
+    vf sum = {0};
+    vf shift = v_set(m);
+    for (int64_t c = 0; c < cols; c += VL) {
+        vf e = v_exp2(v_load(s + c) - shift);
+        sum += e;
+        v_put(at, p, c, e);
+    }
+    return v_sum(sum);
+}
+
+INL void row_scale(float *o, float factor, int64_t Dp)
+{
+    vf f = v_set(factor);
+    for (int64_t d = 0; d < Dp; d += VL) {
+        v_store(o + d, v_load(o + d) * f);
+    }
+}
+
+/* What a tile of queries carries from one tile of keys to the next. */
+struct attn_fwd_tile {
+    float *s;    /* (TILE, TILE) */
+    uint32_t *p; /* (TILE, TILE), dtype A */
+    float *o;    /* (TILE, Dp) */
+    float *m;    /* (TILE) */
+    float *l;    /* (TILE) */
+};
+
+/*
+ * Columns of a tile that rows [r, r + MR) may look at, in whole vectors: on the diagonal the rest
+ * is masked anyway.
+ */
+INL int64_t seen_cols(bool diagonal, int64_t r)
+{
+    int64_t n = (r + MR + VL - 1) / VL * VL;
+    return diagonal && n < ATTN_TILE ? n : ATTN_TILE;
+}
+
+INL void attn_fwd_keys(const enum dtype at, const struct head *h, struct attn_fwd_tile *t,
+                       const uint32_t *q, const uint32_t *kcols, const uint32_t *vmix, int64_t i0,
+                       int64_t j0)
+{
+    const bool bf16 = at == DTYPE_BF16;
+    for (int64_t r = 0; r < ATTN_TILE; r += MR) {
+        int64_t cols = seen_cols(i0 == j0, r);
+        float *s = t->s + r * ATTN_TILE;
+        struct a_view a = {q + r * h->ku, h->ku, 1};
+        tile_rows(bf16, false, s, ATTN_TILE, a, kcols + j0, h->Tp, cols, h->ku);
+        for (int64_t k = r; k < r + MR; k++) {
+            s = t->s + k * ATTN_TILE;
+            float top = row_scores(s, h, i0 + k, j0, cols);
+            if (top > t->m[k]) {
+                float factor = exp2f(t->m[k] - top);
+                t->m[k] = top;
+                t->l[k] *= factor;
+                row_scale(t->o + k * h->Dp, factor, h->Dp);
+            }
+            t->l[k] += row_probs(at, s, t->p + k * h->tu, t->m[k], cols);
+        }
+        struct a_view p = {t->p + r * h->tu, h->tu, 1};
+        tile_rows(bf16, true, t->o + r * h->Dp, h->Dp, p, vmix + j0 * h->tu / ATTN_TILE * h->Dp,
+                  h->Dp, h->Dp, bf16 ? cols / 2 : cols);
+    }
+}
+
+INL void attn_fwd_at(const enum dtype at, const struct attn *x, int64_t item, int64_t part,
+                     char *scratch)
+{
+    const bool bf16 = at == DTYPE_BF16;
+    struct head h = head_of(bf16, x, item);
+    uint32_t *q = carve(&scratch, h.Tp * h.Dp);
+    uint32_t *k = carve(&scratch, h.Tp * h.Dp);
+    uint32_t *kcols = carve(&scratch, h.Tp * h.Dp);
+    uint32_t *vmix = carve(&scratch, h.Tp * h.Dp);
+    struct attn_fwd_tile t = {
+        .s = carve(&scratch, (int64_t)ATTN_TILE * ATTN_TILE),
+        .p = carve(&scratch, (int64_t)ATTN_TILE * ATTN_TILE),
+        .o = carve(&scratch, ATTN_TILE * h.Dp),
+        .m = carve(&scratch, ATTN_TILE),
+        .l = carve(&scratch, ATTN_TILE),
+    };
+    pack_rows(at, q, head_slice(at, x->qkv, item, x->T, x->H, x->D, 3, 0), &h);
+    pack_rows(at, k, head_slice(at, x->qkv, item, x->T, x->H, x->D, 3, 1), &h);
+    pack_cols(kcols, k, &h);
+    pack_mix(at, vmix, head_slice(at, x->qkv, item, x->T, x->H, x->D, 3, 2), &h);
+
+    int64_t o0 = (item / x->H * x->T * x->H + item % x->H) * x->D;
+    for (int64_t i0 = part * ATTN_TILE; i0 < h.T; i0 += x->parts * ATTN_TILE) {
+        memset(t.o, 0, (size_t)(ATTN_TILE * h.Dp) * sizeof(float));
+        for (int64_t r = 0; r < ATTN_TILE; r++) {
+            t.m[r] = -INFINITY;
+            t.l[r] = 0.0f;
+        }
+        for (int64_t j0 = 0; j0 <= i0; j0 += ATTN_TILE) {
+            attn_fwd_keys(at, &h, &t, q + i0 * h.ku, kcols, vmix, i0, j0);
+        }
+        for (int64_t r = 0; r < ATTN_TILE && i0 + r < h.T; r++) {
+            x->lse[item * x->T + i0 + r] = t.m[r] * LN2 + logf(t.l[r]);
+            int64_t to = o0 + (i0 + r) * x->H * x->D;
+            vf inv = v_set(1.0f / t.l[r]);
+            for (int64_t d = 0; d < h.D; d += VL) {
+                vf v = v_load(t.o + r * h.Dp + d) * inv;
+                if (d + VL <= h.D) {
+                    v_put(at, x->o, to + d, v);
+                } else {
+                    v_put_n(at, x->o, to + d, h.D - d, v);
+                }
+            }
+        }
+    }
+}
+
+KERNEL void attn_fwd(const struct attn *x, int64_t item, int64_t part, void *scratch)
+{
+    if (x->at == DTYPE_BF16) {
+        attn_fwd_at(DTYPE_BF16, x, item, part, scratch);
+    } else {
+        attn_fwd_at(DTYPE_F32, x, item, part, scratch);
+    }
+}
+
+// ---- backward -------------------------------------------------------------------------------
+
+struct attn_bwd_head {
+    struct head h;
+    uint32_t *q, *dout;      /* rows */
+    uint32_t *kcols, *vcols; /* cols */
+    uint32_t *qmix, *domix;  /* mix */
+    uint32_t *kmix;          /* mix */
+    float *dq;               /* (Tp, Dp) */
+    float *lse;              /* (Tp), units of log 2; padding +infinity, so that P is zero there */
+    float *delta;            /* (Tp), sum of do o */
+    float *s, *dp;           /* (TILE, TILE) */
+    uint32_t *p_t, *ds_t, *ds; /* P, dS: inner dimension queries (mixed), dS also by rows */
+    float *dk, *dv;            /* (TILE, Dp) */
+};
+
+/*
+ * Two rows of P and dS at a time, since a unit of the transposed operands holds two queries; fp32
+ * has one query in a unit and each row goes by itself.
+ */
+INL void attn_bwd_rows(const enum dtype at, struct attn_bwd_head *b, int64_t r, int64_t i,
+                       int64_t j0, int64_t cols)
+{
+    vf scale = v_set(b->h.scale);
+    vf slope = v_set(b->h.slope);
+    const int rows = at == DTYPE_BF16 ? 2 : 1;
+    bool hides = j0 + cols - 1 > i;
+    for (int64_t c = 0; c < cols; c += VL) {
+        vf p[2];
+        vf ds[2];
+        for (int k = 0; k < rows; k++) {
+            int64_t at0 = (r + k) * ATTN_TILE + c;
+            vf gap = v_lanes() + v_set((float)(j0 + c - i - k));
+            vf t = v_fma(v_load(b->s + at0), scale, slope * gap) - v_set(b->lse[i + k]);
+            p[k] = v_exp2(t);
+            if (hides) {
+                p[k] = v_select((vi)(gap > v_set(0.0f)), v_set(0.0f), p[k]);
+            }
+            ds[k] = p[k] * (v_load(b->dp + at0) - v_set(b->delta[i + k]));
+        }
+        if (at == DTYPE_F32) {
+            v_store((float *)b->p_t + r * ATTN_TILE + c, p[0]);
+            v_store((float *)b->ds_t + r * ATTN_TILE + c, ds[0]);
+        } else {
+            vh p0 = v_to_bf16(p[0]);
+            vh p1 = v_to_bf16(p[1]);
+            vh d0 = v_to_bf16(ds[0]);
+            vh d1 = v_to_bf16(ds[1]);
+            vu pp = __builtin_convertvector(p0, vu) | __builtin_convertvector(p1, vu) << 16;
+            vu dd = __builtin_convertvector(d0, vu) | __builtin_convertvector(d1, vu) << 16;
+            memcpy(b->p_t + r / 2 * ATTN_TILE + c, &pp, sizeof(pp));
+            memcpy(b->ds_t + r / 2 * ATTN_TILE + c, &dd, sizeof(dd));
+            memcpy((uint16_t *)b->ds + r * ATTN_TILE + c, &d0, sizeof(d0));
+            memcpy((uint16_t *)b->ds + (r + 1) * ATTN_TILE + c, &d1, sizeof(d1));
+        }
+    }
+}
+
+/* One tile of queries against one of keys: five products. */
+INL void attn_bwd_pair(const enum dtype at, struct attn_bwd_head *b, int64_t i0, int64_t j0)
+{
+    const bool bf16 = at == DTYPE_BF16;
+    const struct head *h = &b->h;
+    const bool diagonal = i0 == j0;
+    const int64_t rows = bf16 ? 2 : 1;
+    const uint32_t *kmix = b->kmix + j0 / rows * h->Dp;
+
+    for (int64_t r = 0; r < ATTN_TILE; r += MR) {
+        int64_t cols = seen_cols(diagonal, r);
+        struct a_view q = {b->q + (i0 + r) * h->ku, h->ku, 1};
+        struct a_view dout = {b->dout + (i0 + r) * h->ku, h->ku, 1};
+        tile_rows(bf16, false, b->s + r * ATTN_TILE, ATTN_TILE, q, b->kcols + j0, h->Tp, cols,
+                  h->ku);
+        tile_rows(bf16, false, b->dp + r * ATTN_TILE, ATTN_TILE, dout, b->vcols + j0, h->Tp, cols,
+                  h->ku);
+        for (int64_t k = r; k < r + MR; k += rows) {
+            attn_bwd_rows(at, b, k, i0 + k, j0, cols);
+        }
+        struct a_view ds = {b->ds + r * h->tu, h->tu, 1};
+        tile_rows(bf16, true, b->dq + (i0 + r) * h->Dp, h->Dp, ds, kmix, h->Dp, h->Dp, cols / rows);
+    }
+    for (int64_t c = 0; c < ATTN_TILE; c += MR) {
+        // On the diagonal the keys from c on are seen by the queries from c on alone.
+        int64_t u0 = diagonal ? c / rows : 0;
+        int64_t units = h->tu - u0;
+        struct a_view p = {b->p_t + u0 * ATTN_TILE + c, 1, ATTN_TILE};
+        struct a_view ds = {b->ds_t + u0 * ATTN_TILE + c, 1, ATTN_TILE};
+        int64_t mix = (i0 / rows + u0) * h->Dp;
+        tile_rows(bf16, true, b->dv + c * h->Dp, h->Dp, p, b->domix + mix, h->Dp, h->Dp, units);
+        tile_rows(bf16, true, b->dk + c * h->Dp, h->Dp, ds, b->qmix + mix, h->Dp, h->Dp, units);
+    }
+}
+
+/* rows of from (rows, Dp) times factor -> one of the three parts of dqkv */
+INL void attn_bwd_put(const enum dtype at, const struct attn *x, int64_t item, int64_t which,
+                      const float *from, float factor, int64_t t0, int64_t count, int64_t Dp)
+{
+    int64_t start = ((item / x->H * x->T * 3 + which) * x->H + item % x->H) * x->D;
+    vf f = v_set(factor);
+    for (int64_t t = 0; t < count && t0 + t < x->T; t++) {
+        int64_t to = start + (t0 + t) * 3 * x->H * x->D;
+        for (int64_t d = 0; d < x->D; d += VL) {
+            vf v = v_load(from + t * Dp + d) * f;
+            if (d + VL <= x->D) {
+                v_put(at, x->dqkv, to + d, v);
+            } else {
+                v_put_n(at, x->dqkv, to + d, x->D - d, v);
+            }
+        }
+    }
+}
+
+/* The per-row constants: lse in units of log 2, and delta = sum of do o. */
+INL void attn_bwd_consts(const enum dtype at, const struct attn *x, int64_t item,
+                         struct attn_bwd_head *b)
+{
+    struct slice o = head_slice(at, x->o_read, item, x->T, x->H, x->D, 1, 0);
+    struct slice d = head_slice(at, x->dout, item, x->T, x->H, x->D, 1, 0);
+    for (int64_t t = 0; t < b->h.Tp; t++) {
+        b->lse[t] = t < x->T ? x->lse_read[item * x->T + t] * LOG2E : INFINITY;
+        vf sum = {0};
+        for (int64_t c = 0; c < x->D && t < x->T; c += VL) {
+            int64_t i = t * o.ld + c;
+            int64_t n = x->D - c;
+            sum += n >= VL ? v_get(at, o.p, i) * v_get(at, d.p, i)
+                           : v_get_n(at, o.p, i, n) * v_get_n(at, d.p, i, n);
+        }
+        b->delta[t] = v_sum(sum);
+    }
+}
+
+INL void attn_bwd_at(const enum dtype at, const struct attn *x, int64_t item, char *scratch)
+{
+    struct attn_bwd_head b = {.h = head_of(at == DTYPE_BF16, x, item)};
+    const struct head *h = &b.h;
+    int64_t all = h->Tp * h->Dp;
+    int64_t square = (int64_t)ATTN_TILE * ATTN_TILE;
+    b.q = carve(&scratch, all);
+    b.dout = carve(&scratch, all);
+    uint32_t *rows = carve(&scratch, all);
+    b.kcols = carve(&scratch, all);
+    b.vcols = carve(&scratch, all);
+    b.qmix = carve(&scratch, all);
+    b.domix = carve(&scratch, all);
+    b.kmix = carve(&scratch, all);
+    b.dq = carve(&scratch, all);
+    b.lse = carve(&scratch, h->Tp);
+    b.delta = carve(&scratch, h->Tp);
+    b.s = carve(&scratch, square);
+    b.dp = carve(&scratch, square);
+    b.p_t = carve(&scratch, square);
+    b.ds_t = carve(&scratch, square);
+    b.ds = at == DTYPE_BF16 ? carve(&scratch, square / 2) : b.ds_t;
+    b.dk = carve(&scratch, ATTN_TILE * h->Dp);
+    b.dv = carve(&scratch, ATTN_TILE * h->Dp);
+
+    struct slice q = head_slice(at, x->qkv, item, x->T, x->H, x->D, 3, 0);
+    struct slice k = head_slice(at, x->qkv, item, x->T, x->H, x->D, 3, 1);
+    struct slice v = head_slice(at, x->qkv, item, x->T, x->H, x->D, 3, 2);
+    struct slice d = head_slice(at, x->dout, item, x->T, x->H, x->D, 1, 0);
+    pack_rows(at, b.q, q, h);
+    pack_rows(at, b.dout, d, h);
+    pack_rows(at, rows, k, h);
+    pack_cols(b.kcols, rows, h);
+    pack_rows(at, rows, v, h);
+    pack_cols(b.vcols, rows, h);
+    pack_mix(at, b.qmix, q, h);
+    pack_mix(at, b.domix, d, h);
+    pack_mix(at, b.kmix, k, h);
+    attn_bwd_consts(at, x, item, &b);
+    memset(b.dq, 0, (size_t)all * sizeof(float));
+
+    // Scores are in units of log 2 and P is not: the scale of dQ and dK is the plain 1/sqrt(D).
+    float scale = h->scale * LN2;
+    for (int64_t j0 = 0; j0 < h->T; j0 += ATTN_TILE) {
+        memset(b.dk, 0, (size_t)(ATTN_TILE * h->Dp) * sizeof(float));
+        memset(b.dv, 0, (size_t)(ATTN_TILE * h->Dp) * sizeof(float));
+        for (int64_t i0 = j0; i0 < h->T; i0 += ATTN_TILE) {
+            attn_bwd_pair(at, &b, i0, j0);
+        }
+        attn_bwd_put(at, x, item, 1, b.dk, scale, j0, ATTN_TILE, h->Dp);
+        attn_bwd_put(at, x, item, 2, b.dv, 1.0f, j0, ATTN_TILE, h->Dp);
+    }
+    attn_bwd_put(at, x, item, 0, b.dq, scale, 0, h->T, h->Dp);
+}
+
+KERNEL void attn_bwd(const struct attn *x, int64_t item, void *scratch)
+{
+    if (x->at == DTYPE_BF16) {
+        attn_bwd_at(DTYPE_BF16, x, item, scratch);
+    } else {
+        attn_bwd_at(DTYPE_F32, x, item, scratch);
+    }
+}
+
+#endif

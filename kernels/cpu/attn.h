@@ -28,6 +28,7 @@ struct head {
     int64_t tu;     /* units of a tile */
     float scale;    /* log2 e / sqrt D: of a product, into units of log 2 */
     float slope;    /* ALiBi's, likewise */
+    float inner;    /* 1 / sqrt D: the slope of a score in its product */
 };
 
 INL struct head head_of(const bool bf16, const struct attn *x, int64_t item)
@@ -37,7 +38,8 @@ INL struct head head_of(const bool bf16, const struct attn *x, int64_t item)
     h.Dp = (x->D + VL - 1) / VL * VL;
     h.ku = bf16 ? (x->D + 1) / 2 : x->D;
     h.tu = bf16 ? ATTN_TILE / 2 : ATTN_TILE;
-    h.scale = LOG2E / sqrtf((float)x->D);
+    h.inner = 1.0f / sqrtf((float)x->D);
+    h.scale = LOG2E * h.inner;
     h.slope = x->slopes ? x->slopes[item % x->H] * LOG2E : 0.0f;
     return h;
 }
@@ -314,7 +316,7 @@ INL void attn_bwd_rows(const enum dtype at, struct attn_bwd_head *b, int64_t r, 
             if (hides) {
                 p[k] = v_select((vi)(gap > v_set(0.0f)), v_set(0.0f), p[k]);
             }
-            ds[k] = p[k] * (v_load(b->dp + at0) - v_set(b->delta[i + k]));
+            ds[k] = p[k] * v_set(b->h.inner) * (v_load(b->dp + at0) - v_set(b->delta[i + k]));
         }
         if (at == DTYPE_F32) {
             v_store((float *)b->p_t + r * ATTN_TILE + c, p[0]);
@@ -369,16 +371,15 @@ INL void attn_bwd_pair(const enum dtype at, struct attn_bwd_head *b, int64_t i0,
     }
 }
 
-/* rows of from (rows, Dp) times factor -> one of the three parts of dqkv */
+/* rows of from (rows, Dp) -> one of the three parts of dqkv */
 INL void attn_bwd_put(const enum dtype at, const struct attn *x, int64_t item, int64_t which,
-                      const float *from, float factor, int64_t t0, int64_t count, int64_t Dp)
+                      const float *from, int64_t t0, int64_t count, int64_t Dp)
 {
     int64_t start = ((item / x->H * x->T * 3 + which) * x->H + item % x->H) * x->D;
-    vf f = v_set(factor);
     for (int64_t t = 0; t < count && t0 + t < x->T; t++) {
         int64_t to = start + (t0 + t) * 3 * x->H * x->D;
         for (int64_t d = 0; d < x->D; d += VL) {
-            vf v = v_load(from + t * Dp + d) * f;
+            vf v = v_load(from + t * Dp + d);
             if (d + VL <= x->D) {
                 v_put(at, x->dqkv, to + d, v);
             } else {
@@ -448,18 +449,16 @@ INL void attn_bwd_at(const enum dtype at, const struct attn *x, int64_t item, ch
     attn_bwd_consts(at, x, item, &b);
     memset(b.dq, 0, (size_t)all * sizeof(float));
 
-    // Scores are in units of log 2 and P is not: the scale of dQ and dK is the plain 1/sqrt(D).
-    float scale = h->scale * LN2;
     for (int64_t j0 = 0; j0 < h->T; j0 += ATTN_TILE) {
         memset(b.dk, 0, (size_t)(ATTN_TILE * h->Dp) * sizeof(float));
         memset(b.dv, 0, (size_t)(ATTN_TILE * h->Dp) * sizeof(float));
         for (int64_t i0 = j0; i0 < h->T; i0 += ATTN_TILE) {
             attn_bwd_pair(at, &b, i0, j0);
         }
-        attn_bwd_put(at, x, item, 1, b.dk, scale, j0, ATTN_TILE, h->Dp);
-        attn_bwd_put(at, x, item, 2, b.dv, 1.0f, j0, ATTN_TILE, h->Dp);
+        attn_bwd_put(at, x, item, 1, b.dk, j0, ATTN_TILE, h->Dp);
+        attn_bwd_put(at, x, item, 2, b.dv, j0, ATTN_TILE, h->Dp);
     }
-    attn_bwd_put(at, x, item, 0, b.dq, scale, 0, h->T, h->Dp);
+    attn_bwd_put(at, x, item, 0, b.dq, 0, h->T, h->Dp);
 }
 
 KERNEL void attn_bwd(const struct attn *x, int64_t item, void *scratch)

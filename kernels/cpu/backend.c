@@ -6,6 +6,7 @@
 #include "common/mem.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/ops.h"
+#include "kernels/ref/ops.h" // the memory of this machine is the same for both
 
 /* From here on an allocation asks for huge pages: at 4 KiB a page the TLB misses on every row. */
 #define HUGE_PAGE ((size_t)2 << 20)
@@ -67,6 +68,12 @@ static void cpu_close(struct backend *be)
     mem_free(c);
 }
 
+static void cpu_caps(struct backend *be, struct backend_caps *out)
+{
+    (void)be;
+    *out = (struct backend_caps){.memory = ref_memory(), .pass_tokens = 4096};
+}
+
 static void *cpu_alloc(struct backend *be, size_t size)
 {
     (void)be;
@@ -103,6 +110,7 @@ static const struct backend_ops CPU_OPS = {
     .size = sizeof(struct backend_ops),
     .name = "cpu",
     .close = cpu_close,
+    .caps = cpu_caps,
     .alloc = cpu_alloc,
     .release = cpu_release,
     .put = cpu_put,

@@ -43,7 +43,7 @@ typedef uint16_t vh __attribute__((vector_size(2 * VL)));
 
 INL vf v_set(float x)
 {
-    return (vf){0} + x;
+    return x - (vf){0}; // a sum would make +0 of -0
 }
 
 INL vf v_load(const float *p)

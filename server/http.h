@@ -150,6 +150,8 @@ extern const struct route routes_silos[];
 extern const struct route routes_tokens[];
 extern const struct route routes_series[];
 extern const struct route routes_misc[];
+extern const struct route routes_silo[]; /* /silo/v1, control */
+extern const struct route routes_bulk[]; /* /silo/v1, bulk */
 
 struct http;
 

@@ -1,0 +1,755 @@
+#include "server/api_silo.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "common/clock.h"
+#include "common/id.h"
+#include "common/limits.h"
+#include "common/log.h"
+#include "common/version.h"
+#include "server/accept.h"
+#include "server/api.h"
+#include "server/auth.h"
+#include "server/checkpoint.h"
+#include "server/db_silo.h"
+#include "server/db_upload.h"
+#include "server/hub.h"
+#include "server/server.h"
+#include "server/upload_file.h"
+
+enum {
+    CHUNK_BYTES = 8 * 1024 * 1024,
+    AGENT_MAX = 80,
+    TEXT_MAX = 120,
+    DETAIL_MAX = 500,
+    METRIC_NAME_MAX = 40,
+};
+
+/* Room that uploads may not take: PostgreSQL may live on the same disk. */
+static const int64_t DISK_FLOOR = 128 * 1024 * 1024;
+
+/* ---- refusals ---- */
+
+bool silo_protocol(struct request *rq, struct response *rs)
+{
+    const char *version = request_header(rq, "Photon-Protocol");
+    if (version && strcmp(version, PHOTON_PROTOCOL) == 0) {
+        return true;
+    }
+    (void)problem(rq, rs, 409, "PROTOCOL_MISMATCH",
+                  "run the photon-client that belongs to this server's version",
+                  "this server speaks Photon-Protocol " PHOTON_PROTOCOL ", the request %s%.20s",
+                  version ? "says " : "does not say which", version ? version : "");
+    return false;
+}
+
+static const struct {
+    const char *code, *hint;
+} hints[] = {
+    {"STALE_LEASE", "stop this task and claim again"},
+    {"ROUND_CLOSED", "claim again; the work stays in the silo's own state"},
+    {"OTHER_UPDATE_COUNTED", "claim again"},
+    {"RUN_STOPPED", "drop this task and claim again"},
+    {"UPLOAD_GONE", "create the upload again and send the file from its beginning"},
+    {"UPLOAD_BUSY", "ask for the upload's offset and go on from there"},
+    {"OFFSET_MISMATCH", "go on from offset"},
+    {"INCOMPLETE", "send the rest from offset, then finish again"},
+    {"TOKEN_USED", "ask an admin for a new join token"},
+    {"NAME_MISMATCH", "join with the name that the token was made for"},
+    {"SILO_REVOKED", "ask an admin for a join token with another name"},
+    {"NOT_THE_PLANNED_SIZE", "write the update as docs/API.md, \"Files\", says"},
+    {"DIGEST_MISMATCH", "send the chunk again"},
+};
+
+enum status respond_refusal(struct request *rq, struct response *rs, const struct refusal *no)
+{
+    const char *hint = NULL;
+    for (size_t i = 0; i < sizeof(hints) / sizeof(hints[0]); i++) {
+        if (strcmp(hints[i].code, no->code) == 0) {
+            hint = hints[i].hint;
+        }
+    }
+    (void)problem(rq, rs, no->status, no->code, hint, "%s", no->detail);
+    if (no->offset >= 0) {
+        problem_add_int(rq, rs, "offset", no->offset);
+    }
+    return ST_OK;
+}
+
+enum status respond_disk_full(struct request *rq, struct response *rs)
+{
+    (void)problem(rq, rs, 507, "DISK_FULL", "wait; an operator has to make room",
+                  "there is no room for this upload");
+    response_header(rs, "Retry-After", "60");
+    return ST_OK;
+}
+
+/* ---- reading requests ---- */
+
+/* A member that must be a whole number; false: rs is a 422. */
+static bool want_int(struct request *rq, struct response *rs, const char *key, int64_t min,
+                     int64_t max, int64_t *out)
+{
+    struct err e = {0};
+    if (json_want_int(rq->json, key, min, max, out, &e) == ST_OK) {
+        return true;
+    }
+    (void)bad_member(rq, rs, arena_fmt(rq->arena, "/%s", key), e.msg);
+    return false;
+}
+
+/* A number that may be absent or null, which gives NAN. */
+static bool optional_number(struct request *rq, struct response *rs, const struct json *o,
+                            const char *key, double min, double *out)
+{
+    const struct json *v = json_get(o, key);
+    *out = NAN;
+    if (!v || json_kind(v) == JSON_NULL) {
+        return true;
+    }
+    if (json_kind(v) == JSON_NUMBER && json_num(v) >= min) {
+        *out = json_num(v);
+        return true;
+    }
+    (void)bad_member(rq, rs, arena_fmt(rq->arena, "/%s", key),
+                     "must be a number in range, or null");
+    return false;
+}
+
+/* A short string; "" when it may be absent and is. NULL: rs is a 422. */
+static const char *short_text(struct request *rq, struct response *rs, const char *key, size_t max,
+                              bool required)
+{
+    const struct json *v = json_get(rq->json, key);
+    if (!required && (!v || json_kind(v) == JSON_NULL)) {
+        return "";
+    }
+    const char *text = want_member(rq, rs, key);
+    if (text && strlen(text) > max) {
+        (void)bad_member(rq, rs, arena_fmt(rq->arena, "/%s", key), "is too long");
+        return NULL;
+    }
+    return text;
+}
+
+static bool path_id(struct request *rq, struct response *rs, char prefix, const char *what)
+{
+    if (id_valid(prefix, rq->params[0])) {
+        return true;
+    }
+    (void)not_found(rq, rs, what);
+    return false;
+}
+
+/* ---- join and hello ---- */
+
+static enum status join(struct request *rq, struct response *rs, struct err *e)
+{
+    static const char *const keys[] = {"name", NULL};
+    if (!silo_protocol(rq, rs) || !only_members(rq, rs, keys)) {
+        return ST_OK;
+    }
+    const char *name = short_text(rq, rs, "name", 63, true);
+    if (!name) {
+        return ST_OK;
+    }
+    char secret[SECRET_LEN + 1];
+    char silo_id[ID_LEN + 1];
+    struct digest hash;
+    struct refusal no = {0};
+    secret_new(secret, &hash);
+    TRY(db_silo_join(rq->db, rq->who.token_id, name, &hash, silo_id, &no, e));
+    if (no.code) {
+        return respond_refusal(rq, rs, &no);
+    }
+    log_info("silo joined silo=%s name=%s", silo_id, name);
+    struct buf b;
+    buf_init(&b, 1024);
+    jw_object(&b, NULL);
+    jw_str(&b, "silo", silo_id);
+    jw_str(&b, "name", name);
+    jw_str(&b, "token", secret);
+    jw_end_object(&b);
+    respond_buf(rq, rs, 201, &b);
+    return ST_OK;
+}
+
+/* Where bulk is: as configured, else the host the silo came to, with bulk's port. */
+static const char *bulk_url(struct request *rq)
+{
+    const struct server *s = rq->server;
+    if (s->bulk_url) {
+        return s->bulk_url;
+    }
+    const char *host = request_header(rq, "Host");
+    host = host ? host : "127.0.0.1";
+    size_t len = host[0] == '[' ? strcspn(host, "]") + 1 : strcspn(host, ":");
+    return arena_fmt(rq->arena, "%s://%.*s:%d", s->tls ? "https" : "http", (int)len, host,
+                     s->bulk_port);
+}
+
+static bool read_hello(struct request *rq, struct response *rs, struct silo_hello *h)
+{
+    static const char *const keys[] = {
+        "agent",        "version",        "device", "tokens_per_s", "tokenizer_sha256",
+        "train_tokens", "heldout_tokens", NULL};
+    *h = (struct silo_hello){0};
+    return only_members(rq, rs, keys) &&
+           (h->agent = short_text(rq, rs, "agent", AGENT_MAX, true)) != NULL &&
+           (h->version = short_text(rq, rs, "version", TEXT_MAX, true)) != NULL &&
+           (h->device = short_text(rq, rs, "device", TEXT_MAX, true)) != NULL &&
+           (h->tokenizer_sha256 = short_text(rq, rs, "tokenizer_sha256", DIGEST_HEX, false)) !=
+               NULL &&
+           optional_number(rq, rs, rq->json, "tokens_per_s", 0.0, &h->tokens_per_s) &&
+           want_int(rq, rs, "train_tokens", 0, INT64_MAX, &h->train_tokens) &&
+           want_int(rq, rs, "heldout_tokens", 0, INT64_MAX, &h->heldout_tokens);
+}
+
+static enum status hello(struct request *rq, struct response *rs, struct err *e)
+{
+    struct silo_hello h;
+    if (!silo_protocol(rq, rs) || !read_hello(rq, rs, &h)) {
+        return ST_OK;
+    }
+    TRY(db_silo_hello(rq->db, rq->who.silo_id, &h, e));
+    struct buf b;
+    buf_init(&b, 2048);
+    jw_object(&b, NULL);
+    jw_str(&b, "silo", rq->who.silo_id);
+    jw_str(&b, "name", rq->who.name);
+    jw_str(&b, "bulk_url", bulk_url(rq));
+    jw_int(&b, "poll_s", LIMIT_POLL_S);
+    jw_str(&b, "server_version", PHOTON_VERSION);
+    jw_end_object(&b);
+    respond_buf(rq, rs, 200, &b);
+    return ST_OK;
+}
+
+/* ---- tasks ---- */
+
+/* The low 31 bits of FNV-1a (64 bits): a silo reads the same text whoever else takes part. */
+static int64_t silo_ordinal(const char *name)
+{
+    uint64_t h = 0xcbf29ce484222325U;
+    for (const char *p = name; *p; p++) {
+        h = (h ^ (unsigned char)*p) * 0x100000001b3U;
+    }
+    return (int64_t)(h & 0x7fffffffU);
+}
+
+/* A stored spec; what was once accepted parses again. */
+static enum status parse_spec(struct run_spec *out, struct arena *a, const char *text,
+                              struct err *e)
+{
+    const struct json *doc = NULL;
+    struct spec_problem problems[SPEC_PROBLEMS_MAX];
+    int count = 0;
+    TRY(json_parse(&doc, a, text, strlen(text), e));
+    return run_spec_parse(out, doc, problems, &count, e);
+}
+
+static void print_plan(struct buf *b, const struct task *t, const struct run_spec *spec,
+                       const char *silo_name)
+{
+    jw_object(b, "plan");
+    if (t->evaluate) {
+        jw_int(b, "windows", spec->eval.windows);
+    } else {
+        jw_int(b, "global_step", (int64_t)(t->number - 1) * spec->federation.local_steps);
+        jw_int(b, "local_steps", spec->federation.local_steps);
+        jw_str(b, "codec", "f32");
+        jw_int(b, "update_bytes", checkpoint_update_bytes(spec, silo_name));
+        jw_int(b, "chunk_bytes", CHUNK_BYTES);
+        jw_int(b, "silo_ordinal", silo_ordinal(silo_name));
+    }
+    jw_end_object(b);
+}
+
+static enum status respond_task(struct request *rq, struct response *rs, const struct task *t,
+                                struct err *e)
+{
+    struct run_spec spec;
+    TRY(parse_spec(&spec, rq->arena, t->spec_text, e));
+    char hex[DIGEST_HEX + 1];
+    digest_hex(&t->base_sha256, hex);
+    struct buf b;
+    buf_init(&b, LIMIT_CONTROL_BODY);
+    jw_object(&b, NULL);
+    jw_str(&b, "task", t->id);
+    jw_str(&b, "kind", t->evaluate ? "evaluate" : "train");
+    jw_str(&b, "run", t->run_id);
+    jw_str(&b, "run_name", t->run_name);
+    jw_int(&b, "round", t->number);
+    jw_int(&b, "rounds", t->rounds);
+    jw_int(&b, "slot", t->slot);
+    jw_object(&b, "lease");
+    jw_int(&b, "epoch", t->epoch);
+    jw_int(&b, "seconds", LEASE_S);
+    jw_int(&b, "heartbeat_s", HEARTBEAT_S);
+    jw_end_object(&b);
+    jw_object(&b, "base");
+    jw_int(&b, "number", t->base);
+    jw_str(&b, "sha256", hex);
+    jw_int(&b, "bytes", t->base_bytes);
+    jw_end_object(&b);
+    print_plan(&b, t, &spec, rq->who.name);
+    jw_raw(&b, "spec", t->spec_text);
+    jw_end_object(&b);
+    respond_buf(rq, rs, 200, &b);
+    return ST_OK;
+}
+
+/* What a poll keeps from attempt to attempt. */
+struct poll {
+    const char *agent;
+    double until_s;
+};
+
+static struct poll *start_poll(struct request *rq, struct response *rs)
+{
+    static const char *const keys[] = {"agent", "wait_s", NULL};
+    double wait = 0.0;
+    const char *agent = NULL;
+    if (!silo_protocol(rq, rs) || !only_members(rq, rs, keys) ||
+        !(agent = short_text(rq, rs, "agent", AGENT_MAX, true)) ||
+        !optional_number(rq, rs, rq->json, "wait_s", 0.0, &wait)) {
+        return NULL;
+    }
+    struct poll *p = arena_alloc(rq->arena, sizeof(*p));
+    p->agent = agent;
+    p->until_s = clock_mono_s() + (isnan(wait) ? 0.0 : fmin(wait, LIMIT_POLL_S));
+    return p;
+}
+
+static enum status claim(struct request *rq, struct response *rs, struct err *e)
+{
+    if (!rq->state) {
+        rq->state = start_poll(rq, rs);
+        if (!rq->state) {
+            return ST_OK;
+        }
+        const struct poll *first = rq->state;
+        TRY(db_silo_seen(rq->db, rq->who.silo_id, first->agent, e));
+    }
+    const struct poll *p = rq->state;
+    struct task t;
+    bool found = false;
+    TRY(db_task_claim(rq->db, rq->arena, rq->who.silo_id, p->agent, &t, &found, e));
+    if (found) {
+        log_debug("task claimed task=%s epoch=%" PRId64 " silo=%s", t.id, t.epoch, rq->who.name);
+        return respond_task(rq, rs, &t, e);
+    }
+    if (rq->expired || clock_mono_s() >= p->until_s) {
+        respond_empty(rs, 204);
+    } else {
+        response_park(rs, "tasks", p->until_s);
+    }
+    return ST_OK;
+}
+
+static bool known_word(const char *word, const char *const *words)
+{
+    while (*words && strcmp(*words, word) != 0) {
+        words++;
+    }
+    return *words != NULL;
+}
+
+static enum status heartbeat(struct request *rq, struct response *rs, struct err *e)
+{
+    static const char *const keys[] = {"epoch", "step", "phase", "tokens_per_s", NULL};
+    static const char *const phases[] = {"download", "train", "encode", "upload", "evaluate", NULL};
+    struct heartbeat hb = {0};
+    if (!silo_protocol(rq, rs) || !path_id(rq, rs, 't', "task") || !only_members(rq, rs, keys) ||
+        !want_int(rq, rs, "epoch", 0, INT64_MAX, &hb.epoch) ||
+        !want_int(rq, rs, "step", 0, LIMIT_STEPS, &hb.step) ||
+        !optional_number(rq, rs, rq->json, "tokens_per_s", 0.0, &hb.tokens_per_s)) {
+        return ST_OK;
+    }
+    const char *phase = short_text(rq, rs, "phase", 16, false);
+    if (!phase) {
+        return ST_OK;
+    }
+    if (phase[0] && !known_word(phase, phases)) {
+        return bad_member(rq, rs, "/phase", "is none of download, train, encode, upload, evaluate");
+    }
+    hb.phase = phase[0] ? phase : NULL;
+    bool drain = false;
+    struct refusal no = {0};
+    TRY(db_task_heartbeat(rq->db, rq->params[0], rq->who.silo_id, &hb, &drain, &no, e));
+    if (no.code) {
+        return respond_refusal(rq, rs, &no);
+    }
+    respond_json(rq, rs, 200,
+                 arena_fmt(rq->arena, "{\"order\":\"%s\",\"lease_s\":%d}",
+                           drain ? "drain" : "continue", LEASE_S));
+    return ST_OK;
+}
+
+static bool metric_name_ok(const char *s)
+{
+    size_t len = strlen(s);
+    return len >= 1 && len <= METRIC_NAME_MAX && s[0] >= 'a' && s[0] <= 'z' &&
+           strspn(s, "abcdefghijklmnopqrstuvwxyz0123456789_") == len;
+}
+
+/* Points that are null are left out: a number that is not finite cannot be drawn. False: rs is a
+ * 422. */
+static bool read_points(struct request *rq, struct response *rs, const struct json *list,
+                        struct metric_point *out, int *count)
+{
+    static const char *const keys[] = {"step", "name", "value", NULL};
+    *count = 0;
+    const struct json *p = NULL;
+    int n = json_len(list);
+    for (int i = 0; i < n; i++) {
+        struct err e = {0};
+        struct metric_point m;
+        p = json_at(list, i);
+        const char *at = arena_fmt(rq->arena, "/points/%d", i);
+        if (json_kind(p) != JSON_OBJECT || json_only(p, keys, &e) ||
+            json_want_int(p, "step", 0, INT64_MAX, &m.step, &e) ||
+            json_want_str(p, "name", &m.name, &e) || !metric_name_ok(m.name)) {
+            (void)bad_member(rq, rs, at, e.msg[0] ? e.msg : "is no point of a curve");
+            return false;
+        }
+        if (!optional_number(rq, rs, p, "value", -INFINITY, &m.value)) {
+            return false;
+        }
+        if (isfinite(m.value)) {
+            out[(*count)++] = m;
+        }
+    }
+    return true;
+}
+
+static enum status metrics(struct request *rq, struct response *rs, struct err *e)
+{
+    static const char *const keys[] = {"epoch", "points", NULL};
+    int64_t epoch = 0;
+    if (!silo_protocol(rq, rs) || !path_id(rq, rs, 't', "task") || !only_members(rq, rs, keys) ||
+        !want_int(rq, rs, "epoch", 0, INT64_MAX, &epoch)) {
+        return ST_OK;
+    }
+    const struct json *list = json_get(rq->json, "points");
+    if (!list || json_kind(list) != JSON_ARRAY) {
+        return bad_member(rq, rs, "/points", "must be a list");
+    }
+    if (json_len(list) > LIMIT_METRICS_POINTS) {
+        return problem(rq, rs, 413, "TOO_MANY_POINTS", "send them in several batches",
+                       "a batch has %d points at most", LIMIT_METRICS_POINTS);
+    }
+    struct metric_point *points = arena_alloc(rq->arena, LIMIT_METRICS_POINTS * sizeof(*points));
+    int count = 0;
+    if (!read_points(rq, rs, list, points, &count)) {
+        return ST_OK;
+    }
+    int64_t stored = 0;
+    struct refusal no = {0};
+    TRY(db_task_metrics(rq->db, rq->params[0], rq->who.silo_id, epoch, points, count, &stored, &no,
+                        e));
+    if (no.code) {
+        return respond_refusal(rq, rs, &no);
+    }
+    respond_json(rq, rs, 200, arena_fmt(rq->arena, "{\"stored\":%" PRId64 "}", stored));
+    return ST_OK;
+}
+
+static void wake_run(struct request *rq, const char *run_id)
+{
+    hub_wake(rq->server->hub, arena_fmt(rq->arena, "run:%s", run_id));
+}
+
+static enum status result(struct request *rq, struct response *rs, struct err *e)
+{
+    static const char *const keys[] = {"epoch",   "nll",        "tokens", "bytes",
+                                       "seconds", "download_s", NULL};
+    struct eval_result r = {0};
+    int64_t epoch = 0;
+    if (!silo_protocol(rq, rs) || !path_id(rq, rs, 't', "task") || !only_members(rq, rs, keys) ||
+        !want_int(rq, rs, "epoch", 0, INT64_MAX, &epoch) ||
+        !optional_number(rq, rs, rq->json, "nll", 0.0, &r.nll) ||
+        !want_int(rq, rs, "tokens", 1, INT64_MAX, &r.tokens) ||
+        !want_int(rq, rs, "bytes", 0, INT64_MAX, &r.bytes) ||
+        !optional_number(rq, rs, rq->json, "seconds", 0.0, &r.seconds) ||
+        !optional_number(rq, rs, rq->json, "download_s", 0.0, &r.download_s)) {
+        return ST_OK;
+    }
+    if (isnan(r.nll)) {
+        return bad_member(rq, rs, "/nll", "must be a number that is not negative");
+    }
+    char run_id[ID_LEN + 1] = "";
+    struct refusal no = {0};
+    TRY(db_task_result(rq->db, rq->params[0], rq->who.silo_id, epoch, &r, run_id, &no, e));
+    if (no.code) {
+        return respond_refusal(rq, rs, &no);
+    }
+    wake_run(rq, run_id);
+    respond_json(rq, rs, 200, "{\"counted\":true}");
+    return ST_OK;
+}
+
+static enum status release(struct request *rq, struct response *rs, struct err *e)
+{
+    static const char *const keys[] = {"epoch", "code", "detail", NULL};
+    static const char *const codes[] = {"oom",       "disk_full", "bad_data", "diverged",
+                                        "transient", "shutdown",  NULL};
+    int64_t epoch = 0;
+    if (!silo_protocol(rq, rs) || !path_id(rq, rs, 't', "task") || !only_members(rq, rs, keys) ||
+        !want_int(rq, rs, "epoch", 0, INT64_MAX, &epoch)) {
+        return ST_OK;
+    }
+    const char *code = short_text(rq, rs, "code", 32, true);
+    const char *detail = code ? short_text(rq, rs, "detail", DETAIL_MAX, false) : NULL;
+    if (!detail) {
+        return ST_OK;
+    }
+    if (!known_word(code, codes)) {
+        return bad_member(rq, rs, "/code",
+                          "is none of oom, disk_full, bad_data, diverged, transient, shutdown");
+    }
+    struct refusal no = {0};
+    TRY(db_task_release(rq->db, rq->params[0], rq->who.silo_id, epoch, code, detail, &no, e));
+    if (no.code) {
+        return respond_refusal(rq, rs, &no);
+    }
+    log_info("task given back task=%s silo=%s code=%s", rq->params[0], rq->who.name, code);
+    respond_json(rq, rs, 200, "{\"released\":true}");
+    return ST_OK;
+}
+
+/* ---- uploads ---- */
+
+static bool read_timings(struct request *rq, struct response *rs, struct upload_wanted *w)
+{
+    static const char *const keys[] = {"download_s", "train_s", "encode_s", NULL};
+    const struct json *t = json_get(rq->json, "timings");
+    w->download_s = w->train_s = w->encode_s = NAN;
+    if (!t || json_kind(t) == JSON_NULL) {
+        return true;
+    }
+    struct err e = {0};
+    if (json_kind(t) != JSON_OBJECT || json_only(t, keys, &e)) {
+        (void)bad_member(rq, rs, "/timings", e.msg[0] ? e.msg : "must be an object");
+        return false;
+    }
+    return optional_number(rq, rs, t, "download_s", 0.0, &w->download_s) &&
+           optional_number(rq, rs, t, "train_s", 0.0, &w->train_s) &&
+           optional_number(rq, rs, t, "encode_s", 0.0, &w->encode_s);
+}
+
+static bool read_wanted(struct request *rq, struct response *rs, struct upload_wanted *w)
+{
+    static const char *const keys[] = {"task",   "epoch", "sha256",     "bytes",   "codec",
+                                       "tokens", "steps", "train_loss", "timings", NULL};
+    *w = (struct upload_wanted){0};
+    const char *sha256 = NULL;
+    const char *codec = NULL;
+    if (!only_members(rq, rs, keys) || !(w->task_id = want_member(rq, rs, "task")) ||
+        !(sha256 = want_member(rq, rs, "sha256")) || !(codec = want_member(rq, rs, "codec")) ||
+        !want_int(rq, rs, "epoch", 0, INT64_MAX, &w->epoch) ||
+        !want_int(rq, rs, "bytes", 1, LIMIT_BLOB, &w->bytes) ||
+        !want_int(rq, rs, "tokens", 1, INT64_MAX, &w->tokens) ||
+        !want_int(rq, rs, "steps", 1, LIMIT_STEPS, &w->steps) ||
+        !optional_number(rq, rs, rq->json, "train_loss", -INFINITY, &w->train_loss) ||
+        !read_timings(rq, rs, w)) {
+        return false;
+    }
+    if (!id_valid('t', w->task_id)) {
+        (void)not_found(rq, rs, "task");
+    } else if (digest_parse(&w->sha256, sha256, NULL)) {
+        (void)bad_member(rq, rs, "/sha256", "must be 64 lower-case hex digits");
+    } else if (strcmp(codec, "f32") != 0) {
+        (void)bad_member(rq, rs, "/codec", "must be 'f32', as the plan says");
+    } else {
+        return true;
+    }
+    return false;
+}
+
+static const char *upload_json(struct request *rq, const struct upload *u)
+{
+    return arena_fmt(
+        rq->arena, "{\"upload\":\"%s\",\"offset\":%" PRId64 ",\"chunk_bytes\":%d,\"state\":\"%s\"}",
+        u->id, u->received, CHUNK_BYTES, u->state);
+}
+
+/* Planned and free? False: rs says why not. */
+static enum status may_create(struct request *rq, struct response *rs,
+                              const struct upload_wanted *w, bool *may, struct err *e)
+{
+    const char *spec_text = NULL;
+    const char *silo_name = NULL;
+    struct run_spec spec;
+    *may = false;
+    enum status st =
+        db_upload_plan(rq->db, rq->arena, w->task_id, rq->who.silo_id, &spec_text, &silo_name, e);
+    if (st == ST_NOT_FOUND) {
+        return not_found(rq, rs, "training task");
+    }
+    TRY(st);
+    TRY(parse_spec(&spec, rq->arena, spec_text, e));
+    int64_t planned = checkpoint_update_bytes(&spec, silo_name);
+    if (w->bytes != planned) {
+        struct refusal no;
+        refuse(&no, 413, "NOT_THE_PLANNED_SIZE",
+               "the update has %" PRId64 " bytes, the plan says %" PRId64, w->bytes, planned);
+        return respond_refusal(rq, rs, &no);
+    }
+    *may = true;
+    return ST_OK;
+}
+
+/*
+ * The upload's file, made when it is not there. *lost: some of it was durable once and is gone, so
+ * the upload cannot go on.
+ */
+static enum status ensure_file(struct server *s, const struct upload *u, bool *lost, struct err *e)
+{
+    int fd = -1;
+    *lost = false;
+    enum status st = blob_tmp_open(s->blobs, u->id, &fd, e);
+    if (st == ST_NOT_FOUND && u->received > 0) {
+        *lost = true;
+        return ST_OK;
+    }
+    if (st == ST_NOT_FOUND) {
+        if (blob_free_bytes(s->blobs) - u->bytes < DISK_FLOOR) {
+            return err_set(e, ST_LIMIT, "the disk is nearly full");
+        }
+        st = blob_tmp_create(s->blobs, u->id, u->bytes, &fd, e);
+        if (st == ST_CONFLICT) {
+            return ST_OK; // a request beside this one was faster
+        }
+    }
+    if (fd >= 0) {
+        (void)close(fd);
+    }
+    return st;
+}
+
+static enum status create(struct request *rq, struct response *rs, struct err *e)
+{
+    struct upload_wanted w;
+    bool may = false;
+    if (!silo_protocol(rq, rs) || !read_wanted(rq, rs, &w)) {
+        return ST_OK;
+    }
+    TRY(may_create(rq, rs, &w, &may, e));
+    if (!may) {
+        return ST_OK;
+    }
+    for (int tries = 0; tries < 2; tries++) {
+        struct upload u;
+        struct refusal no = {0};
+        char dropped[ID_LEN + 1];
+        bool fresh = false;
+        bool lost = false;
+        TRY(db_upload_create(rq->db, rq->who.silo_id, &w, &u, &fresh, dropped, &no, e));
+        if (no.code) {
+            return respond_refusal(rq, rs, &no);
+        }
+        if (dropped[0]) {
+            upload_file_forget(dropped);
+            blob_tmp_remove(rq->server->blobs, dropped);
+        }
+        enum status st = ST_OK;
+        if (strcmp(u.state, "open") == 0) {
+            st = ensure_file(rq->server, &u, &lost, e);
+        }
+        if (st == ST_LIMIT) {
+            TRY(db_upload_expire(rq->db, u.id, e));
+            return respond_disk_full(rq, rs);
+        }
+        TRY(st);
+        if (!lost) {
+            respond_json(rq, rs, fresh ? 201 : 200, upload_json(rq, &u));
+            return ST_OK;
+        }
+        TRY(db_upload_expire(rq->db, u.id, e));
+    }
+    return err_set(e, ST_RETRY, "the upload was lost twice");
+}
+
+static enum status get_upload(struct request *rq, struct response *rs, struct err *e)
+{
+    struct upload u;
+    if (!silo_protocol(rq, rs) || !path_id(rq, rs, 'u', "upload")) {
+        return ST_OK;
+    }
+    enum status st = db_upload_get(rq->db, rq->params[0], rq->who.silo_id, &u, e);
+    if (st == ST_NOT_FOUND) {
+        return not_found(rq, rs, "upload");
+    }
+    TRY(st);
+    struct buf b;
+    buf_init(&b, 4096);
+    jw_object(&b, NULL);
+    jw_str(&b, "upload", u.id);
+    jw_str(&b, "state", u.state);
+    jw_int(&b, "offset", u.received);
+    jw_int(&b, "bytes", u.bytes);
+    jw_int(&b, "chunk_bytes", CHUNK_BYTES);
+    if (strcmp(u.state, "accepted") == 0) {
+        jw_raw(&b, "outcome", "{\"accepted\":true}");
+    } else if (strcmp(u.state, "refused") == 0) {
+        jw_object(&b, "outcome");
+        jw_bool(&b, "accepted", false);
+        jw_str(&b, "code", u.code);
+        jw_str(&b, "detail", u.detail);
+        jw_end_object(&b);
+    } else {
+        jw_null(&b, "outcome");
+    }
+    jw_end_object(&b);
+    respond_buf(rq, rs, 200, &b);
+    return ST_OK;
+}
+
+static enum status finish(struct request *rq, struct response *rs, struct err *e)
+{
+    static const char *const keys[] = {"epoch", "upload_s", NULL};
+    int64_t epoch = 0;
+    double upload_s = NAN;
+    struct upload u;
+    if (!silo_protocol(rq, rs) || !path_id(rq, rs, 'u', "upload") || !only_members(rq, rs, keys) ||
+        !want_int(rq, rs, "epoch", 0, INT64_MAX, &epoch) ||
+        !optional_number(rq, rs, rq->json, "upload_s", 0.0, &upload_s)) {
+        return ST_OK;
+    }
+    enum status st = db_upload_get(rq->db, rq->params[0], rq->who.silo_id, &u, e);
+    if (st == ST_NOT_FOUND) {
+        return not_found(rq, rs, "upload");
+    }
+    TRY(st);
+    struct refusal no = {0};
+    TRY(accept_upload(rq->server, rq->db, &u, rq->who.silo_id, epoch, upload_s, &no, e));
+    if (no.code) {
+        return respond_refusal(rq, rs, &no);
+    }
+    wake_run(rq, u.run_id);
+    log_info("update accepted run=%s round=%" PRId32 " silo=%s bytes=%" PRId64, u.run_id, u.number,
+             rq->who.name, u.bytes);
+    respond_json(rq, rs, 200,
+                 arena_fmt(rq->arena, "{\"accepted\":true,\"round\":%" PRId32 "}", u.number));
+    return ST_OK;
+}
+
+// clang-format off
+const struct route routes_silo[] = {
+    {"POST", "/silo/v1/join",                    1U << ROLE_JOIN, LISTENER_CONTROL, LIMIT_CONTROL_BODY, join, NULL},
+    {"POST", "/silo/v1/hello",                   ROLES_SILO, LISTENER_CONTROL, LIMIT_CONTROL_BODY, hello, NULL},
+    {"POST", "/silo/v1/tasks/claim",             ROLES_SILO, LISTENER_CONTROL, LIMIT_CONTROL_BODY, claim, NULL},
+    {"POST", "/silo/v1/tasks/{task}/heartbeat",  ROLES_SILO, LISTENER_CONTROL, LIMIT_CONTROL_BODY, heartbeat, NULL},
+    {"POST", "/silo/v1/tasks/{task}/metrics",    ROLES_SILO, LISTENER_CONTROL, LIMIT_METRICS_BODY, metrics, NULL},
+    {"POST", "/silo/v1/tasks/{task}/result",     ROLES_SILO, LISTENER_CONTROL, LIMIT_CONTROL_BODY, result, NULL},
+    {"POST", "/silo/v1/tasks/{task}/release",    ROLES_SILO, LISTENER_CONTROL, LIMIT_CONTROL_BODY, release, NULL},
+    {"POST", "/silo/v1/uploads",                 ROLES_SILO, LISTENER_CONTROL, LIMIT_CONTROL_BODY, create, NULL},
+    {"GET",  "/silo/v1/uploads/{upload}",        ROLES_SILO, LISTENER_CONTROL, 0, get_upload, NULL},
+    {"POST", "/silo/v1/uploads/{upload}/finish", ROLES_SILO, LISTENER_CONTROL, LIMIT_CONTROL_BODY, finish, NULL},
+    {0},
+};
+// clang-format on

@@ -20,6 +20,7 @@
 #include "common/status.h"
 #include "kernels/backend.h"
 
+struct model;
 struct trainer;
 
 /*
@@ -66,10 +67,13 @@ struct eval_result {
 enum status trainer_open(struct trainer **out, const struct trainer_config *c,
                          struct err *e) MUST_CHECK;
 void trainer_close(struct trainer *t);
+/* For tests and benches. */
+struct model *trainer_model(struct trainer *t);
 void trainer_describe(const struct trainer *t, char out[96]); /* "cpu, 2 threads, bf16" */
 const struct param_table *trainer_params(const struct trainer *t);
 
-/* Weights in flat order, F32, from an open file at this offset (streamed). */
+/* Weights in flat order, F32, from an open file at this offset (streamed). ST_CORRUPT: too short,
+ * or not finite. After a failure the weights are a mixture: load others before a step. */
 enum status trainer_load_weights(struct trainer *t, int fd, int64_t offset,
                                  struct err *e) MUST_CHECK;
 /*
@@ -84,7 +88,11 @@ enum status trainer_save_state(struct trainer *t, const char *path, bool with_we
 enum status trainer_load_state(struct trainer *t, const char *path, struct err *e) MUST_CHECK;
 void trainer_reset_state(struct trainer *t); /* zero moments, t = 0 */
 
-/* One local step at global step `step` (from 0). */
+/*
+ * One local step at global step `step` (from 0). A step whose gradient is not finite changes
+ * nothing and says so; ST_INVALID after eight of them in a row, or when a token is outside the
+ * vocabulary.
+ */
 enum status trainer_step(struct trainer *t, int64_t step, struct step_report *out,
                          struct err *e) MUST_CHECK;
 

@@ -1,0 +1,321 @@
+#include "client/model.h"
+
+#include <assert.h>
+#include <math.h>
+#include <string.h>
+
+#include "client/model_int.h"
+#include "common/arena.h"
+#include "common/mem.h"
+
+// A table of 256 layers with names and pointers takes under a megabyte.
+#define TABLES_MAX ((size_t)8 << 20)
+
+// Beyond the useful mantissa of any dtype: the pattern of a NaN in bf16, fp32 and fp64 alike.
+enum { POISON = 0xff };
+
+void model_alibi_slopes(float *out, int32_t heads)
+{
+    // The slopes of the next power of two n are 2^(-8 k / n), k = 1..n. Where heads is less, MPT
+    // takes the even k first, then the odd ones.
+    int32_t n = 1;
+    while (n < heads) {
+        n *= 2;
+    }
+    for (int32_t i = 0; i < heads; i++) {
+        int32_t k = i + 1;
+        if (n != heads) {
+            k = i < n / 2 ? 2 * (i + 1) : 2 * (i - n / 2) + 1;
+        }
+        out[i] = (float)exp2(-8.0 * k / n);
+    }
+}
+
+/* ---- tables ---- */
+
+/* The parameter of this name; nothing where the spec has none. */
+static struct weight find(const struct model *m, const char *name)
+{
+    const struct param *p = params_find(&m->params, name);
+    if (!p) {
+        return (struct weight){NULL, NULL};
+    }
+    int64_t at = m->offsets[p - m->params.items];
+    const char *weights = m->copy ? m->copy : m->weights;
+    size_t a_size = dtype_size(m->at);
+    size_t g_size = dtype_size(m->gt);
+    return (struct weight){weights + (size_t)at * a_size, (char *)m->grads + (size_t)at * g_size};
+}
+
+static struct norm find_norm(const struct model *m, const char *name)
+{
+    return (struct norm){.g = find(m, arena_fmt(m->arena, "%s.weight", name)),
+                         .b = find(m, arena_fmt(m->arena, "%s.bias", name))};
+}
+
+static struct linear find_linear(const struct model *m, const char *name, int64_t N, int64_t K)
+{
+    return (struct linear){.w = find(m, arena_fmt(m->arena, "%s.weight", name)),
+                           .b = find(m, arena_fmt(m->arena, "%s.bias", name)),
+                           .N = N,
+                           .K = K};
+}
+
+static void find_weights(struct model *m)
+{
+    int64_t d = m->spec.d_model;
+    m->blocks = arena_alloc(m->arena, (size_t)m->spec.n_layers * sizeof(struct block));
+    for (int32_t i = 0; i < m->spec.n_layers; i++) {
+        const char *name = arena_fmt(m->arena, "transformer.blocks.%d", i);
+        m->blocks[i] = (struct block){
+            .norm_1 = find_norm(m, arena_fmt(m->arena, "%s.norm_1", name)),
+            .norm_2 = find_norm(m, arena_fmt(m->arena, "%s.norm_2", name)),
+            .qkv = find_linear(m, arena_fmt(m->arena, "%s.attn.Wqkv", name), 3 * d, d),
+            .out = find_linear(m, arena_fmt(m->arena, "%s.attn.out_proj", name), d, d),
+            .up = find_linear(m, arena_fmt(m->arena, "%s.ffn.up_proj", name), 4 * d, d),
+            .down = find_linear(m, arena_fmt(m->arena, "%s.ffn.down_proj", name), d, 4 * d),
+        };
+    }
+    m->wte = find(m, "transformer.wte.weight");
+    m->wpe = find(m, "transformer.wpe.weight");
+    m->norm_f = find_norm(m, "transformer.norm_f");
+}
+
+/* ---- opening ---- */
+
+static enum status choose_plan(struct model *m, const struct model_config *c, struct err *e)
+{
+    struct backend_caps caps;
+    m->ops->caps(m->be, &caps);
+    struct plan_request r = {
+        .model = c->spec,
+        .batch = c->batch,
+        .micro_batch = c->micro_batch,
+        .a_size = (int32_t)dtype_size(m->at),
+        .g_size = (int32_t)dtype_size(m->gt),
+        .logits_max = c->logits_max,
+    };
+    TRY(memory_plan_choose(&m->plan, &r, caps.memory, caps.pass_tokens, e));
+    if (c->recompute >= 0) {
+        r = m->plan.request;
+        r.recompute = (enum recompute)c->recompute;
+        memory_plan(&m->plan, &r);
+    }
+    return ST_OK;
+}
+
+static enum status take(struct model *m, void **out, int64_t size, const char *what, struct err *e)
+{
+    *out = m->ops->alloc(m->be, (size_t)size);
+    if (!*out) {
+        return err_set(e, ST_NOMEM, "%s: no memory for %s, %lld MiB", m->ops->name, what,
+                       (long long)(size >> 20));
+    }
+    return ST_OK;
+}
+
+static enum status take_memory(struct model *m, struct err *e)
+{
+    TRY(take(m, &m->weights, m->plan.weights, "weights", e));
+    if (m->plan.copy) {
+        TRY(take(m, &m->copy, m->plan.copy, "weights", e));
+    }
+    TRY(take(m, &m->grads, m->plan.grads, "gradients", e));
+    void *p = NULL;
+    TRY(take(m, &p, m->plan.activations, "activations", e));
+    m->activations = p;
+    if (m->spec.position == POSITION_ALIBI) {
+        TRY(take(m, &p, m->spec.n_heads * (int64_t)sizeof(float), "slopes", e));
+        m->slopes = p;
+        float *slopes = arena_alloc(m->arena, (size_t)m->spec.n_heads * sizeof(float));
+        model_alibi_slopes(slopes, m->spec.n_heads);
+        m->ops->put(m->be, m->slopes, slopes, (size_t)m->spec.n_heads * sizeof(float));
+    }
+    return ST_OK;
+}
+
+static enum status build(struct model *m, const struct model_config *c, struct err *e)
+{
+    if (!m->ops->supports(m->be, m->at)) {
+        return err_set(e, ST_INVALID, "%s does not compute in this dtype here; try f32",
+                       m->ops->name);
+    }
+    TRY(choose_plan(m, c, e));
+    m->params = params_table(m->arena, &m->spec);
+    m->offsets = arena_alloc(m->arena, (size_t)m->params.count * sizeof(int64_t));
+    memory_plan_offsets(&m->params, m->offsets);
+    TRY(take_memory(m, e));
+    find_weights(m);
+
+    int32_t micro = m->plan.request.micro_batch;
+    TRY(model_plan_products(m, micro, e));
+    if (c->batch % micro != 0) {
+        TRY(model_plan_products(m, c->batch % micro, e));
+    }
+    return backend_sync(m->be, e);
+}
+
+enum status model_open(struct model **out, struct backend *be, const struct model_config *c,
+                       struct err *e)
+{
+    TRY(model_spec_check(&c->spec, e));
+    if (c->batch < 1) {
+        return err_set(e, ST_INVALID, "a batch of %d sequences", c->batch);
+    }
+    struct model *m = mem_alloc(sizeof(*m));
+    m->be = be;
+    m->ops = be->ops;
+    m->spec = c->spec;
+    m->at = c->dtype;
+    m->gt = c->dtype == DTYPE_F64 ? DTYPE_F64 : DTYPE_F32;
+    m->arena = arena_new(TABLES_MAX);
+    enum status st = build(m, c, e);
+    if (st) {
+        model_close(m);
+        return st;
+    }
+    *out = m;
+    return ST_OK;
+}
+
+void model_close(struct model *m)
+{
+    if (!m) {
+        return;
+    }
+    void *const owned[] = {m->weights, m->copy, m->grads, m->activations, m->slopes};
+    for (size_t i = 0; i < sizeof(owned) / sizeof(owned[0]); i++) {
+        if (owned[i]) {
+            m->ops->release(m->be, owned[i]);
+        }
+    }
+    arena_free(m->arena);
+    mem_free(m);
+}
+
+const struct param_table *model_params(const struct model *m)
+{
+    return &m->params;
+}
+
+const struct memory_plan *model_plan(const struct model *m)
+{
+    return &m->plan;
+}
+
+struct model_flat model_flat(const struct model *m)
+{
+    return (struct model_flat){.type = m->gt,
+                               .count = m->plan.flat_count,
+                               .weights = m->weights,
+                               .copy = m->copy,
+                               .grads = m->grads};
+}
+
+/* ---- between the flat order and memory ---- */
+
+/* A run of elements that lies in one tensor, and where. */
+struct piece {
+    int64_t at; /* element of the array */
+    int64_t count;
+};
+
+static struct piece piece_at(const struct model *m, int64_t start, int64_t count)
+{
+    const struct param *items = m->params.items;
+    int32_t low = 0;
+    int32_t high = m->params.count - 1;
+    while (low < high) {
+        int32_t middle = low + (high - low + 1) / 2;
+        if (items[middle].offset <= start) {
+            low = middle;
+        } else {
+            high = middle - 1;
+        }
+    }
+    int64_t into = start - items[low].offset;
+    int64_t left = items[low].count - into;
+    return (struct piece){m->offsets[low] + into, left < count ? left : count};
+}
+
+/* One piece in double: converted by way of the stage. */
+static void put_f64(struct model *m, double *array, const float *in, int64_t count)
+{
+    enum { STAGE = sizeof(m->stage) / sizeof(m->stage[0]) };
+    for (int64_t done = 0; done < count; done += STAGE) {
+        int64_t n = count - done < STAGE ? count - done : STAGE;
+        for (int64_t i = 0; i < n; i++) {
+            m->stage[i] = (double)in[done + i];
+        }
+        m->ops->put(m->be, array + done, m->stage, (size_t)n * sizeof(double));
+    }
+}
+
+static void get_f64(struct model *m, float *out, const double *array, int64_t count)
+{
+    enum { STAGE = sizeof(m->stage) / sizeof(m->stage[0]) };
+    for (int64_t done = 0; done < count; done += STAGE) {
+        int64_t n = count - done < STAGE ? count - done : STAGE;
+        m->ops->get(m->be, m->stage, array + done, (size_t)n * sizeof(double));
+        for (int64_t i = 0; i < n; i++) {
+            out[done + i] = (float)m->stage[i];
+        }
+    }
+}
+
+void model_put(struct model *m, void *array, int64_t start, int64_t count, const float *in)
+{
+    assert(start >= 0 && count >= 0 && start <= m->params.total - count);
+    for (int64_t done = 0; done < count;) {
+        struct piece p = piece_at(m, start + done, count - done);
+        if (m->gt == DTYPE_F64) {
+            put_f64(m, (double *)array + p.at, in + done, p.count);
+        } else {
+            m->ops->put(m->be, (float *)array + p.at, in + done, (size_t)p.count * sizeof(float));
+        }
+        done += p.count;
+    }
+}
+
+void model_get(struct model *m, float *out, const void *array, int64_t start, int64_t count)
+{
+    assert(start >= 0 && count >= 0 && start <= m->params.total - count);
+    for (int64_t done = 0; done < count;) {
+        struct piece p = piece_at(m, start + done, count - done);
+        if (m->gt == DTYPE_F64) {
+            get_f64(m, out + done, (const double *)array + p.at, p.count);
+        } else {
+            m->ops->get(m->be, out + done, (const float *)array + p.at,
+                        (size_t)p.count * sizeof(float));
+        }
+        done += p.count;
+    }
+}
+
+void model_weights_changed(struct model *m)
+{
+    if (m->copy) {
+        m->ops->round_weights(m->be, m->copy, m->weights, m->plan.flat_count);
+    }
+}
+
+static void poison(struct model *m, char *p, int64_t size)
+{
+    memset(m->stage, POISON, sizeof(m->stage));
+    for (int64_t done = 0; done < size; done += (int64_t)sizeof(m->stage)) {
+        int64_t n =
+            size - done < (int64_t)sizeof(m->stage) ? size - done : (int64_t)sizeof(m->stage);
+        m->ops->put(m->be, p + done, m->stage, (size_t)n);
+    }
+}
+
+void model_poison(struct model *m)
+{
+    poison(m, m->activations, m->plan.activations);
+    // The gaps between gradients stay zero by contract, so only the tensors are filled.
+    for (int32_t i = 0; i < m->params.count; i++) {
+        size_t size = dtype_size(m->gt);
+        poison(m, (char *)m->grads + (size_t)m->offsets[i] * size,
+               m->params.items[i].count * (int64_t)size);
+    }
+}

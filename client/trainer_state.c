@@ -1,0 +1,304 @@
+/*
+ * The state file: head, then first moments, second moments and perhaps weights, each as fp32 in the
+ * flat order of params.h, then a checksum of all before it. Little-endian, like the machines it is
+ * for; it never leaves the silo.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "client/trainer.h"
+#include "client/trainer_int.h"
+#include "common/log.h"
+
+enum { STATE_VERSION = 1, PATH_MAX_BYTES = 4096 };
+
+static const char MAGIC[8] = {'P', 'H', 'O', 'T', 'O', 'N', 'S', 'T'};
+
+struct state_head {
+    char magic[8];
+    uint32_t version;
+    uint32_t size; /* of this head */
+    int64_t total; /* elements of each array */
+    int64_t t;     /* steps the moments have seen */
+    int32_t d_model, n_heads, n_layers, vocab_size, seq_len, position, bias;
+    int32_t optimizer;
+    /* What the bits of further steps depend on beside the above. */
+    int32_t dtype;
+    int32_t threads;
+    int32_t micro_batch;
+    int32_t arrays; /* 2: moments; 3: weights too */
+    char device[16];
+};
+
+_Static_assert(sizeof(struct state_head) == 96 && sizeof(struct state_head) % sizeof(uint32_t) == 0,
+               "the head has no gaps and is whole words");
+
+/*
+ * Four lanes of FNV-1a over 32-bit words. Each step is a bijection of the lane, so that no change
+ * of one word goes unseen, and the lanes keep a processor's multiplier busy. It guards against torn
+ * writes and rot, not against forgery.
+ */
+struct sum {
+    uint64_t lane[4];
+    uint64_t words;
+};
+
+static void sum_add(struct sum *s, const void *bytes, size_t size)
+{
+    const unsigned char *p = bytes;
+    for (size_t i = 0; i < size; i += sizeof(uint32_t)) {
+        uint32_t word;
+        memcpy(&word, p + i, sizeof(word));
+        uint64_t *lane = &s->lane[s->words++ & 3];
+        *lane = (*lane ^ word) * 0x100000001b3U;
+    }
+}
+
+static uint64_t sum_end(const struct sum *s)
+{
+    uint64_t h = 0xcbf29ce484222325U ^ s->words;
+    for (int i = 0; i < 4; i++) {
+        h = (h ^ s->lane[i]) * 0x9e3779b97f4a7c15U;
+        h ^= h >> 29;
+    }
+    return h;
+}
+
+static struct state_head describe(const struct trainer *t, bool with_weights)
+{
+    const struct model_spec *m = &t->config.model;
+    struct state_head h = {
+        .version = STATE_VERSION,
+        .size = sizeof(h),
+        .total = model_params(t->model)->total,
+        .t = t->t,
+        .d_model = m->d_model,
+        .n_heads = m->n_heads,
+        .n_layers = m->n_layers,
+        .vocab_size = m->vocab_size,
+        .seq_len = m->seq_len,
+        .position = (int32_t)m->position,
+        .bias = m->bias,
+        .optimizer = (int32_t)t->config.inner.optimizer,
+        .dtype = (int32_t)t->dtype,
+        .threads = t->be->threads,
+        .micro_batch = model_plan(t->model)->request.micro_batch,
+        .arrays = with_weights ? 3 : 2,
+    };
+    memcpy(h.magic, MAGIC, sizeof(h.magic));
+    (void)snprintf(h.device, sizeof(h.device), "%s", t->ops->name);
+    return h;
+}
+
+/* ---- saving ---- */
+
+static enum status io_failed(const char *what, const char *path, struct err *e)
+{
+    enum status st = errno == ENOSPC || errno == EDQUOT ? ST_LIMIT : ST_IO;
+    return err_set(e, st, "cannot %s '%s': %s", what, path, strerror(errno));
+}
+
+static enum status write_all(int fd, const void *bytes, size_t size, const char *path,
+                             struct err *e)
+{
+    for (size_t done = 0; done < size;) {
+        ssize_t n = write(fd, (const char *)bytes + done, size - done);
+        if (n < 0 && errno != EINTR) {
+            return io_failed("write", path, e);
+        }
+        done += n > 0 ? (size_t)n : 0;
+    }
+    return ST_OK;
+}
+
+/* The arrays in the order of the file. */
+static void *array_at(const struct trainer *t, int index)
+{
+    void *const arrays[] = {t->m, t->v, model_flat(t->model).weights};
+    return arrays[index];
+}
+
+static enum status write_state(struct trainer *t, int fd, bool with_weights, const char *path,
+                               struct err *e)
+{
+    struct sum sum = {{0}, 0};
+    struct state_head head = describe(t, with_weights);
+    sum_add(&sum, &head, sizeof(head));
+    TRY(write_all(fd, &head, sizeof(head), path, e));
+    for (int i = 0; i < head.arrays; i++) {
+        for (int64_t at = 0; at < head.total; at += STAGE_COUNT) {
+            int64_t n = head.total - at < STAGE_COUNT ? head.total - at : STAGE_COUNT;
+            size_t size = (size_t)n * sizeof(float);
+            model_get(t->model, t->stage, array_at(t, i), at, n);
+            TRY(backend_sync(t->be, e));
+            sum_add(&sum, t->stage, size);
+            TRY(write_all(fd, t->stage, size, path, e));
+        }
+    }
+    uint64_t end = sum_end(&sum);
+    TRY(write_all(fd, &end, sizeof(end), path, e));
+    return fsync(fd) == 0 ? ST_OK : io_failed("sync", path, e);
+}
+
+/* The new name is on disk only once its folder is. */
+static enum status sync_folder(const char *path, struct err *e)
+{
+    char folder[PATH_MAX_BYTES];
+    const char *slash = strrchr(path, '/');
+    int len = slash == path ? 1 : slash ? (int)(slash - path) : 1;
+    (void)snprintf(folder, sizeof(folder), "%.*s", len, slash ? path : ".");
+    int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0) {
+        return io_failed("open", folder, e);
+    }
+    enum status st = fsync(fd) == 0 ? ST_OK : io_failed("sync", folder, e);
+    (void)close(fd);
+    return st;
+}
+
+enum status trainer_save_state(struct trainer *t, const char *path, bool with_weights,
+                               struct err *e)
+{
+    char tmp[PATH_MAX_BYTES];
+    if (snprintf(tmp, sizeof(tmp), "%s.tmp", path) >= (int)sizeof(tmp)) {
+        return err_set(e, ST_INVALID, "the path of the state is too long");
+    }
+    int fd = open(tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    if (fd < 0) {
+        return io_failed("create", tmp, e);
+    }
+    enum status st = write_state(t, fd, with_weights, tmp, e);
+    if (close(fd) != 0 && !st) {
+        st = io_failed("close", tmp, e);
+    }
+    if (!st && rename(tmp, path) != 0) {
+        st = io_failed("rename", tmp, e);
+    }
+    if (st) {
+        (void)unlink(tmp);
+        return st;
+    }
+    return sync_folder(path, e);
+}
+
+/* ---- loading ---- */
+
+/* A state file being read, and the sum of what was read. */
+struct reader {
+    int fd;
+    const char *path;
+    struct sum sum;
+};
+
+static enum status read_all(struct reader *r, void *out, size_t size, struct err *e)
+{
+    for (size_t done = 0; done < size;) {
+        ssize_t n = read(r->fd, (char *)out + done, size - done);
+        if (n < 0 && errno != EINTR) {
+            return io_failed("read", r->path, e);
+        }
+        if (n == 0) {
+            return err_set(e, ST_CORRUPT, "'%s' ends early", r->path);
+        }
+        done += n > 0 ? (size_t)n : 0;
+    }
+    sum_add(&r->sum, out, size);
+    return ST_OK;
+}
+
+static enum status check_head(const struct trainer *t, const struct state_head *h, const char *path,
+                              struct err *e)
+{
+    struct state_head want = describe(t, false);
+    if (memcmp(h->magic, MAGIC, sizeof(MAGIC)) != 0) {
+        return err_set(e, ST_CORRUPT, "'%s' is no training state", path);
+    }
+    if (h->version != STATE_VERSION || h->size != sizeof(*h)) {
+        return err_set(e, ST_CONFLICT, "'%s' has version %" PRIu32 ", this program writes %d", path,
+                       h->version, STATE_VERSION);
+    }
+    if (h->total != want.total || h->d_model != want.d_model || h->n_heads != want.n_heads ||
+        h->n_layers != want.n_layers || h->vocab_size != want.vocab_size ||
+        h->seq_len != want.seq_len || h->position != want.position || h->bias != want.bias) {
+        return err_set(e, ST_CONFLICT, "'%s' is of another model", path);
+    }
+    if (h->optimizer != want.optimizer) {
+        return err_set(e, ST_CONFLICT, "'%s' is of another inner optimizer", path);
+    }
+    if (h->t < 0 || (h->arrays != 2 && h->arrays != 3)) {
+        return err_set(e, ST_CORRUPT, "'%s' has a damaged head", path);
+    }
+    return ST_OK;
+}
+
+/* The trainings are equally good, but their bits differ: worth a line in the log. */
+static void tell_difference(const struct trainer *t, const struct state_head *h)
+{
+    struct state_head now = describe(t, false);
+    if (h->dtype != now.dtype || h->threads != now.threads || h->micro_batch != now.micro_batch ||
+        strncmp(h->device, now.device, sizeof(h->device)) != 0) {
+        log_warn(
+            "state was saved by %.15s with %d threads, now %s with %d; steps go on, but not with "
+            "the bits of an undisturbed run",
+            h->device, h->threads, now.device, now.threads);
+    }
+}
+
+/* Once through the file: to check it, or, when `put`, to take its arrays over. */
+static enum status read_arrays(struct trainer *t, struct reader *r, struct state_head *head,
+                               bool put, struct err *e)
+{
+    if (lseek(r->fd, 0, SEEK_SET) != 0) {
+        return io_failed("read", r->path, e);
+    }
+    r->sum = (struct sum){{0}, 0};
+    TRY(read_all(r, head, sizeof(*head), e));
+    TRY(check_head(t, head, r->path, e));
+    for (int i = 0; i < head->arrays; i++) {
+        for (int64_t at = 0; at < head->total; at += STAGE_COUNT) {
+            int64_t n = head->total - at < STAGE_COUNT ? head->total - at : STAGE_COUNT;
+            TRY(read_all(r, t->stage, (size_t)n * sizeof(float), e));
+            if (put) {
+                model_put(t->model, array_at(t, i), at, n, t->stage);
+            }
+        }
+    }
+    uint64_t want = sum_end(&r->sum);
+    uint64_t got = 0;
+    TRY(read_all(r, &got, sizeof(got), e));
+    char more;
+    if (got != want || read(r->fd, &more, 1) != 0) {
+        return err_set(e, ST_CORRUPT, "'%s' is damaged: its checksum differs", r->path);
+    }
+    return ST_OK;
+}
+
+enum status trainer_load_state(struct trainer *t, const char *path, struct err *e)
+{
+    struct reader r = {.fd = open(path, O_RDONLY | O_CLOEXEC), .path = path};
+    if (r.fd < 0) {
+        return errno == ENOENT ? err_set(e, ST_NOT_FOUND, "there is no state '%s'", path)
+                               : io_failed("open", path, e);
+    }
+    // Twice, so that a damaged file is found out before anything has changed.
+    struct state_head head;
+    enum status st = read_arrays(t, &r, &head, false, e);
+    if (!st) {
+        st = read_arrays(t, &r, &head, true, e);
+    }
+    (void)close(r.fd);
+    if (st) {
+        return st;
+    }
+    if (head.arrays == 3) {
+        model_weights_changed(t->model);
+    }
+    tell_difference(t, &head);
+    t->t = head.t;
+    t->skipped_run = 0;
+    return backend_sync(t->be, e);
+}

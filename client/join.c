@@ -196,14 +196,12 @@ int join_main(int argc, char **argv)
     char token[TOKEN_MAX];
     (void)snprintf(id.url, sizeof(id.url), "%s", url);
     (void)snprintf(id.name, sizeof(id.name), "%s", name ? name : "");
-    char *full = ca_file ? realpath(ca_file, NULL) : NULL;
-    if (ca_file && (!full || strlen(full) >= sizeof(id.ca_file))) {
+    static char full[PATH_MAX];
+    if (ca_file && (!realpath(ca_file, full) || strlen(full) >= sizeof(id.ca_file))) {
         (void)fprintf(stderr, "photon-client: cannot read %s: %s\n", ca_file, strerror(errno));
         return EXIT_CONFIG;
     }
-    if (full) {
-        (void)snprintf(id.ca_file, sizeof(id.ca_file), "%s", full);
-    }
+    (void)snprintf(id.ca_file, sizeof(id.ca_file), "%.1023s", full);
     if (!name) {
         default_name(id.name);
     }

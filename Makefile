@@ -224,7 +224,12 @@ cover:
 	@$(MAKE) --no-print-directory VARIANT=cover test-c
 	@tests/cover.sh build/cover
 
-bench: bench-engine
+BENCHES := $(patsubst %.c,$(B)/%,$(filter-out %/bench_engine.c,$(wildcard tests/bench/bench_*.c)))
+$(BENCHES): %: %.c.o $(KIT) $(SERVER_LIBS)
+	$(call link,$(LIBS_server))
+bench: all bench-engine $(BENCHES)
+	@$(if $(wildcard tests/bench/bench_aggregate.c),$(B)/tests/bench/bench_aggregate)
+	@python3 -B tests/bench/bench_system.py $(B)
 bench-engine: $(B)/tests/bench/bench_engine $(PLUGIN)
 	@$<
 

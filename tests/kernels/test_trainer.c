@@ -1,0 +1,592 @@
+/*
+ * test_trainer.c - local training: it learns, repeats to the bit, survives a kill, refuses bad
+ * files.
+ */
+#include "client/trainer.h"
+
+#include <fcntl.h>
+#include <math.h>
+#include <sys/stat.h>
+
+#include "tests/support/tiny.h"
+
+/* ---- a trainer on made-up text ---- */
+
+struct text {
+    bool same;   /* every step reads the rows of step 0 */
+    int32_t bad; /* a token to put into the rows, or -1 */
+    int32_t vocab;
+};
+
+static struct text text;
+
+static enum status train_rows(void *ctx, int64_t step, int32_t rows, int32_t seq_len, int32_t *out,
+                              struct err *e)
+{
+    const struct text *x = ctx;
+    (void)e;
+    for (int32_t r = 0; r < rows; r++) {
+        uint64_t key = (uint64_t)(x->same ? 0 : step) * 1000 + (uint64_t)r;
+        tiny_row(key, x->vocab, seq_len + 1, out + (int64_t)r * (seq_len + 1));
+    }
+    if (x->bad >= 0) {
+        out[seq_len] = x->bad;
+    }
+    return ST_OK;
+}
+
+static enum status heldout_row(void *ctx, int64_t i, int32_t seq_len, int32_t *out,
+                               int64_t *target_bytes, struct err *e)
+{
+    const struct text *x = ctx;
+    if (i >= 7) {
+        return err_set(e, ST_NOT_FOUND, "there are seven windows");
+    }
+    tiny_row(90000 + (uint64_t)i, x->vocab, seq_len + 1, out);
+    *target_bytes = 3 * (int64_t)seq_len;
+    return ST_OK;
+}
+
+static struct trainer_config config(void)
+{
+    text = (struct text){.bad = -1, .vocab = tiny_spec(0).vocab_size};
+    return (struct trainer_config){
+        .model = tiny_spec(0),
+        .inner = {.optimizer = INNER_ADAMW,
+                  .lr = 1e-2,
+                  .beta1 = 0.9,
+                  .beta2 = 0.95,
+                  .eps = 1e-8,
+                  .weight_decay = 0.01,
+                  .clip_norm = 1.0,
+                  .batch = 4,
+                  .micro_batch = 2,
+                  .warmup = 3,
+                  .schedule_steps = 200,
+                  .min_lr_ratio = 0.1},
+        .rows = {.ctx = &text, .train = train_rows, .heldout = heldout_row},
+        .device = engine.device,
+        .dtype = engine.dtype_name,
+        .threads = 2,
+    };
+}
+
+/* A file as a checkpoint is: something before the data, then fp32 in flat order. */
+enum { BEFORE = 24 };
+
+static int weights_file(const struct param_table *t, int64_t count)
+{
+    float *w = tiny_weights(t);
+    int fd = memfd_create("weights", 0);
+    CHECK(fd >= 0);
+    char before[BEFORE] = "a safetensors header";
+    CHECK_INT(write(fd, before, sizeof(before)), BEFORE);
+    size_t size = (size_t)count * sizeof(float);
+    CHECK_INT(write(fd, w, size), (long long)size);
+    mem_free(w);
+    return fd;
+}
+
+static struct trainer *opened(const struct trainer_config *c)
+{
+    struct trainer *t = NULL;
+    struct err e = {0};
+    if (trainer_open(&t, c, &e) != ST_OK) {
+        (void)printf("  %s\n", e.msg);
+        CHECK(t != NULL);
+    }
+    int fd = weights_file(trainer_params(t), trainer_params(t)->total);
+    CHECK_INT(trainer_load_weights(t, fd, BEFORE, &e), ST_OK);
+    (void)close(fd);
+    return t;
+}
+
+static struct step_report step(struct trainer *t, int64_t at)
+{
+    struct step_report r;
+    struct err e = {0};
+    if (trainer_step(t, at, &r, &e) != ST_OK) {
+        (void)printf("  %s\n", e.msg);
+        CHECK(e.msg[0] == '\0');
+    }
+    return r;
+}
+
+/* All weights; the caller frees them. */
+static float *weights(struct trainer *t)
+{
+    int64_t total = trainer_params(t)->total;
+    float *w = mem_alloc((size_t)total * sizeof(float));
+    CHECK_INT(trainer_weights(t, 0, total, w, NULL), ST_OK);
+    return w;
+}
+
+static void check_same_weights(struct trainer *a, struct trainer *b)
+{
+    float *wa = weights(a);
+    float *wb = weights(b);
+    CHECK_MEM(wa, wb, (size_t)trainer_params(a)->total * sizeof(float));
+    mem_free(wa);
+    mem_free(wb);
+}
+
+static char folder[] = "/tmp/photon-trainer-XXXXXX";
+
+static const char *in_folder(const char *name)
+{
+    static char path[2][128];
+    static int turn;
+    turn = !turn;
+    (void)snprintf(path[turn], sizeof(path[turn]), "%s/%s", folder, name);
+    return path[turn];
+}
+
+/* ---- on every engine ---- */
+
+static void one_batch_is_learned_by_heart(void)
+{
+    struct trainer_config c = config();
+    c.inner.schedule_steps = 1000;
+    text.same = true;
+    struct trainer *t = opened(&c);
+    double first = step(t, 0).loss;
+    CHECK_NEAR(first, log(text.vocab), 0.5);
+    double last = first;
+    for (int64_t at = 1; at < 150 && last >= 0.1; at++) {
+        last = step(t, at).loss;
+    }
+    CHECK(last < 0.1);
+    trainer_close(t);
+}
+
+static void adopt_learns_too(void)
+{
+    struct trainer_config c = config();
+    c.inner.optimizer = INNER_ADOPT;
+    c.inner.beta2 = 0.9999;
+    c.inner.eps = 1e-6;
+    text.same = true;
+    struct trainer *t = opened(&c);
+    double first = step(t, 0).loss;
+    CHECK_NEAR(step(t, 1).loss, first, 0.0); // the first step only measures
+    double last = first;
+    for (int64_t at = 2; at < 60; at++) {
+        last = step(t, at).loss;
+    }
+    CHECK(last < 0.5 * first);
+    trainer_close(t);
+}
+
+static void the_same_steps_twice_give_the_same_bits(void)
+{
+    struct trainer_config c = config();
+    struct trainer *a = opened(&c);
+    struct trainer *b = opened(&c);
+    model_poison(trainer_model(b));
+    for (int64_t at = 0; at < 5; at++) {
+        struct step_report ra = step(a, at);
+        struct step_report rb = step(b, at);
+        CHECK(ra.loss == rb.loss && ra.grad_norm == rb.grad_norm);
+        CHECK_INT(ra.step, at);
+        CHECK_INT(ra.tokens, 4 * 12);
+        CHECK(ra.finite && ra.grad_norm > 0.0 && ra.lr == inner_lr(&c.inner, at));
+    }
+    check_same_weights(a, b);
+    trainer_close(a);
+    trainer_close(b);
+}
+
+static void a_kill_in_mid_round_changes_no_bit(void)
+{
+    for (int kind = 0; kind < INNER_COUNT; kind++) {
+        struct trainer_config c = config();
+        c.inner.optimizer = (enum inner_optimizer)kind;
+        struct trainer *undisturbed = opened(&c);
+        struct trainer *killed = opened(&c);
+        for (int64_t at = 0; at < 6; at++) {
+            (void)step(undisturbed, at);
+            if (at < 3) {
+                (void)step(killed, at);
+            }
+        }
+        CHECK_INT(trainer_save_state(killed, in_folder("mid"), true, NULL), ST_OK);
+        (void)step(killed, 3); // lost with the process
+        trainer_close(killed);
+
+        struct trainer *resumed = opened(&c);
+        CHECK_INT(trainer_load_state(resumed, in_folder("mid"), NULL), ST_OK);
+        for (int64_t at = 3; at < 6; at++) {
+            (void)step(resumed, at);
+        }
+        check_same_weights(resumed, undisturbed);
+        trainer_close(resumed);
+        trainer_close(undisturbed);
+    }
+}
+
+static void between_rounds_moments_stay_and_weights_are_the_servers(void)
+{
+    struct trainer_config c = config();
+    struct trainer *t = opened(&c);
+    for (int64_t at = 0; at < 3; at++) {
+        (void)step(t, at);
+    }
+    CHECK_INT(trainer_save_state(t, in_folder("round"), false, NULL), ST_OK);
+    trainer_close(t);
+
+    struct trainer *kept = opened(&c);
+    float *before = weights(kept);
+    CHECK_INT(trainer_load_state(kept, in_folder("round"), NULL), ST_OK);
+    float *after = weights(kept);
+    CHECK_MEM(after, before, (size_t)trainer_params(kept)->total * sizeof(float));
+    mem_free(before);
+    mem_free(after);
+
+    // Moments that have seen three steps move the weights otherwise than new ones.
+    struct trainer *fresh = opened(&c);
+    (void)step(kept, 3);
+    (void)step(fresh, 3);
+    float *a = weights(kept);
+    float *b = weights(fresh);
+    CHECK(memcmp(a, b, (size_t)trainer_params(kept)->total * sizeof(float)) != 0);
+    mem_free(a);
+    mem_free(b);
+
+    // And a reset makes them new again.
+    trainer_reset_state(kept);
+    int fd = weights_file(trainer_params(kept), trainer_params(kept)->total);
+    CHECK_INT(trainer_load_weights(kept, fd, BEFORE, NULL), ST_OK);
+    (void)close(fd);
+    (void)step(kept, 3);
+    check_same_weights(kept, fresh);
+    trainer_close(kept);
+    trainer_close(fresh);
+}
+
+static void a_gradient_that_is_not_finite_leaves_everything_as_it_was(void)
+{
+    struct trainer_config c = config();
+    struct trainer *t = opened(&c);
+    struct trainer *calm = opened(&c);
+    (void)step(t, 0);
+    (void)step(calm, 0);
+
+    // One weight turns to NaN behind the trainer's back, and with it the whole gradient.
+    struct model *m = trainer_model(t);
+    void *array = model_flat(m).weights;
+    float good;
+    float bad = NAN;
+    model_get(m, &good, array, 5, 1);
+    model_put(m, array, 5, 1, &bad);
+    model_weights_changed(m);
+    struct step_report r = step(t, 1);
+    CHECK(!r.finite && !isfinite(r.grad_norm));
+    model_put(m, array, 5, 1, &good);
+    model_weights_changed(m);
+    check_same_weights(t, calm);
+
+    // Moments and their count are untouched as well: the next step is the one that was due.
+    (void)step(t, 1);
+    (void)step(calm, 1);
+    check_same_weights(t, calm);
+    trainer_close(t);
+    trainer_close(calm);
+}
+
+static void a_delta_is_base_minus_local(void)
+{
+    struct trainer_config c = config();
+    struct trainer *t = opened(&c);
+    int64_t total = trainer_params(t)->total;
+    float *base = weights(t);
+    (void)step(t, 0);
+    float *local = weights(t);
+    float delta[1001];
+    bool moved = false;
+    for (int64_t at = 0; at < total; at += 1001) {
+        int64_t n = total - at < 1001 ? total - at : 1001;
+        CHECK_INT(trainer_delta(t, at, n, base + at, delta, NULL), ST_OK);
+        for (int64_t i = 0; i < n; i++) {
+            CHECK(delta[i] == base[at + i] - local[at + i]);
+            moved = moved || delta[i] != 0.0F;
+        }
+    }
+    CHECK(moved);
+    mem_free(base);
+    mem_free(local);
+    trainer_close(t);
+}
+
+static void an_evaluation_adds_up_from_its_parts(void)
+{
+    struct trainer_config c = config();
+    c.inner.micro_batch = 3;
+    struct trainer *t = opened(&c);
+    struct eval_result all, part;
+    CHECK_INT(trainer_eval(t, 0, 7, &all, NULL), ST_OK);
+    CHECK_INT(all.tokens, 7 * 12);
+    CHECK_INT(all.bytes, 7 * 36);
+    CHECK_NEAR(all.nll / (double)all.tokens, log(text.vocab), 0.5);
+    double sum = 0.0;
+    for (int64_t i = 0; i < 7; i++) {
+        CHECK_INT(trainer_eval(t, i, 1, &part, NULL), ST_OK);
+        sum += part.nll;
+    }
+    CHECK_NEAR(sum, all.nll, 1e-6);
+    CHECK_INT(trainer_eval(t, 5, 3, &part, NULL), ST_NOT_FOUND);
+
+    // An evaluation leaves no trace in the training.
+    struct trainer *other = opened(&c);
+    (void)step(t, 0);
+    (void)step(other, 0);
+    check_same_weights(t, other);
+    trainer_close(t);
+    trainer_close(other);
+}
+
+static void the_loss_follows_the_references_curve(void)
+{
+    struct trainer_config c = config();
+    struct trainer *t = opened(&c);
+    c.device = "ref";
+    c.dtype = "f32";
+    struct trainer *ref = opened(&c);
+    double tolerance = engine.dtype == DTYPE_BF16 ? 1e-2 : 1e-4;
+    double worst = 0.0;
+    for (int64_t at = 0; at < 50; at++) {
+        double got = step(t, at).loss;
+        double want = step(ref, at).loss;
+        worst = fmax(worst, fabs(got - want));
+    }
+    (void)printf("  largest difference of 50 losses: %.2e\n", worst);
+    CHECK(worst <= tolerance);
+    trainer_close(t);
+    trainer_close(ref);
+}
+
+/* ---- once ---- */
+
+static void a_token_outside_the_vocabulary_is_refused(void)
+{
+    struct trainer_config c = config();
+    struct trainer *t = opened(&c);
+    struct step_report r;
+    struct err e = {0};
+    static const int32_t bad[] = {53, 1 << 30};
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+        text.bad = bad[i];
+        CHECK_INT(trainer_step(t, 0, &r, &e), ST_INVALID);
+        CHECK(strstr(e.msg, "vocabulary") != NULL);
+    }
+    text.bad = 52;
+    CHECK_INT(trainer_step(t, 0, &r, &e), ST_OK);
+    trainer_close(t);
+}
+
+static void a_round_of_skipped_steps_fails_in_the_end(void)
+{
+    struct trainer_config c = config();
+    struct trainer *t = opened(&c);
+    float bad = INFINITY;
+    model_put(trainer_model(t), model_flat(trainer_model(t)).weights, 0, 1, &bad);
+    struct step_report r;
+    struct err e = {0};
+    for (int64_t at = 0; at < 7; at++) {
+        CHECK_INT(trainer_step(t, at, &r, &e), ST_OK);
+        CHECK(!r.finite);
+    }
+    CHECK_INT(trainer_step(t, 7, &r, &e), ST_INVALID);
+    CHECK(strstr(e.msg, "learning rate") != NULL);
+    trainer_close(t);
+}
+
+static void weights_that_end_early_or_are_not_finite_are_refused(void)
+{
+    struct trainer_config c = config();
+    struct trainer *t = opened(&c);
+    struct err e = {0};
+    int64_t total = trainer_params(t)->total;
+    int fd = weights_file(trainer_params(t), total - 1);
+    CHECK_INT(trainer_load_weights(t, fd, BEFORE, &e), ST_CORRUPT);
+    (void)close(fd);
+    fd = weights_file(trainer_params(t), total);
+    float bad = NAN;
+    CHECK_INT(pwrite(fd, &bad, sizeof(bad), BEFORE + 100 * (off_t)sizeof(bad)), sizeof(bad));
+    CHECK_INT(trainer_load_weights(t, fd, BEFORE, &e), ST_CORRUPT);
+    CHECK(strstr(e.msg, "weight 100 ") != NULL);
+    (void)close(fd);
+    CHECK_INT(trainer_load_weights(t, -1, 0, &e), ST_IO);
+    trainer_close(t);
+}
+
+static void put_byte(const char *path, int64_t at, int flip)
+{
+    int fd = open(path, O_RDWR);
+    unsigned char byte;
+    CHECK_INT(pread(fd, &byte, 1, at), 1);
+    byte = (unsigned char)(byte ^ flip);
+    CHECK_INT(pwrite(fd, &byte, 1, at), 1);
+    (void)close(fd);
+}
+
+static void a_damaged_state_is_refused_and_changes_nothing(void)
+{
+    struct trainer_config c = config();
+    struct trainer *t = opened(&c);
+    struct trainer *same = opened(&c);
+    (void)step(t, 0);
+    (void)step(same, 0);
+    CHECK_INT(trainer_save_state(t, in_folder("whole"), true, NULL), ST_OK);
+    (void)step(t, 1);
+    (void)step(same, 1);
+    struct stat s;
+    CHECK_INT(stat(in_folder("whole"), &s), 0);
+
+    struct err e = {0};
+    for (int i = 0; i < 40; i++) { // a byte here and there, the head and the checksum included
+        int64_t at = i < 12   ? i
+                     : i < 16 ? s.st_size - 1 - (i - 12)
+                              : (s.st_size - 1) * (i - 15) / 26;
+        put_byte(in_folder("whole"), at, 1 << (i % 8));
+        enum status st = trainer_load_state(t, in_folder("whole"), &e);
+        CHECK(st == ST_CORRUPT || st == ST_CONFLICT);
+        put_byte(in_folder("whole"), at, 1 << (i % 8));
+    }
+    static const int64_t cuts[] = {0, 1, 95, 96, 1000};
+    for (size_t i = 0; i < sizeof(cuts) / sizeof(cuts[0]); i++) {
+        CHECK_INT(trainer_save_state(same, in_folder("cut"), true, NULL), ST_OK);
+        CHECK_INT(truncate(in_folder("cut"), cuts[i]), 0);
+        CHECK_INT(trainer_load_state(t, in_folder("cut"), &e), ST_CORRUPT);
+    }
+    CHECK_INT(trainer_save_state(same, in_folder("cut"), true, NULL), ST_OK);
+    CHECK_INT(truncate(in_folder("cut"), s.st_size + 1), 0);
+    CHECK_INT(trainer_load_state(t, in_folder("cut"), &e), ST_CORRUPT);
+    CHECK_INT(trainer_load_state(t, in_folder("none"), &e), ST_NOT_FOUND);
+
+    (void)step(t, 2);
+    (void)step(same, 2);
+    check_same_weights(t, same);
+    trainer_close(t);
+    trainer_close(same);
+}
+
+static void a_state_of_another_training_is_refused(void)
+{
+    struct trainer_config c = config();
+    struct trainer *t = opened(&c);
+    CHECK_INT(trainer_save_state(t, in_folder("other"), false, NULL), ST_OK);
+    trainer_close(t);
+    struct err e = {0};
+    for (int i = 0; i < 3; i++) {
+        c = config();
+        c.inner.optimizer = i == 0 ? INNER_ADOPT : INNER_ADAMW;
+        c.model.n_heads = i == 1 ? 2 : 4;
+        c.model.vocab_size = i == 2 ? 54 : 53;
+        t = opened(&c);
+        CHECK_INT(trainer_load_state(t, in_folder("other"), &e), ST_CONFLICT);
+        CHECK(strstr(e.msg, i == 0 ? "optimizer" : "model") != NULL);
+        trainer_close(t);
+    }
+}
+
+static void a_state_that_cannot_be_written_leaves_the_old_one(void)
+{
+    struct trainer_config c = config();
+    struct trainer *t = opened(&c);
+    struct err e = {0};
+    CHECK_INT(trainer_save_state(t, in_folder("no/such/folder"), false, &e), ST_IO);
+    CHECK(strstr(e.msg, "no/such/folder") != NULL);
+    CHECK_INT(trainer_save_state(t, in_folder("old"), false, &e), ST_OK);
+    CHECK_INT(trainer_save_state(t, in_folder("old"), true, &e), ST_OK);
+    CHECK(access(in_folder("old.tmp"), F_OK) != 0);
+    CHECK_INT(mkdir(in_folder("old.tmp"), 0700), 0);
+    CHECK_INT(trainer_save_state(t, in_folder("old"), false, &e), ST_IO);
+    CHECK_INT(trainer_load_state(t, in_folder("old"), &e), ST_OK);
+    CHECK_INT(rmdir(in_folder("old.tmp")), 0);
+    trainer_close(t);
+}
+
+static void what_cannot_be_opened_says_why(void)
+{
+    struct trainer_config c = config();
+    struct trainer *t = NULL;
+    struct err e = {0};
+    c.device = "abacus";
+    CHECK_INT(trainer_open(&t, &c, &e), ST_INVALID);
+    c = config();
+    c.dtype = "f16";
+    CHECK_INT(trainer_open(&t, &c, &e), ST_INVALID);
+    CHECK(strstr(e.msg, "bf16") != NULL);
+    c = config();
+    c.inner.batch = 0;
+    CHECK_INT(trainer_open(&t, &c, &e), ST_INVALID);
+    c = config();
+    c.threads = -1;
+    CHECK_INT(trainer_open(&t, &c, &e), ST_INVALID);
+    CHECK(t == NULL);
+
+    c = config();
+    c.rows.heldout = NULL;
+    t = opened(&c);
+    char text_of[96];
+    trainer_describe(t, text_of);
+    CHECK_STR(text_of, "ref, 1 thread, f32");
+    struct eval_result r;
+    CHECK_INT(trainer_eval(t, 0, 1, &r, &e), ST_NOT_FOUND);
+    trainer_close(t);
+}
+
+static void memory_that_is_refused_anywhere_fails_the_open_alone(void)
+{
+    struct trainer_config c = config();
+    for (int n = 0;; n++) {
+        struct trainer *t = NULL;
+        mem_fail_after(n);
+        enum status st = trainer_open(&t, &c, NULL);
+        bool fired = mem_fail_fired();
+        mem_fail_after(-1);
+        CHECK_INT(st, fired ? ST_NOMEM : ST_OK);
+        trainer_close(t);
+        if (!fired) {
+            CHECK(n > 10);
+            break;
+        }
+    }
+}
+
+static void on_this_engine(void)
+{
+    RUN_HERE(one_batch_is_learned_by_heart);
+    RUN_HERE(adopt_learns_too);
+    RUN_HERE(the_same_steps_twice_give_the_same_bits);
+    RUN_HERE(a_kill_in_mid_round_changes_no_bit);
+    RUN_HERE(between_rounds_moments_stay_and_weights_are_the_servers);
+    RUN_HERE(a_gradient_that_is_not_finite_leaves_everything_as_it_was);
+    RUN_HERE(a_delta_is_base_minus_local);
+    RUN_HERE(an_evaluation_adds_up_from_its_parts);
+    if (strcmp(engine.device, "ref") != 0) {
+        RUN_HERE(the_loss_follows_the_references_curve);
+    }
+}
+
+int main(void)
+{
+    CHECK(mkdtemp(folder) != NULL);
+    on_every_engine(on_this_engine);
+    engine = ENGINES[0];
+    RUN(a_token_outside_the_vocabulary_is_refused);
+    RUN(a_round_of_skipped_steps_fails_in_the_end);
+    RUN(weights_that_end_early_or_are_not_finite_are_refused);
+    RUN(a_damaged_state_is_refused_and_changes_nothing);
+    RUN(a_state_of_another_training_is_refused);
+    RUN(a_state_that_cannot_be_written_leaves_the_old_one);
+    RUN(what_cannot_be_opened_says_why);
+    RUN(memory_that_is_refused_anywhere_fails_the_open_alone);
+
+    static const char *const left[] = {"mid", "round", "whole", "cut", "other", "old"};
+    for (size_t i = 0; i < sizeof(left) / sizeof(left[0]); i++) {
+        (void)unlink(in_folder(left[i]));
+    }
+    (void)rmdir(folder);
+    return check_end();
+}

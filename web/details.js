@@ -1,0 +1,65 @@
+// @ts-check
+// details.js - the quieter parts of a run: events, checkpoints, spec.
+
+import * as f from './format.js';
+import { dataTable, h, icon, ICONS, setText } from './dom.js';
+import { compareIds } from './live.js';
+
+const EVENTS_MOST = 1000;
+
+/**
+ * The log, newest first, each event once whatever way it came. Pure.
+ * @param {any[]} log @param {any[]} more @returns {any[]}
+ */
+export function merged(log, more) {
+  const known = new Set(log.map((e) => e.id));
+  const fresh = more.filter((e) => !known.has(e.id) && known.add(e.id));
+  if (fresh.length === 0) return log;
+  return [...log, ...fresh].sort((a, b) => compareIds(b.id, a.id)).slice(0, EVENTS_MOST);
+}
+
+/** Chatter that the log leaves out: what silos report every few seconds. Pure. @param {any} e */
+export const isTold = (e) => !['metrics_added', 'silo_seen'].includes(e.kind);
+
+/** @param {string} kind */
+const tone = (kind) => (/failed|refused|gone|aborted|starved|revoked|expired/.test(kind) ? 'bad'
+  : /paused|stopped|released/.test(kind) ? 'warn' : /closed|finished|created|accepted|done/.test(kind) ? 'done' : 'idle');
+
+export function eventsTable() {
+  const table = dataTable({ label: 'Events', key: (e) => e.id, empty: 'Nothing has happened yet.', columns: [
+    { key: 'at', label: 'Time', text: (e) => f.stamp(e.at), title: (e) => e.id },
+    { key: 'kind', label: 'Event', text: (e) => e.kind,
+      draw: (e) => h('span.kind', { dataset: { tone: tone(e.kind) } }, e.kind.replaceAll('_', ' ')) },
+    { key: 'message', label: 'What happened', wide: true, text: (e) => e.message || f.specValue(e.detail) },
+  ] });
+  table.root.classList.add('events');
+  return table;
+}
+
+export const checkpointsTable = () => dataTable({ label: 'Checkpoints', key: (c) => String(c.number), empty: 'No checkpoint yet.', columns: [
+  { key: 'number', label: 'Checkpoint', num: true, text: (c) => String(c.number), title: (c) => (c.number === 0 ? 'the initial model' : `after round ${c.number}`) },
+  { key: 'ppl', label: 'Perplexity', num: true, text: (c) => f.perplexity(c.eval_ppl), title: (c) => `loss ${f.loss(c.eval_loss)}` },
+  { key: 'bytes', label: 'Size', num: true, text: (c) => f.bytes(c.bytes), title: (c) => `${f.exact(c.bytes)} bytes` },
+  { key: 'at', label: 'Written', text: (c) => f.stamp(c.created_at) },
+  { key: 'sha', label: 'SHA-256', wide: true, text: (c) => c.sha256 ?? '', draw: (c) => h('code.sha', null, c.sha256 ?? f.NONE) },
+  { key: 'get', label: 'Weights', text: (c) => `${c.kept}${c.url}`,
+    draw: (c) => (c.kept ? h('a.button.small', { href: safeUrl(c.url), download: '', 'aria-label': `Download the weights of checkpoint ${c.number}` },
+      icon(ICONS.download), 'safetensors') : h('span.quiet', { title: 'The numbers remain, the file was removed' }, 'removed')) },
+] });
+
+/** A path of this server, or nothing. Pure. @param {unknown} url */
+export const safeUrl = (url) => (typeof url === 'string' && /^\/api\/v1\/[\w/.-]+$/.test(url) ? url : '#');
+
+export function specView() {
+  const body = h('tbody');
+  const text = h('pre', { tabindex: 0 });
+  const root = h('div.spec', null,
+    h('div.scroll', null, h('table.pairs', { 'aria-label': 'Run spec' }, body)),
+    h('details', null, h('summary', null, 'As JSON'), text));
+  return { root, update: (/** @type {any} */ spec) => {
+    const json = JSON.stringify(spec, null, 2);
+    if (text.textContent === json) return;
+    setText(text, json);
+    body.replaceChildren(...f.flatten(spec).map(([k, v]) => h('tr', null, h('th', { scope: 'row' }, k), h('td', null, f.specValue(v)))));
+  } };
+}

@@ -276,7 +276,7 @@ const trim = (text) => text.replace(/(\.\d*?)0+(?=\D|$)/, '$1').replace(/\.(?=\D
 /** Off, or 0.5 … 0.999: the slider is even in the length of memory, not in the factor. @param {number} at 0…100 */
 export function smoothingOf(at) {
   if (at <= 0) return 0;
-  return Math.min(0.999, Number((1 - 10 ** (-3 * Math.min(1, at / 100))).toFixed(3)));
+  return Math.min(0.999, Number((1 - 10 ** (-3 * Math.min(1, at / 100))).toFixed(4)));
 }
 
 /** @param {number} a @returns {number} 0…100 */

@@ -1,0 +1,129 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+
+import { seriesPath, tokenOf } from '../../web/api.js';
+import { inOrder, specRows } from '../../web/compare.js';
+import { nextSort, sorted } from '../../web/dom.js';
+import { linesOf, tableRows } from '../../web/panel.js';
+import { counted, roundState, timeParts } from '../../web/rounds.js';
+import { phase, runActions, summary, vitals } from '../../web/run.js';
+import { matching, runColumns, tally } from '../../web/runs.js';
+import { byTrouble, siloActions, straggler } from '../../web/silos.js';
+
+const run = (over) => ({ id: 'r_1', name: 'tiny-1', experiment: 'demo', state: 'running', round: 3, rounds: 20, params: 1060864, tokens: 1228800, eval_loss: 3.21, eval_ppl: 24.8,
+  silos_live: 4, silos_per_round: 4, created_at: '2026-01-01T00:00:00.000Z', updated_at: '2026-01-01T00:10:00.000Z', finished_at: null, upload_bytes: 120, download_bytes: 480,
+  reason: null, initial_eval_loss: 5.77, best_eval_loss: 3.21, best_round: 3, live_round: null, eta_s: 600, waiting_for: null, ...over });
+const value = (list, key) => list.find((v) => v.key === key);
+
+test('runs are found by words of name, experiment and id, and by state', () => {
+  const runs = [run(), run({ id: 'r_2', name: 'big', experiment: 'other', state: 'failed' })];
+  assert.deepEqual(matching(runs, { q: 'DEMO tiny', state: '' }).map((r) => r.id), ['r_1']);
+  assert.deepEqual(matching(runs, { q: '', state: 'failed' }).map((r) => r.id), ['r_2']);
+  assert.deepEqual(matching(runs, { q: 'zzz', state: '' }), []);
+  assert.equal(tally(runs), '1 running · 2 runs');
+});
+
+test('sorting puts the unknown last in both directions', () => {
+  const columns = runColumns({ selected: new Set(), toggle() {} });
+  const runs = [run({ id: 'a', eval_ppl: null }), run({ id: 'b', eval_ppl: 9 }), run({ id: 'c', eval_ppl: 100 })];
+  assert.deepEqual(sorted(runs, columns, 'ppl').map((r) => r.id), ['b', 'c', 'a']);
+  assert.deepEqual(sorted(runs, columns, '-ppl').map((r) => r.id), ['c', 'b', 'a']);
+  assert.equal(sorted(runs, columns, 'nonsense'), runs);
+  assert.equal(nextSort('', 'ppl', true), '-ppl');
+  assert.equal(nextSort('-ppl', 'ppl', true), 'ppl');
+});
+
+test('the headline numbers of a run that goes on', () => {
+  const list = vitals(run(), Date.parse('2026-01-01T00:10:00Z'));
+  assert.equal(value(list, 'ppl').value, '24.80');
+  assert.equal(value(list, 'ppl').sub, 'lowest so far · from 320.5');
+  assert.equal(value(list, 'round').value, '3 / 20');
+  assert.equal(value(list, 'eta').value, '10 min 00 s');
+  assert.equal(value(list, 'bytes').sub, '200 B a round');
+});
+
+test('a run that has not begun divides nothing by zero', () => {
+  const list = vitals(run({ round: 0, state: 'created', eval_ppl: null, best_eval_loss: null, initial_eval_loss: null, eta_s: null, tokens: 0 }), 0);
+  assert.equal(value(list, 'ppl').value, '–');
+  assert.equal(value(list, 'ppl').sub, 'not evaluated yet');
+  assert.equal(value(list, 'tokens').sub, '');
+  assert.ok(list.every((v) => !/NaN|Infinity|undefined|null/.test(v.value + v.sub)));
+});
+
+test('a better round behind is named', () => {
+  assert.match(value(vitals(run({ best_round: 2, best_eval_loss: 3.1 }), 0), 'ppl').sub, /^best 22\.20, round 2/);
+});
+
+test('what is waited for is a sentence', () => {
+  const round = { number: 4, state: 'open', accepted: 3, silos_expected: 4, deadline: '2026-01-01T00:11:00Z' };
+  assert.equal(phase(run({ waiting_for: '2 more silos (2 of 4 are here)' }), 0), 'Waiting for 2 more silos (2 of 4 are here)');
+  assert.equal(phase(run({ live_round: round }), Date.parse('2026-01-01T00:10:00Z')), 'Round 4: 3 of 4 updates are in, deadline in 1 min');
+  assert.equal(phase(run({ live_round: { ...round, state: 'aggregating', accepted: 1 } }), 0), 'Round 4: aggregating 1 update');
+  assert.equal(phase(run(), 0), '');
+});
+
+test('a state allows its actions only', () => {
+  assert.deepEqual(runActions('running'), ['pause', 'stop']);
+  assert.deepEqual(runActions('paused'), ['resume', 'stop']);
+  assert.deepEqual(runActions('finished'), []);
+  assert.deepEqual(siloActions({ state: 'revoked' }), []);
+  assert.match(summary(run({ preset: '125m' }), null), /^125m · 1\.06 M parameters · started/);
+});
+
+test('a round’s time is split into shares that add up', () => {
+  const parts = timeParts({ download_s: 1, train_s: 30, upload_s: 2, aggregate_s: 0, eval_s: null });
+  assert.equal(parts.length, 5);
+  assert.equal(parts.reduce((n, p) => n + p.share, 0).toFixed(9), '1.000000000');
+  assert.equal(parts[4].seconds, null);
+  assert.ok(timeParts(null).every((p) => p.share === 0));
+  assert.equal(counted({ accepted: 3, silos_expected: 4, dropped: 1 }), '3 / 4, 1 dropped');
+  assert.equal(roundState({ state: 'closed', deadline: '2026-01-01T00:00:00Z' }, 0), 'closed');
+});
+
+test('silos that are gone come first, and the slow one is named only when it is clearly slow', () => {
+  const silo = (id, tokens_per_s, status = 'training') => ({ id, name: id, tokens_per_s, status });
+  assert.deepEqual(byTrouble([silo('a', 1), silo('b', 1, 'gone'), silo('c', 1, 'revoked')]).map((s) => s.id), ['b', 'a', 'c']);
+  assert.equal(straggler([silo('a', 100), silo('b', 95), silo('c', 40)]), 'c');
+  assert.equal(straggler([silo('a', 100), silo('b', 95), silo('c', 90)]), null);
+  assert.equal(straggler([silo('a', 100), silo('c', 10)]), null, 'of two nobody is the slow one');
+});
+
+test('specs show what differs, or everything', () => {
+  const specs = [{ name: 'a', inner: { lr: 1, batch: 8 } }, { name: 'b', inner: { lr: 2, batch: 8 }, extra: true }];
+  assert.deepEqual(specRows(specs, false).map((r) => [r.key, ...r.values]), [['inner.lr', '1', '2'], ['extra', '–', 'true']]);
+  assert.equal(specRows(specs, true).length, 4);
+  assert.deepEqual(specRows([null], false), []);
+  assert.deepEqual(inOrder([{ id: 'b', created_at: '2' }, { id: 'a', created_at: '1' }]).map((r) => r.id), ['a', 'b']);
+});
+
+const series = (over) => ({ run: 'r_1', run_name: 'n', silo: null, silo_name: null, points: 2, shown: 2, xs: [1, 2], ys: [3, 2], smooth: null, mins: [3, 2], maxs: [3, 2], ...over });
+const names = { runs: [{ id: 'r_1', name: 'one' }], silos: [{ id: 's_1', name: 'hospital' }], metrics: 1, shade: 'light' };
+
+test('lines: the aggregate first, silos after it, each with its colour', () => {
+  const lines = linesOf([{ metric: 'train_loss', series: [series({ silo: 's_1', silo_name: 'hospital' })] }, { metric: 'train_loss', series: [series()] }], names);
+  assert.deepEqual(lines.map((l) => l.label), ['all silos', 'hospital']);
+  assert.notEqual(lines[0].colour, lines[1].colour);
+  assert.equal(lines[0].mins, null, 'a band is for buckets of more than one point');
+});
+
+test('lines: two runs have their names and colours, two metrics of one run theirs', () => {
+  const two = linesOf([{ metric: 'eval_ppl', series: [series(), series({ run: 'r_2' })] }], { ...names, runs: [{ id: 'r_1', name: 'one' }, { id: 'r_2', name: 'two' }] });
+  assert.deepEqual(two.map((l) => [l.key, l.label]), [['r_1', 'one'], ['r_2', 'two']]);
+  assert.notEqual(two[0].colour, two[1].colour);
+  const metrics = linesOf([{ metric: 'train_loss', series: [series()] }, { metric: 'eval_loss', series: [series()] }], { ...names, metrics: 2 });
+  assert.deepEqual(metrics.map((l) => l.key), ['train_loss', 'eval_loss']);
+  assert.deepEqual(tableRows(metrics, 'round')[0], ['training', 'round 2', '2.0000']);
+});
+
+test('a series is asked for by its parts, none of them empty', () => {
+  assert.equal(seriesPath({ runs: ['r_a', 'r_b'], metric: 'eval_ppl', x: 'tokens', log: true, from: 0, to: 5, points: 900, smooth: 0.9, silo: 'all' }, false),
+    '/api/v1/series?run=r_a,r_b&metric=eval_ppl&x=tokens&scale=log&from=0&to=5&points=900&smooth=0.9&silo=all');
+  assert.equal(seriesPath({ runs: ['r_a'], metric: 'lr', x: 'round', from: null, to: null, points: 900 }, true), '/api/v1/series.csv?run=r_a&metric=lr&x=round');
+});
+
+test('the token is what follows the hash, with its name or without', () => {
+  assert.equal(tokenOf('#token=photon_abcdefghijklmnop'), 'photon_abcdefghijklmnop');
+  assert.equal(tokenOf('#photon_abcdefghijklmnop'), 'photon_abcdefghijklmnop');
+  assert.equal(tokenOf('#main'), '');
+  assert.equal(tokenOf(''), '');
+});

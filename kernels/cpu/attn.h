@@ -319,8 +319,8 @@ INL void attn_bwd_rows(const enum dtype at, struct attn_bwd_head *b, int64_t r, 
             ds[k] = p[k] * v_set(b->h.inner) * (v_load(b->dp + at0) - v_set(b->delta[i + k]));
         }
         if (at == DTYPE_F32) {
-            v_store((float *)b->p_t + r * ATTN_TILE + c, p[0]);
-            v_store((float *)b->ds_t + r * ATTN_TILE + c, ds[0]);
+            memcpy(b->p_t + r * ATTN_TILE + c, &p[0], sizeof(p[0]));
+            memcpy(b->ds_t + r * ATTN_TILE + c, &ds[0], sizeof(ds[0]));
         } else {
             vh p0 = v_to_bf16(p[0]);
             vh p1 = v_to_bf16(p[1]);

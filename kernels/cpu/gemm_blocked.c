@@ -77,12 +77,13 @@ void cpu_gemm_blocked(struct backend *be, const struct gemm *g, void *out, const
     int64_t a_units = (a_groups * l->mr * units + 15) / 16 * 16;
     int64_t b_units = (b_groups * l->nr * units + 15) / 16 * 16;
     int64_t sums = l->tile_m * l->tile_n;
-    uint32_t *packed =
-        cpu_scratch(c, (size_t)(a_units + b_units + sums * be->threads) * sizeof(uint32_t));
-    if (!packed) {
+    float *tiles =
+        cpu_scratch(c, (size_t)(sums * be->threads + a_units + b_units) * sizeof(uint32_t));
+    if (!tiles) {
         return;
     }
-    float *tiles = (float *)(packed + a_units + b_units);
+    void *rest = tiles + sums * be->threads;
+    uint32_t *packed = rest;
     bool f32_out = g->use == GEMM_WGRAD || g->out_f32 || !bf16;
     struct tile_task t = {
         .bf16 = bf16,

@@ -106,7 +106,7 @@ INL vf v_sqrt(vf x)
 #elif defined(ISA_AVX2)
     return _mm256_sqrt_ps(x);
 #else
-    vf r;
+    vf r = {0};
     for (int i = 0; i < VL; i++) {
         r[i] = sqrtf(x[i]);
     }
@@ -150,7 +150,7 @@ INL float v_maximum(vf x)
 /* 0, 1, 2, ... */
 INL vf v_lanes(void)
 {
-    vf r;
+    vf r = {0};
     for (int i = 0; i < VL; i++) {
         r[i] = (float)i;
     }

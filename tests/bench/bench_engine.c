@@ -1,0 +1,624 @@
+/*
+ * bench_engine.c - how fast kernels and whole training steps are, against ceilings of the same run.
+ *
+ *     bench_engine [--device D] [--dtype T] [--threads N] [--size S]... [--seconds S] [--only
+ * ops|steps]
+ *
+ * First what the machine can do: the matrix products of each model's own shapes by themselves, and
+ * copying. Then every op, and steps of the whole trainer. Medians with p10 and p90; one JSON line
+ * per case beside a table for people. Numbers are random, never zeros. With a load over 1.2 per
+ * core the figures are printed, but called unreliable.
+ */
+#include <math.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "client/trainer.h"
+#include "common/clock.h"
+#include "common/mem.h"
+#include "common/rng.h"
+#include "kernels/backend.h"
+
+struct size {
+    const char *name;
+    struct model_spec m;
+    int32_t batch;
+};
+
+static const struct size SIZES[] = {
+    {"5.8m", {256, 8, 6, 4096, 256, POSITION_LEARNED, true}, 8},
+    {"29m", {512, 8, 8, 8192, 512, POSITION_LEARNED, true}, 4},
+    {"125m", {768, 12, 12, 50368, 512, POSITION_LEARNED, true}, 1},
+};
+enum { SIZE_COUNT = sizeof(SIZES) / sizeof(SIZES[0]) };
+
+static struct {
+    const char *device;
+    const char *dtype;
+    int threads;
+    bool size[SIZE_COUNT];
+    double seconds;
+    bool ops, steps;
+} opt = {.device = "cpu", .dtype = "auto", .seconds = 12, .ops = true, .steps = true};
+
+// ---- timing -----------------------------------------------------------------------------------
+
+enum { TIMES_MAX = 2000 };
+
+struct times {
+    int n;
+    double s[TIMES_MAX];
+};
+
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a;
+    double y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double quantile(struct times *t, double q)
+{
+    qsort(t->s, (size_t)t->n, sizeof(t->s[0]), by_value);
+    return t->s[(int)(q * (t->n - 1) + 0.5)];
+}
+
+static double load_now(void)
+{
+    double l = 0;
+    return getloadavg(&l, 1) == 1 ? l : -1;
+}
+
+// ---- one op -----------------------------------------------------------------------------------
+
+struct bench_op {
+    struct backend *be;
+    enum dtype at;
+    const struct size *size;
+    int64_t N;    /* tokens */
+    char *mem[6]; /* random numbers, large enough for any operand */
+    int32_t *tokens;
+    struct gemm g;
+    double flops, bytes; /* of one call */
+};
+
+typedef void op_fn(struct bench_op *b);
+
+static struct times measure(struct bench_op *b, op_fn *fn, double seconds)
+{
+    struct times t = {0};
+    fn(b);
+    (void)b->be->ops->sync(b->be);
+    double end = clock_mono_s() + seconds;
+    while (t.n < 5 || (clock_mono_s() < end && t.n < TIMES_MAX)) {
+        double start = clock_mono_s();
+        fn(b);
+        (void)b->be->ops->sync(b->be);
+        t.s[t.n++] = clock_mono_s() - start;
+    }
+    return t;
+}
+
+static void op_gemm(struct bench_op *b)
+{
+    b->be->ops->gemm(b->be, &b->g, b->mem[0], b->mem[1], b->mem[2], b->mem[3]);
+}
+
+static void op_embed_fwd(struct bench_op *b)
+{
+    const struct model_spec *m = &b->size->m;
+    b->be->ops->embed_fwd(b->be, b->at, b->mem[0], b->tokens, b->mem[1], b->mem[2], b->size->batch,
+                          m->seq_len, m->d_model);
+}
+
+static void op_embed_bwd(struct bench_op *b)
+{
+    const struct model_spec *m = &b->size->m;
+    b->be->ops->embed_bwd(b->be, b->at, b->mem[0], b->mem[1], b->tokens, b->mem[2], b->size->batch,
+                          m->seq_len, m->d_model);
+}
+
+static void op_norm_fwd(struct bench_op *b)
+{
+    float *stats = (float *)(void *)b->mem[5];
+    b->be->ops->norm_fwd(b->be, b->at, b->mem[0], b->mem[1], stats, stats + b->N, b->mem[2],
+                         b->mem[3], b->mem[4], b->mem[4], b->N, b->size->m.d_model);
+}
+
+static void op_norm_bwd(struct bench_op *b)
+{
+    float *stats = (float *)(void *)b->mem[5];
+    b->be->ops->norm_bwd(b->be, b->at, b->mem[0], b->mem[1], b->mem[1], b->mem[2], b->mem[3], stats,
+                         stats + b->N, b->mem[4], b->N, b->size->m.d_model);
+}
+
+static void op_bias_bwd(struct bench_op *b)
+{
+    b->be->ops->bias_bwd(b->be, b->at, b->mem[0], b->mem[1], b->N, 4 * (int64_t)b->size->m.d_model);
+}
+
+static void op_gelu_fwd(struct bench_op *b)
+{
+    b->be->ops->gelu_fwd(b->be, b->at, b->mem[0], b->mem[1], 4 * b->N * b->size->m.d_model);
+}
+
+static void op_gelu_bwd(struct bench_op *b)
+{
+    b->be->ops->gelu_bwd(b->be, b->at, b->mem[0], b->mem[1], b->mem[2],
+                         4 * b->N * b->size->m.d_model);
+}
+
+static void op_attn_fwd(struct bench_op *b)
+{
+    const struct model_spec *m = &b->size->m;
+    b->be->ops->attn_fwd(b->be, b->at, b->mem[0], b->mem[5], b->mem[1], NULL, b->size->batch,
+                         m->seq_len, m->n_heads, m->d_model / m->n_heads);
+}
+
+static void op_attn_bwd(struct bench_op *b)
+{
+    const struct model_spec *m = &b->size->m;
+    b->be->ops->attn_bwd(b->be, b->at, b->mem[2], b->mem[1], b->mem[0], b->mem[3], b->mem[5], NULL,
+                         b->size->batch, m->seq_len, m->n_heads, m->d_model / m->n_heads);
+}
+
+static int64_t xent_rows(const struct bench_op *b)
+{
+    return b->N < 512 ? b->N : 512;
+}
+
+static void op_xent(struct bench_op *b)
+{
+    b->be->ops->xent(b->be, b->at, b->mem[0], b->mem[5], b->tokens, 1.0 / (double)b->N, true,
+                     xent_rows(b), b->size->m.vocab_size);
+}
+
+static int64_t optim_elements(const struct bench_op *b)
+{
+    return 12 * (int64_t)b->size->m.d_model * b->size->m.d_model;
+}
+
+static void op_sqnorm(struct bench_op *b)
+{
+    double partials[4096];
+    b->be->ops->sqnorm(b->be, DTYPE_F32, partials, b->mem[0], optim_elements(b));
+}
+
+static void op_adamw(struct bench_op *b)
+{
+    static const struct optim_step s = {OPTIM_ADAMW, 3, 1e-4, 0, 0.9, 0.95, 1e-8, 0.27, 0.14, 0};
+    static const struct clip_state c = {1, 1e-9,
+                                        1}; // random gradients must not blow the weights up
+    b->be->ops->optim(b->be, DTYPE_F32, &s, &c, b->mem[0], b->mem[1], b->mem[2], b->mem[3],
+                      b->mem[4], optim_elements(b));
+}
+
+// ---- printing -----------------------------------------------------------------------------------
+
+static void report_op(const struct bench_op *b, const char *name, struct times *t)
+{
+    double p50 = quantile(t, 0.5);
+    double p10 = quantile(t, 0.1);
+    double p90 = quantile(t, 0.9);
+    (void)printf("  %-28s %9.3f ms  [%8.3f %8.3f] %8.1f GFLOP/s %7.1f GB/s\n", name, p50 * 1e3,
+                 p10 * 1e3, p90 * 1e3, b->flops / p50 * 1e-9, b->bytes / p50 * 1e-9);
+    (void)printf("{\"bench\":\"op\",\"size\":\"%s\",\"op\":\"%s\",\"dtype\":\"%s\",\"n\":%d,"
+                 "\"median_s\":%.6g,\"p10_s\":%.6g,\"p90_s\":%.6g,\"gflops\":%.5g,\"gbps\":%.5g}\n",
+                 b->size->name, name, b->at == DTYPE_BF16 ? "bf16" : "f32", t->n, p50, p10, p90,
+                 b->flops / p50 * 1e-9, b->bytes / p50 * 1e-9);
+}
+
+/* A product of the model and how often a step has it. */
+struct shape {
+    const char *name;
+    int64_t N, K;
+    int times;
+};
+
+/*
+ * Seconds that the products of one step take by themselves. A large vocabulary is multiplied in
+ * chunks of rows, as the model does it.
+ */
+static double bench_products(struct bench_op *b, double seconds, bool print)
+{
+    const struct model_spec *m = &b->size->m;
+    int64_t d = m->d_model;
+    const struct shape shapes[] = {
+        {"qkv", 3 * d, d, m->n_layers}, {"out", d, d, m->n_layers},
+        {"up", 4 * d, d, m->n_layers},  {"down", d, 4 * d, m->n_layers},
+        {"head", m->vocab_size, d, 1},
+    };
+    static const char *const uses[] = {"fwd", "dgrad", "wgrad"};
+    double total = 0;
+    for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++) {
+        for (int use = 0; use < GEMM_USE_COUNT; use++) {
+            b->g = (struct gemm){.use = (enum gemm_use)use,
+                                 .a_type = b->at,
+                                 .bias = use == GEMM_FWD && shapes[i].times > 1,
+                                 .M = b->N,
+                                 .N = shapes[i].N,
+                                 .K = shapes[i].K};
+            b->flops = 2.0 * (double)b->N * (double)shapes[i].N * (double)shapes[i].K;
+            b->bytes = 0;
+            struct times t = measure(b, op_gemm, seconds);
+            total += quantile(&t, 0.5) * shapes[i].times;
+            if (print) {
+                char name[64];
+                (void)snprintf(name, sizeof(name), "gemm %s %s", shapes[i].name, uses[use]);
+                report_op(b, name, &t);
+            }
+        }
+    }
+    return total;
+}
+
+static double step_gemm_flops(const struct size *s)
+{
+    const struct model_spec *m = &s->m;
+    double d = m->d_model;
+    return 6.0 * (12.0 * m->n_layers * d * d + (double)m->vocab_size * d) * s->batch * m->seq_len;
+}
+
+// ---- copying ------------------------------------------------------------------------------------
+
+struct copy_part {
+    char *to;
+    const char *from;
+    size_t size;
+};
+
+static void *copy_run(void *arg)
+{
+    const struct copy_part *p = arg;
+    memcpy(p->to, p->from, p->size);
+    return NULL;
+}
+
+/* Bytes read plus written in a second, with as many threads as the backend has. */
+static double copy_rate(struct backend *be)
+{
+    enum { THREADS_MAX = 64, ROUNDS = 7 };
+    size_t size = (size_t)256 << 20;
+    char *a = be->ops->alloc(be, size);
+    char *b = be->ops->alloc(be, size);
+    struct times t = {0};
+    int n = be->threads < THREADS_MAX ? be->threads : THREADS_MAX;
+    if (a && b) {
+        memset(a, 1, size);
+        memset(b, 2, size);
+    }
+    for (int round = 0; round < ROUNDS && a && b; round++) {
+        struct copy_part part[THREADS_MAX];
+        pthread_t thread[THREADS_MAX];
+        double start = clock_mono_s();
+        for (int i = 0; i < n; i++) {
+            size_t each = size / (size_t)n;
+            part[i] = (struct copy_part){b + each * (size_t)i, a + each * (size_t)i, each};
+            if (pthread_create(&thread[i], NULL, copy_run, &part[i])) {
+                abort();
+            }
+        }
+        for (int i = 0; i < n; i++) {
+            (void)pthread_join(thread[i], NULL);
+        }
+        t.s[t.n++] = clock_mono_s() - start;
+    }
+    be->ops->release(be, a);
+    be->ops->release(be, b);
+    return t.n ? 2.0 * (double)size / quantile(&t, 0.5) : 0;
+}
+
+// ---- ops of a size
+// --------------------------------------------------------------------------------
+
+static void random_fill(char *p, enum dtype t, int64_t n)
+{
+    enum { POOL = 65521 };
+    static float pool[POOL];
+    for (int i = 0; i < POOL && pool[0] == 0.0f; i++) {
+        pool[POOL - 1 - i] = (float)rng_normal(7, (uint64_t)i);
+    }
+    for (int64_t i = 0; i < n; i++) {
+        float f = pool[i % POOL];
+        if (t == DTYPE_F32) {
+            memcpy(p + i * 4, &f, sizeof(f));
+        } else {
+            uint32_t bits;
+            memcpy(&bits, &f, sizeof(bits));
+            uint16_t half = (uint16_t)(bits >> 16);
+            memcpy(p + i * 2, &half, sizeof(half));
+        }
+    }
+}
+
+/* Room for the largest operand of any op of this size. */
+static bool operands(struct bench_op *b)
+{
+    const struct model_spec *m = &b->size->m;
+    int64_t d = m->d_model;
+    int64_t head = (b->N > d ? b->N : d) * m->vocab_size;
+    int64_t most = 12 * d * d > 4 * b->N * d ? 12 * d * d : 4 * b->N * d;
+    most = head > most ? head : most;
+    for (int i = 0; i < 6; i++) {
+        b->mem[i] = b->be->ops->alloc(b->be, (size_t)most * 4);
+        if (!b->mem[i]) {
+            return false;
+        }
+        random_fill(b->mem[i], b->at, b->at == DTYPE_F32 ? most : 2 * most);
+    }
+    // Gradients and statistics are fp32 whatever the dtype.
+    b->tokens = mem_alloc((size_t)b->N * sizeof(*b->tokens));
+    for (int64_t i = 0; i < b->N; i++) {
+        b->tokens[i] = (int32_t)(rng_u64(1, (uint64_t)i) % (uint64_t)m->vocab_size);
+    }
+    return true;
+}
+
+static void operands_free(struct bench_op *b)
+{
+    for (int i = 0; i < 6; i++) {
+        b->be->ops->release(b->be, b->mem[i]);
+    }
+    mem_free(b->tokens);
+}
+
+static void one(struct bench_op *b, const char *name, op_fn *fn, double flops, double bytes)
+{
+    b->flops = flops;
+    b->bytes = bytes;
+    struct times t = measure(b, fn, 0.2);
+    report_op(b, name, &t);
+}
+
+static void bench_ops(struct bench_op *b)
+{
+    const struct model_spec *m = &b->size->m;
+    double e = (double)dtype_size(b->at);
+    double nd = (double)b->N * m->d_model;
+    double p = (double)optim_elements(b);
+    double pairs = (double)b->N * m->seq_len * m->d_model; // causal: half of 2 N T d, twice
+    double xv = (double)xent_rows(b) * m->vocab_size;
+    one(b, "embed_fwd", op_embed_fwd, 0, 3 * e * nd);
+    one(b, "embed_bwd", op_embed_bwd, 0, (e + 16) * nd);
+    one(b, "norm_fwd", op_norm_fwd, 0, 4 * e * nd);
+    one(b, "norm_bwd", op_norm_bwd, 0, 4 * e * nd);
+    one(b, "bias_bwd 4d", op_bias_bwd, 0, 4 * e * nd);
+    one(b, "gelu_fwd", op_gelu_fwd, 0, 8 * e * nd);
+    one(b, "gelu_bwd", op_gelu_bwd, 0, 12 * e * nd);
+    one(b, "attn_fwd", op_attn_fwd, 2 * pairs, 4 * e * nd);
+    one(b, "attn_bwd", op_attn_bwd, 5 * pairs, 8 * e * nd);
+    random_fill(b->mem[0], b->at, (int64_t)xv);
+    one(b, "xent 512 rows", op_xent, 0, 2 * e * xv);
+    for (int i = 0; i < 5; i++) {
+        random_fill(b->mem[i], DTYPE_F32, (int64_t)p);
+    }
+    one(b, "sqnorm 12dd", op_sqnorm, 0, 4 * p);
+    one(b, "adamw 12dd", op_adamw, 0, 30 * p);
+}
+
+// ---- steps
+// ----------------------------------------------------------------------------------------
+
+static enum status random_rows(void *ctx, int64_t step, int32_t rows, int32_t seq_len, int32_t *out,
+                               struct err *e)
+{
+    const struct size *s = ctx;
+    (void)e;
+    for (int64_t i = 0; i < (int64_t)rows * (seq_len + 1); i++) {
+        out[i] = (int32_t)(rng_u64((uint64_t)step, (uint64_t)i) % (uint64_t)s->m.vocab_size);
+    }
+    return ST_OK;
+}
+
+/* First weights, as a checkpoint would bring them. */
+static enum status put_weights(struct trainer *t, struct err *e)
+{
+    const struct param_table *params = trainer_params(t);
+    enum { PIECE = 1 << 20 };
+    float *piece = mem_alloc(PIECE * sizeof(*piece));
+    FILE *f = tmpfile();
+    enum status st = f ? ST_OK : err_set(e, ST_IO, "no temporary file");
+    for (int64_t at = 0; !st && at < params->total; at += PIECE) {
+        int64_t n = params->total - at < PIECE ? params->total - at : PIECE;
+        params_init(params, 1, at, n, piece);
+        if (fwrite(piece, sizeof(*piece), (size_t)n, f) != (size_t)n) {
+            st = err_set(e, ST_IO, "the temporary file is full");
+        }
+    }
+    if (!st && fflush(f) == 0) {
+        st = trainer_load_weights(t, fileno(f), 0, e);
+    }
+    if (f) {
+        (void)fclose(f);
+    }
+    mem_free(piece);
+    return st;
+}
+
+static struct trainer_config config_of(struct size *s)
+{
+    return (struct trainer_config){
+        .model = s->m,
+        .inner = {.optimizer = INNER_ADAMW,
+                  .lr = 1e-4,
+                  .beta1 = 0.9,
+                  .beta2 = 0.95,
+                  .eps = 1e-8,
+                  .clip_norm = 1,
+                  .batch = s->batch,
+                  .micro_batch = s->batch,
+                  .warmup = 10,
+                  .schedule_steps = 10000,
+                  .min_lr_ratio = 0.1},
+        .rows = {.ctx = s, .train = random_rows},
+        .device = opt.device,
+        .dtype = opt.dtype,
+        .threads = opt.threads,
+    };
+}
+
+static enum status run_steps(struct trainer *t, struct times *times, double *loss, struct err *e)
+{
+    struct step_report r;
+    int64_t step = 0;
+    for (; step < 2; step++) { // warm-up: pages, code, caches
+        TRY(trainer_step(t, step, &r, e));
+    }
+    double end = clock_mono_s() + opt.seconds;
+    while (times->n < 5 || (clock_mono_s() < end && times->n < TIMES_MAX)) {
+        double start = clock_mono_s();
+        TRY(trainer_step(t, step++, &r, e));
+        times->s[times->n++] = clock_mono_s() - start;
+    }
+    *loss = r.loss;
+    return ST_OK;
+}
+
+/* products_s: what the step's products take alone. */
+static enum status bench_steps(const struct size *size, double products_s, struct err *e)
+{
+    struct size s = *size; // the row source's context is not const
+    struct trainer_config c = config_of(&s);
+    struct trainer *t = NULL;
+    struct times times = {0};
+    double loss = 0;
+    TRY(trainer_open(&t, &c, e));
+    enum status st = put_weights(t, e);
+    if (!st) {
+        st = run_steps(t, &times, &loss, e);
+    }
+    char what[96];
+    trainer_describe(t, what);
+    trainer_close(t);
+    if (st) {
+        return st;
+    }
+    double p50 = quantile(&times, 0.5);
+    double p10 = quantile(&times, 0.1);
+    double p90 = quantile(&times, 0.9);
+    double tokens = (double)s.batch * s.m.seq_len;
+    double flops = step_gemm_flops(&s);
+    double attention = 6.0 * s.m.n_layers * s.m.d_model * s.m.seq_len * tokens;
+    double load = load_now();
+    (void)printf(
+        "%s step, %s: %.1f ms [%.1f %.1f], %.0f tokens/s, %.1f GFLOP/s of products, %.0f %% "
+        "of their own rate, loss %.3f, load %.1f%s\n",
+        s.name, what, p50 * 1e3, p10 * 1e3, p90 * 1e3, tokens / p50, flops / p50 * 1e-9,
+        100 * products_s / p50, loss, load,
+        load > 1.2 * (double)sysconf(_SC_NPROCESSORS_ONLN) ? ": UNRELIABLE" : "");
+    (void)printf("{\"bench\":\"step\",\"size\":\"%s\",\"what\":\"%s\",\"n\":%d,\"median_s\":%.6g,"
+                 "\"p10_s\":%.6g,\"p90_s\":%.6g,\"tokens_per_s\":%.6g,\"gemm_gflops\":%.5g,"
+                 "\"model_gflops_causal\":%.5g,\"gemm_own_s\":%.6g,\"share\":%.4f,\"loss\":%.5g,"
+                 "\"load\":%.2f}\n",
+                 s.name, what, times.n, p50, p10, p90, tokens / p50, flops / p50 * 1e-9,
+                 (flops + attention) / p50 * 1e-9, products_s, products_s / p50, loss, load);
+    return ST_OK;
+}
+
+static enum status bench_size(struct backend *be, enum dtype at, const struct size *s,
+                              struct err *e)
+{
+    struct bench_op b = {.be = be, .at = at, .size = s, .N = (int64_t)s->batch * s->m.seq_len};
+    if (!operands(&b)) {
+        operands_free(&b);
+        return err_set(e, ST_NOMEM, "no memory for the operands of %s", s->name);
+    }
+    double products_s = bench_products(&b, 0.1, opt.ops);
+    double rate = step_gemm_flops(s) / products_s;
+    (void)printf("%s: the products of a step alone: %.1f ms, %.1f GFLOP/s\n", s->name,
+                 products_s * 1e3, rate * 1e-9);
+    if (opt.ops) {
+        bench_ops(&b);
+    }
+    operands_free(&b);
+    return opt.steps ? bench_steps(s, products_s, e) : ST_OK;
+}
+
+// ---- command line -------------------------------------------------------------------------------
+
+static bool parse(int argc, char **argv)
+{
+    bool any = false;
+    for (int i = 1; i < argc; i += 2) {
+        const char *key = argv[i];
+        const char *value = i + 1 < argc ? argv[i + 1] : NULL;
+        if (!value) {
+            return false;
+        }
+        bool known = true;
+        if (!strcmp(key, "--device")) {
+            opt.device = value;
+        } else if (!strcmp(key, "--dtype")) {
+            opt.dtype = value;
+        } else if (!strcmp(key, "--threads")) {
+            opt.threads = (int)strtol(value, NULL, 10);
+        } else if (!strcmp(key, "--seconds")) {
+            opt.seconds = strtod(value, NULL);
+        } else if (!strcmp(key, "--only")) {
+            opt.ops = !strcmp(value, "ops");
+            opt.steps = !strcmp(value, "steps");
+            known = opt.ops || opt.steps;
+        } else if (!strcmp(key, "--size")) {
+            known = false;
+            for (int k = 0; k < SIZE_COUNT; k++) {
+                if (!strcmp(value, SIZES[k].name)) {
+                    opt.size[k] = any = known = true;
+                }
+            }
+        } else {
+            known = false;
+        }
+        if (!known) {
+            return false;
+        }
+    }
+    for (int k = 0; k < SIZE_COUNT && !any; k++) {
+        opt.size[k] = true;
+    }
+    return true;
+}
+
+static enum status bench_all(struct err *e)
+{
+    struct backend *be = NULL;
+    TRY(backend_open(&be, opt.device, opt.threads, e));
+    bool bf16 =
+        strcmp(opt.dtype, "auto") ? !strcmp(opt.dtype, "bf16") : be->ops->supports(be, DTYPE_BF16);
+    const char *wait = getenv("OMP_WAIT_POLICY");
+    double copy = copy_rate(be);
+    (void)printf("device %s, %d threads, %s, copy %.1f GB/s, load %.1f, OMP_WAIT_POLICY %s\n",
+                 be->ops->name, be->threads, bf16 ? "bf16" : "f32", copy * 1e-9, load_now(),
+                 wait ? wait : "unset");
+    (void)printf("{\"bench\":\"machine\",\"device\":\"%s\",\"threads\":%d,\"copy_gbps\":%.4g,"
+                 "\"load\":%.2f}\n",
+                 be->ops->name, be->threads, copy * 1e-9, load_now());
+    enum status st = ST_OK;
+    for (int k = 0; k < SIZE_COUNT && !st; k++) {
+        if (opt.size[k]) {
+            st = bench_size(be, bf16 ? DTYPE_BF16 : DTYPE_F32, &SIZES[k], e);
+            (void)fflush(stdout);
+        }
+    }
+    backend_close(be);
+    return st;
+}
+
+int main(int argc, char **argv)
+{
+    struct err e;
+    if (!parse(argc, argv)) {
+        (void)fprintf(stderr,
+                      "usage: %s [--device D] [--dtype T] [--threads N] [--size 5.8m|29m|125m]... "
+                      "[--seconds S] [--only ops|steps]\n",
+                      argv[0]);
+        return 2;
+    }
+    if (bench_all(&e)) {
+        (void)fprintf(stderr, "bench_engine: %s\n", e.msg);
+        return 1;
+    }
+    return 0;
+}

@@ -187,3 +187,9 @@ enum status pretok_next(struct pretok_match *m, const char *s, size_t n, size_t 
                ? ST_OK
                : err_set(e, ST_INVALID, "the pre-tokenizer's pattern moves its match with \\K");
 }
+
+const char *pretok_unicode_version(void)
+{
+    static _Thread_local char text[24]; // PCRE2 asks for this many at least
+    return pcre2_config(PCRE2_CONFIG_UNICODE_VERSION, text) > 0 ? text : "";
+}

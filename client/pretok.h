@@ -36,4 +36,7 @@ void pretok_match_free(struct pretok_match *m);
 enum status pretok_next(struct pretok_match *m, const char *s, size_t n, size_t from, bool last,
                         size_t *begin, size_t *end, bool *more, struct err *e) MUST_CHECK;
 
+/* Version of the tables behind \p{L} and \p{N}, "14.0.0". */
+const char *pretok_unicode_version(void);
+
 #endif

@@ -148,6 +148,7 @@ static enum MHD_Result send_answer(struct exchange *x)
 {
     if (x->rs.stream) {
         x->stream = x->rq.state;
+        conn_carries(&x->http->conns, x->conn, x->stream);
     }
     struct MHD_Response *r = make_response(x);
     if (!r) {
@@ -471,6 +472,7 @@ static void on_completed(void *cls, struct MHD_Connection *mhd, void **con_cls,
         x->match.route->sink->abandon(&x->rq);
     }
     if (x->rs.stream) {
+        conn_carries(&x->http->conns, x->conn, NULL);
         stream_close(x->rq.state); // also when the peer left before it began
     }
     if (x->rs.fd > 0) {

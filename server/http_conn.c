@@ -5,6 +5,7 @@
  * connection for ever. Here each phase has a limit of its own. A connection over its limit is shut
  * down, never closed: the descriptor belongs to libmicrohttpd, which sees the end and cleans up.
  */
+#include <errno.h>
 #include <sys/socket.h>
 
 #include "common/clock.h"
@@ -77,6 +78,20 @@ void conn_bytes(struct conns *c, struct conn *conn, size_t len)
     (void)pthread_mutex_unlock(&c->lock);
 }
 
+void conn_carries(struct conns *c, struct conn *conn, struct stream *stream)
+{
+    (void)pthread_mutex_lock(&c->lock);
+    conn->stream = stream;
+    (void)pthread_mutex_unlock(&c->lock);
+}
+
+bool conn_peer_gone(const struct conn *conn)
+{
+    char byte;
+    ssize_t n = recv(conn->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+    return n == 0 || (n < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR);
+}
+
 int conn_count(struct conns *c, enum listener listener)
 {
     (void)pthread_mutex_lock(&c->lock);
@@ -130,6 +145,9 @@ int conns_sweep(struct conns *c, double now_s)
     int cut = 0;
     (void)pthread_mutex_lock(&c->lock);
     for (struct conn *i = c->first; i; i = i->next) {
+        if (i->stream && conn_peer_gone(i)) {
+            stream_end(i->stream);
+        }
         if (i->cut || !is_over(i, now_s)) {
             continue;
         }

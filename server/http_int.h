@@ -31,6 +31,7 @@ struct conn {
     int64_t bytes;  /* of the body, since mark_s */
     double mark_s;
     bool cut; /* shut down already */
+    struct stream *stream; /* while it carries one */
 };
 
 struct conns {
@@ -45,10 +46,18 @@ struct conn *conn_opened(struct conns *c, int fd, enum listener listener);
 void conn_closed(struct conns *c, struct conn *conn); /* before its descriptor is closed */
 void conn_phase(struct conns *c, struct conn *conn, enum conn_phase phase);
 void conn_bytes(struct conns *c, struct conn *conn, size_t len);
+void conn_carries(struct conns *c, struct conn *conn, struct stream *stream);
+
+/* Has the peer hung up? False when that cannot be told, as under TLS. */
+bool conn_peer_gone(const struct conn *conn);
+
 int conn_count(struct conns *c, enum listener listener);
 int conn_busy(struct conns *c, enum listener listener); /* neither idle nor waiting for a head */
 
-/* Shut down whatever is over its time. Called about once a second. Returns how many were cut. */
+/*
+ * Shut down whatever is over its time, end the streams nobody reads any more: libmicrohttpd does
+ * not watch a suspended connection. Called about once a second. Returns how many were cut.
+ */
 int conns_sweep(struct conns *c, double now_s);
 
 enum { HTTP_TARGET_MAX = 2048 };

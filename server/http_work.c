@@ -296,6 +296,12 @@ static void attempt(struct work *w, struct exchange *x)
 {
     struct err e = {0};
     enum status st = ST_RETRY;
+    if (x->rq.attempt > 0 && conn_peer_gone(x->conn)) {
+        // Nobody reads the answer: a task must not be leased to a connection that is gone.
+        x->rs = (struct response){0};
+        st =
+            problem(&x->rq, &x->rs, 408, "CLIENT_GONE", NULL, "the client hung up while it waited");
+    }
     for (int n = 0; st == ST_RETRY && n < RETRIES; n++) {
         if (n > 0) {
             clock_sleep_ms(20);

@@ -8,7 +8,7 @@
 
 enum { ROUTES_MAX = 96 };
 
-static const int statuses[] = {200, 201, 204, 206, 304, 400, 401, 403, 404, 405, 409,
+static const int statuses[] = {200, 201, 204, 206, 304, 400, 401, 403, 404, 405, 408, 409,
                                410, 411, 413, 415, 416, 422, 429, 500, 503, 507, 0};
 
 enum { STATUSES = sizeof(statuses) / sizeof(statuses[0]) };

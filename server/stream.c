@@ -465,6 +465,14 @@ enum status stream_open(struct stream **out, struct streams *ss, struct db *db, 
     return ST_OK;
 }
 
+void stream_end(struct stream *s)
+{
+    (void)pthread_mutex_lock(&s->all->lock);
+    s->ended = true;
+    wake(s);
+    (void)pthread_mutex_unlock(&s->all->lock);
+}
+
 void stream_close(struct stream *s)
 {
     struct streams *ss = s->all;

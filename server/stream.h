@@ -46,6 +46,7 @@ enum status stream_open(struct stream **out, struct streams *ss, struct db *db, 
                         const char *token_id, const struct event_cursor *after,
                         struct err *e) MUST_CHECK;
 void stream_close(struct stream *s);
+void stream_end(struct stream *s); /* its reader is told -1; it is still to be closed */
 
 /*
  * Up to max bytes of event stream; -1 when it has ended. When there is nothing, wait(ctx) is called

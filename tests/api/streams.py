@@ -1,0 +1,103 @@
+"""Server-Sent Events: live, resumed without gap or double, filtered, ended with their token."""
+
+import time
+
+from fixture import NOBODY, OTHER, RUN
+from kit import Stream, psql, until
+
+
+def say(text, run=OTHER):
+    psql("INSERT INTO event (kind, run_id, message) VALUES ('run_paused', '%s', '%s')" % (run, text))
+
+
+def test_an_event_arrives_within_a_second(server):
+    stream = Stream(server)
+    assert stream.status == 200 and stream.headers["content-type"] == "text/event-stream"
+    first = stream.block()
+    assert first["retry"] == "3000" and "-" in first["id"]
+    start = time.monotonic()
+    say("hello")
+    event = stream.event()
+    assert event["event"] == "run" and '"hello"' in event["data"] and time.monotonic() - start < 1.5
+    server.api.validate({"$ref": "#/components/schemas/Event"}, __import__("json").loads(event["data"]), "event")
+    stream.close()
+
+
+def test_a_stream_resumes_without_gap_or_double(server):
+    stream = Stream(server)
+    stream.block()
+    say("one")
+    last = stream.event()["id"]
+    stream.close()
+    for i in range(25):
+        say("missed %d" % i)
+    for resumed in (Stream(server, headers={"Last-Event-ID": last}), Stream(server, "?after=" + last)):
+        say("after")
+        seen = [resumed.event()["data"] for _ in range(25)]
+        assert all('"missed %d"' % i in text for i, text in enumerate(seen)), seen
+        assert '"after"' in resumed.event()["data"]
+        resumed.close()
+
+
+def test_events_of_transactions_that_commit_late_are_not_skipped(server):
+    """An id drawn early and committed late lies below ids that were read long before."""
+    import os
+    import subprocess
+    stream = Stream(server)
+    stream.block()
+    slow = subprocess.Popen(["psql", "-X", "-q"], stdin=subprocess.PIPE, env=os.environ, text=True)
+    slow.stdin.write("BEGIN; INSERT INTO event (kind, run_id, message) VALUES ('run_paused', '%s', 'early');\n" % OTHER)
+    slow.stdin.flush()
+    until("the slow transaction", lambda: psql("SELECT 1 FROM pg_stat_activity WHERE state = 'idle in transaction'"))
+    say("late")
+    time.sleep(1.5)  # long enough for the reader to look past it
+    slow.stdin.write("COMMIT;\n")
+    slow.stdin.close()
+    slow.wait()
+    assert '"early"' in stream.event()["data"] and '"late"' in stream.event()["data"]
+    stream.close()
+
+
+def test_a_stream_of_one_run_shows_no_other(server):
+    stream = Stream(server, "?run=" + RUN)
+    stream.block()
+    say("not for you")
+    say("for you", RUN)
+    assert '"for you"' in stream.event()["data"]
+    stream.close()
+    assert server.get("/api/v1/stream?run=r_" + NOBODY).status == 404
+
+
+def test_too_many_missed_events_are_a_reset(server):
+    psql("INSERT INTO event (kind, run_id, message) SELECT 'run_paused', '%s', 'flood' FROM generate_series(1, 10050)" % OTHER)
+    stream = Stream(server, "?after=0-0")
+    event = stream.event()
+    assert event["event"] == "reset"
+    say("after the flood")
+    assert "after the flood" in stream.event()["data"]
+    stream.close()
+
+
+def test_a_revoked_token_ends_its_streams_within_a_second(server):
+    token = server.post("/api/v1/tokens", {"role": "viewer", "name": "watcher"}).json()
+    stream = Stream(server, token=token["secret"])
+    stream.block()
+    start = time.monotonic()
+    server.call("DELETE", "/api/v1/tokens/" + token["id"])
+    while stream.block() is not None:
+        pass
+    assert time.monotonic() - start < 1.5
+    stream.close()
+
+
+def test_clients_that_vanish_leave_no_stream_behind(server):
+    def streams():
+        for line in server.get("/metrics").body.decode().splitlines():
+            if line.startswith("photon_streams "):
+                return int(line.split()[1])
+    until("the streams of earlier tests to end", lambda: say("tick") or streams() == 0, 20)
+    open_ones = [Stream(server) for _ in range(20)]
+    until("twenty streams", lambda: streams() == 20)
+    for stream in open_ones:
+        stream.close()
+    until("no stream", lambda: say("tick") or streams() == 0, 20)

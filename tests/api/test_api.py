@@ -1,0 +1,37 @@
+"""Every route, every status: starts one server, walks the suites, ends in "N passed, N failed"."""
+
+import sys
+
+import fixture
+import framing
+import generic
+import kit
+import pages
+import people
+import streams
+
+
+def main():
+    server = kit.Server(sys.argv[1])
+    passed = failed = 0
+    try:
+        server.start()
+        fixture.load(server)
+        passed, failed = kit.run_tests(server, [generic, people, pages, framing, streams])
+        server.stop()
+    except Exception as error:  # the counts must come out whatever happens
+        failed += 1
+        print("  FAIL %s: %s" % (type(error).__name__, error))
+    finally:
+        if failed:
+            print(server.log_tail())
+        if server.process and server.process.poll() is None:
+            server.process.kill()
+            server.process.wait()
+        server.remove()
+    print("%d passed, %d failed" % (passed, failed))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -45,8 +45,9 @@ struct cluster {
     const char *conninfo;
     char *argv[POSTGRES_ARGS];
     int lock_fd;
-    pid_t pid;  // the postmaster; 0: none
-    bool child; // ours to wait for, not an inherited one
+    pid_t pid;   // the postmaster; 0: none
+    bool shared; // another server's: hands off
+    bool child;  // ours to wait for, not an inherited one
     int64_t next_spawn_ms;
     bool drop; // give up root for uid, gid
     uid_t uid;
@@ -442,7 +443,7 @@ static enum status start_until(struct cluster *c, int64_t until, struct err *e)
     }
 }
 
-static enum status start(struct cluster *c, const char *data_dir, struct err *e)
+static enum status start(struct cluster *c, const char *data_dir, bool share, struct err *e)
 {
     char real[PATH_MAX];
     if (!realpath(data_dir, real)) {
@@ -454,7 +455,12 @@ static enum status start(struct cluster *c, const char *data_dir, struct err *e)
     c->sockets = choose_sockets(c);
     c->conninfo =
         arena_fmt(c->arena, "host=%s user=photon dbname=postgres", quoted(c->arena, c->sockets));
-    TRY(lock_folder(c, e));
+    enum status locked = lock_folder(c, e);
+    if (locked == ST_CONFLICT && share) {
+        c->shared = true;
+        return try_connect(c, e);
+    }
+    TRY(locked);
     TRY(choose_user(c, e));
     TRY(choose_programs(c, e));
     prepare_postmaster(c);
@@ -463,12 +469,12 @@ static enum status start(struct cluster *c, const char *data_dir, struct err *e)
     return take_over(c) ? ST_OK : start_until(c, clock_mono_ms() + START_MS, e);
 }
 
-enum status cluster_start(struct cluster **out, const char *data_dir, struct err *e)
+enum status cluster_start(struct cluster **out, const char *data_dir, bool share, struct err *e)
 {
     struct cluster *c = mem_alloc(sizeof(*c));
     c->arena = arena_new((size_t)4 << 20);
     c->lock_fd = -1;
-    enum status st = start(c, data_dir, e);
+    enum status st = start(c, data_dir, share, e);
     if (st) {
         cluster_stop(c);
         return st;
@@ -482,9 +488,14 @@ const char *cluster_conninfo(const struct cluster *c)
     return c->conninfo;
 }
 
+int cluster_pid(const struct cluster *c)
+{
+    return (int)c->pid;
+}
+
 void cluster_tend(struct cluster *c)
 {
-    if (postmaster_lives(c) || clock_mono_ms() < c->next_spawn_ms) {
+    if (c->shared || postmaster_lives(c) || clock_mono_ms() < c->next_spawn_ms) {
         return;
     }
     log_error("PostgreSQL has died; starting it again");

@@ -18,19 +18,26 @@
 #ifndef SERVER_CLUSTER_H
 #define SERVER_CLUSTER_H
 
+#include <stdbool.h>
+
 #include "common/status.h"
 
 struct cluster;
 
 /*
- * Ready for connections when it returns: at most a minute. ST_CONFLICT: another server uses the
- * folder. ST_NOT_FOUND: no PostgreSQL programs (of the version that made the folder). ST_DENIED:
+ * Ready for connections when it returns: at most a minute. With share, a folder that another server
+ * uses is only joined: its PostgreSQL is neither tended nor stopped. ST_CONFLICT without it.
+ * ST_NOT_FOUND: no PostgreSQL programs (of the version that made the folder). ST_DENIED:
  * PostgreSQL's user cannot reach the folder. ST_IO, ST_RETRY: it did not start; why is in pg.log.
  */
-enum status cluster_start(struct cluster **out, const char *data_dir, struct err *e) MUST_CHECK;
+enum status cluster_start(struct cluster **out, const char *data_dir, bool share,
+                          struct err *e) MUST_CHECK;
 
 /* For db_open(). Lives as long as the cluster. */
 const char *cluster_conninfo(const struct cluster *c);
+
+/* The postmaster's process, 0 when there is none of ours. */
+int cluster_pid(const struct cluster *c);
 
 /* Start PostgreSQL again if it died. Returns at once; connections fail until it is up. */
 void cluster_tend(struct cluster *c);

@@ -50,3 +50,15 @@ void hub_subscribe(struct hub *h, void (*fn)(void *ctx, const char *topic), void
     h->count++;
     (void)pthread_mutex_unlock(&h->lock);
 }
+
+void hub_unsubscribe(struct hub *h, void (*fn)(void *ctx, const char *topic), void *ctx)
+{
+    (void)pthread_mutex_lock(&h->lock);
+    for (int i = 0; i < h->count; i++) {
+        if (h->subscribers[i].fn == fn && h->subscribers[i].ctx == ctx) {
+            h->subscribers[i] = h->subscribers[--h->count];
+            break;
+        }
+    }
+    (void)pthread_mutex_unlock(&h->lock);
+}

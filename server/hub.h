@@ -20,4 +20,7 @@ void hub_wake(struct hub *h, const char *topic);
 /* fn(ctx, topic) on every wake, from the waking thread; it must not block. At most 8. */
 void hub_subscribe(struct hub *h, void (*fn)(void *ctx, const char *topic), void *ctx);
 
+/* After it returns fn is not called any more. */
+void hub_unsubscribe(struct hub *h, void (*fn)(void *ctx, const char *topic), void *ctx);
+
 #endif

@@ -1,4 +1,326 @@
-int main(void)
+/*
+ * photon-server: the aggregator. This file starts the parts in the order in which they need each
+ * other, waits for a signal, and stops them in the reverse order.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "common/clock.h"
+#include "common/version.h"
+#include "server/admin_token.h"
+#include "server/blob.h"
+#include "server/check.h"
+#include "server/cluster.h"
+#include "server/coordinator.h"
+#include "server/db.h"
+#include "server/http.h"
+#include "server/http_listen.h"
+#include "server/hub.h"
+#include "server/migrate.h"
+#include "server/server.h"
+#include "server/server_options.h"
+#include "server/settings.h"
+
+enum {
+    TEND_MS = 250,
+    DATABASE_WAIT_MS = 10000, // of a database that is only just starting
+    BULK_CONNECTIONS = 64,
+    FILES_WANTED = 65536,
+};
+
+struct program {
+    struct server_options o;
+    struct server server;
+    struct cluster *cluster;
+    struct coordinator *coordinator;
+    struct http *http;
+    const char *conninfo;
+    char data[PATH_MAX];
+    char web[PATH_MAX];
+    char sql[PATH_MAX];
+    char bulk_listen[160];
+    char secret[SECRET_LEN + 1];
+    bool fresh;
+    sigset_t signals;
+};
+
+/* ---- where things are ---- */
+
+/* Beside an installed program, or in the tree that it was built in. */
+static const char *beside(char out[PATH_MAX], const char *given, const char *name,
+                          const char *proof)
 {
-    return 70;
+    static const char *const places[] = {"../share/photon", "../../.."};
+    char self[PATH_MAX];
+    ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
+    self[n > 0 ? n : 0] = '\0';
+    char *slash = strrchr(self, '/');
+    if (slash) {
+        *slash = '\0';
+    }
+    for (size_t i = 0; !given && i < sizeof(places) / sizeof(places[0]); i++) {
+        char path[2 * PATH_MAX];
+        (void)snprintf(path, sizeof(path), "%s/%s/%s/%s", self, places[i], name, proof);
+        if (access(path, R_OK) == 0) {
+            (void)snprintf(path, sizeof(path), "%s/%s/%s", self, places[i], name);
+            if (realpath(path, out)) {
+                return out;
+            }
+        }
+    }
+    (void)snprintf(out, PATH_MAX, "%s", given ? given : name);
+    return out;
+}
+
+static enum status open_data(struct program *p, struct err *e)
+{
+    // Others may pass through, to PostgreSQL's files; what is secret in it is closed by itself.
+    if (mkdir(p->o.data, 0711) != 0 && errno != EEXIST) {
+        return err_set(e, ST_IO, "cannot make the data folder '%s': %s; try another --data",
+                       p->o.data, strerror(errno));
+    }
+    if (!realpath(p->o.data, p->data) || access(p->data, R_OK | W_OK | X_OK) != 0) {
+        return err_set(e, ST_IO, "cannot write in the data folder '%s': %s; try another --data",
+                       p->o.data, strerror(errno));
+    }
+    p->server.data_dir = p->data;
+    char blobs[PATH_MAX + 8];
+    (void)snprintf(blobs, sizeof(blobs), "%s/store", p->data);
+    return blob_store_open(&p->server.blobs, blobs, e);
+}
+
+/* ---- the database ---- */
+
+static enum status connect_patiently(struct program *p, struct db **db, struct err *e)
+{
+    int64_t until = clock_mono_ms() + DATABASE_WAIT_MS;
+    for (;;) {
+        enum status st = db_open(db, p->conninfo, e);
+        if (st != ST_RETRY || clock_mono_ms() > until || p->cluster) {
+            return st;
+        }
+        // A refusal in words will be the same in a second.
+        if (strstr(e->msg, "authentication") || strstr(e->msg, "does not exist")) {
+            return err_set(e, ST_DENIED, "the database does not let us in: %.180s", e->msg);
+        }
+        clock_sleep_ms(TEND_MS);
+    }
+}
+
+static enum status prepare_database(struct program *p, struct db *db, struct err *e)
+{
+    TRY(settings_check(db, p->o.unsafe_database, e));
+    TRY(migrate(db, beside(p->sql, p->o.sql, "sql", "0001_rules.sql"), e));
+    return p->o.check ? ST_OK : admin_token_ensure(db, p->data, p->secret, &p->fresh, e);
+}
+
+static enum status open_database(struct program *p, struct err *e)
+{
+    if (p->o.database) {
+        p->conninfo = p->o.database;
+    } else {
+        TRY(cluster_start(&p->cluster, p->data, p->o.check, e));
+        p->conninfo = cluster_conninfo(p->cluster);
+    }
+    struct db *db = NULL;
+    TRY(connect_patiently(p, &db, e));
+    enum status st = prepare_database(p, db, e);
+    db_close(db);
+    p->server.pool = db_pool_new(p->conninfo, p->o.workers + BULK_CONNECTIONS);
+    return st;
+}
+
+/* ---- start and stop ---- */
+
+/* Long polls, streams and uploads each hold a descriptor. */
+static void raise_file_limit(void)
+{
+    struct rlimit r;
+    if (getrlimit(RLIMIT_NOFILE, &r) == 0 && r.rlim_cur < FILES_WANTED) {
+        r.rlim_cur = r.rlim_max < FILES_WANTED ? r.rlim_max : FILES_WANTED;
+        (void)setrlimit(RLIMIT_NOFILE, &r);
+    }
+}
+
+static enum status next_port(struct program *p, struct err *e)
+{
+    if (!p->o.bulk_listen) {
+        struct listen_address a;
+        TRY(listen_address_parse(&a, p->o.listen, e));
+        bool v6 = strchr(a.host, ':') != NULL;
+        (void)snprintf(p->bulk_listen, sizeof(p->bulk_listen), v6 ? "[%s]:%d" : "%s:%d", a.host,
+                       a.port ? a.port + 1 : 0);
+        p->o.bulk_listen = p->bulk_listen;
+    }
+    return ST_OK;
+}
+
+static enum status start(struct program *p, struct err *e)
+{
+    raise_file_limit();
+    TRY(next_port(p, e));
+    TRY(open_data(p, e));
+    TRY(open_database(p, e));
+    if (p->o.check) {
+        return ST_OK;
+    }
+    p->server.web_dir = beside(p->web, p->o.web, "web", "index.html");
+    p->server.public_url = p->o.public_url;
+    p->server.bulk_url = p->o.bulk_url;
+    p->server.started_ms = clock_wall_ms();
+    p->server.aggregate_threads = p->o.aggregate_threads;
+    p->server.hub = hub_new();
+    TRY(coordinator_start(&p->coordinator, &p->server, p->conninfo, e));
+    struct http_config config = {.listen = p->o.listen,
+                                 .bulk_listen = p->o.bulk_listen,
+                                 .tls_cert = p->o.tls_cert,
+                                 .tls_key = p->o.tls_key,
+                                 .workers = p->o.workers};
+    return http_start(&p->http, &p->server, &config, e);
+}
+
+static void stop(struct program *p)
+{
+    coordinator_stop(p->coordinator); // it wakes the requests that http holds, so it goes first
+    if (p->http) {
+        http_stop(p->http);
+    }
+    hub_free(p->server.hub);
+    db_pool_free(p->server.pool);
+    blob_store_close(p->server.blobs);
+    cluster_stop(p->cluster);
+}
+
+/* For people: on stdout, while the log goes to stderr. The token is shown once, after the #, where
+ * no server ever sees it. */
+static void say_ready(const struct program *p)
+{
+    struct listen_address a;
+    struct err e = {0};
+    const char *host = "localhost";
+    if (listen_address_parse(&a, p->o.listen, &e) == ST_OK && a.host[0] &&
+        strcmp(a.host, "0.0.0.0") != 0 && strcmp(a.host, "::") != 0) {
+        host = a.host;
+    }
+    bool v6 = strchr(host, ':') != NULL;
+    char url[256];
+    (void)snprintf(url, sizeof(url), "%s://%s%s%s:%d", p->server.tls ? "https" : "http",
+                   v6 ? "[" : "", host, v6 ? "]" : "", p->server.control_port);
+    (void)printf("Dashboard: %s/%s%s\n", p->o.public_url ? p->o.public_url : url,
+                 p->fresh ? "#token=" : "", p->fresh ? p->secret : "");
+    if (p->fresh) {
+        (void)printf("Admin token: %s/admin-token\n", p->data);
+    }
+    (void)fflush(stdout);
+    log_info("photon-server " PHOTON_VERSION " is ready on %s, bulk on port %d", url,
+             p->server.bulk_port);
+}
+
+/* ---- signals ---- */
+
+static volatile sig_atomic_t postmaster; // what must not outlive an abort by the second signal
+
+static void abort_now(int sig)
+{
+    if (postmaster > 0) {
+        (void)kill(postmaster, SIGINT);
+    }
+    _exit(128 + sig);
+}
+
+static void wait_for_signal(struct program *p)
+{
+    int sig = -1;
+    while (sig != SIGTERM && sig != SIGINT) {
+        struct timespec tick = {.tv_nsec = TEND_MS * 1000000L};
+        sig = sigtimedwait(&p->signals, NULL, &tick);
+        if (p->cluster) {
+            cluster_tend(p->cluster);
+        }
+    }
+    log_info("stopping; a second signal ends it at once");
+    postmaster = p->cluster ? cluster_pid(p->cluster) : 0;
+    struct sigaction sa = {.sa_handler = abort_now};
+    (void)sigaction(SIGTERM, &sa, NULL);
+    (void)sigaction(SIGINT, &sa, NULL);
+    (void)pthread_sigmask(SIG_UNBLOCK, &p->signals, NULL);
+}
+
+static int exit_code(enum status st)
+{
+    switch (st) {
+    case ST_OK:
+        return EXIT_DONE;
+    case ST_INVALID:
+    case ST_NOT_FOUND:
+    case ST_IO:
+    case ST_LIMIT:
+    case ST_CORRUPT:
+        return EXIT_CONFIG;
+    case ST_CONFLICT:
+    case ST_DENIED:
+        return EXIT_TAKEN;
+    case ST_RETRY:
+    case ST_NET:
+        return EXIT_TEMPORARY;
+    case ST_NOMEM:
+    case ST_DB:
+    case ST_DEVICE:
+    case ST_COUNT:
+    default:
+        return EXIT_BUG;
+    }
+}
+
+static int run_check(struct program *p)
+{
+    struct err e = {0};
+    struct db *db = NULL;
+    int broken = 0;
+    enum status st = db_open(&db, p->conninfo, &e);
+    st = st ? st : check_all(db, p->server.blobs, &broken, &e);
+    db_close(db);
+    if (st) {
+        log_error("%s", e.msg);
+        return exit_code(st);
+    }
+    return broken ? EXIT_BROKEN : EXIT_DONE;
+}
+
+int main(int argc, char **argv)
+{
+    static struct program p; // large: paths
+    struct err e = {0};
+    int rc = EXIT_DONE;
+    if (!server_options_parse(&p.o, argc, argv, &rc)) {
+        return rc;
+    }
+    log_setup(p.o.log_level, p.o.log_json, "photon-server");
+    (void)signal(SIGPIPE, SIG_IGN);
+    (void)sigemptyset(&p.signals);
+    (void)sigaddset(&p.signals, SIGTERM);
+    (void)sigaddset(&p.signals, SIGINT);
+    (void)sigaddset(&p.signals,
+                    SIGHUP); // heard and ignored: a closed terminal is no reason to stop
+    (void)pthread_sigmask(SIG_BLOCK, &p.signals, NULL); // before any thread: all inherit it
+
+    enum status st = start(&p, &e);
+    if (st) {
+        log_error("%s", e.msg);
+        rc = exit_code(st);
+    } else if (p.o.check) {
+        rc = run_check(&p);
+    } else {
+        say_ready(&p);
+        wait_for_signal(&p);
+    }
+    stop(&p);
+    return rc;
 }

@@ -1,0 +1,478 @@
+#include "server/coordinator.h"
+
+#include <assert.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "common/clock.h"
+#include "common/hash.h"
+#include "common/id.h"
+#include "common/log.h"
+#include "common/mem.h"
+#include "server/checkpoint.h"
+#include "server/db.h"
+#include "server/db_publish.h"
+#include "server/db_round.h"
+#include "server/db_tend.h"
+#include "server/hub.h"
+
+enum {
+    TICK_MS = 1000,
+    RETRY_MS = 500,  // after an error: the database may be coming back
+    FULL_MS = 10000, // after a full disk
+    FILES_EVERY_MS = 20000,
+    LISTEN_MS = 30000,
+    ARENA_MAX = 64 << 20,
+};
+
+/* A thread that sleeps until its time or a wake. */
+struct worker {
+    pthread_t thread;
+    pthread_mutex_t lock;
+    pthread_cond_t cond;
+    bool started;
+    bool woken;
+    struct coordinator *c;
+};
+
+struct coordinator {
+    struct server *server;
+    const char *conninfo;
+    char boot_id[ID_LEN + 1];
+    atomic_bool stopping;
+    struct worker tender;
+    struct worker folder;
+    pthread_t listener;
+    bool listener_started;
+    int stop_pipe[2]; // readable once stopping: ends the listener's wait
+    int64_t files_at_ms;
+};
+
+/* ---- sleeping and waking ---- */
+
+static void worker_init(struct worker *w, struct coordinator *c)
+{
+    pthread_condattr_t attr;
+    (void)pthread_condattr_init(&attr);
+    (void)pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    (void)pthread_mutex_init(&w->lock, NULL);
+    (void)pthread_cond_init(&w->cond, &attr);
+    (void)pthread_condattr_destroy(&attr);
+    w->c = c;
+}
+
+static void worker_wake(struct worker *w)
+{
+    (void)pthread_mutex_lock(&w->lock);
+    w->woken = true;
+    (void)pthread_cond_signal(&w->cond);
+    (void)pthread_mutex_unlock(&w->lock);
+}
+
+static void worker_sleep(struct worker *w, int64_t ms)
+{
+    struct timespec until;
+    (void)clock_gettime(CLOCK_MONOTONIC, &until);
+    int64_t ns = until.tv_nsec + ms % 1000 * 1000000;
+    until.tv_sec += (time_t)(ms / 1000 + ns / 1000000000);
+    until.tv_nsec = (long)(ns % 1000000000);
+    int rc = 0;
+    (void)pthread_mutex_lock(&w->lock);
+    while (!w->woken && !atomic_load(&w->c->stopping) && rc == 0) {
+        rc = pthread_cond_timedwait(&w->cond, &w->lock, &until);
+    }
+    w->woken = false;
+    (void)pthread_mutex_unlock(&w->lock);
+}
+
+/* Servers that tick together would always meet at the same rows. */
+static int64_t jittered(int64_t ms)
+{
+    uint8_t r = 0;
+    random_bytes(&r, sizeof(r));
+    return ms - ms / 8 + ms / 4 * r / 256;
+}
+
+/* A task that is done or free, or a run that changed, is work for the tender; a seal, for the folder,
+ * is an event. */
+static void on_wake(void *ctx, const char *topic)
+{
+    struct coordinator *c = ctx;
+    bool event = strcmp(topic, "events") == 0;
+    if (!event && strcmp(topic, "tokens") != 0) {
+        worker_wake(&c->tender);
+    }
+    if (event || strncmp(topic, "run:", 4) == 0) {
+        worker_wake(&c->folder);
+    }
+}
+
+/* ---- tender ---- */
+
+static const char SQL_LIVE_RUNS[] =
+    "SELECT r.id, r.state, coalesce(q.state, ''),"
+    "       EXISTS (SELECT FROM task t WHERE t.run_id = r.id AND t.kind = 'evaluate'"
+    "                  AND (t.state IN ('pending', 'leased')"
+    "                       OR (t.state = 'done' AND EXISTS (SELECT FROM checkpoint c"
+    "                             WHERE (c.run_id, c.number) = (t.run_id, t.number) AND c.eval_nll "
+    "IS NULL))))"
+    "           AS evaluating,"
+    "       r.head IS NOT DISTINCT FROM r.rounds AS at_end"
+    "  FROM run r"
+    "  LEFT JOIN round q ON q.run_id = r.id AND q.state IN ('pending', 'open', 'aggregating')"
+    " WHERE r.state IN ('running', 'paused') OR q.id IS NOT NULL"
+    "    OR (r.state IN ('stopped', 'failed', 'finished')"
+    "        AND EXISTS (SELECT FROM task t WHERE t.run_id = r.id AND t.kind = 'evaluate'"
+    "                       AND t.state IN ('pending', 'leased')))"
+    " ORDER BY r.id";
+
+struct live_run {
+    const char *id;
+    const char *state;
+    const char *round;
+    bool evaluating;
+    bool at_end;
+};
+
+static enum status tend_run(struct db *db, const struct live_run *r, struct err *e)
+{
+    bool running = strcmp(r->state, "running") == 0;
+    bool paused = strcmp(r->state, "paused") == 0;
+    if (r->evaluating) {
+        TRY(db_round_evaluated(db, r->id, e));
+    }
+    if (!running && !paused) {
+        return r->round[0] ? db_round_end(db, r->id, e) : ST_OK;
+    }
+    if (strcmp(r->round, "open") == 0) {
+        return db_round_judge(db, r->id, e);
+    }
+    if (!running) {
+        return ST_OK;
+    }
+    if (!r->round[0]) {
+        return r->at_end ? db_round_finish(db, r->id, e) : db_round_prepare(db, r->id, e);
+    }
+    return strcmp(r->round, "pending") == 0 ? db_round_open(db, r->id, e) : ST_OK;
+}
+
+static enum status tend_runs(struct coordinator *c, struct db *db, struct arena *a, struct err *e)
+{
+    struct db_rows rows;
+    TRY(db_query(db, a, SQL_LIVE_RUNS, 0, NULL, &rows, e));
+    for (int i = 0; i < rows.count && !atomic_load(&c->stopping); i++) {
+        struct live_run r = {.id = db_text(&rows, i, 0),
+                             .state = db_text(&rows, i, 1),
+                             .round = db_text(&rows, i, 2)};
+        TRY(db_bool(&rows, i, 3, &r.evaluating, e));
+        TRY(db_bool(&rows, i, 4, &r.at_end, e));
+        enum status st = tend_run(db, &r, e);
+        if (st == ST_RETRY) {
+            return st;
+        }
+        if (st) { // one run that is broken must not stand in the way of the others
+            log_error("run %s: %s", r.id, e->msg);
+        }
+    }
+    return ST_OK;
+}
+
+static enum status tend(struct coordinator *c, struct db *db, struct arena *a, struct err *e)
+{
+    TRY(db_tend_alive(db, c->boot_id, e));
+    TRY(db_tend_silos(db, c->boot_id, e));
+    TRY(tend_runs(c, db, a, e));
+    if (clock_mono_ms() >= c->files_at_ms) {
+        c->files_at_ms = clock_mono_ms() + jittered(FILES_EVERY_MS);
+        TRY(db_tend_files(db, c->server->blobs, e));
+    }
+    return ST_OK;
+}
+
+/* Says an error once, not at every tick while the database is away. */
+static void say_once(bool *said, const char *who, enum status st, const struct err *e)
+{
+    if (st && !*said) {
+        log_warn("%s: %s", who, e->msg);
+    } else if (!st && *said) {
+        log_info("%s: going on", who);
+    }
+    *said = st != ST_OK;
+}
+
+static void *tender_main(void *arg)
+{
+    struct worker *w = arg;
+    struct coordinator *c = w->c;
+    struct db *db = NULL;
+    bool said = false;
+    while (!atomic_load(&c->stopping)) {
+        struct err e = {0};
+        enum status st = db ? ST_OK : db_open(&db, c->conninfo, &e);
+        if (!st) {
+            struct arena *a = arena_new(ARENA_MAX);
+            st = tend(c, db, a, &e);
+            arena_free(a);
+        }
+        say_once(&said, "coordinator", st, &e);
+        worker_sleep(w, jittered(st ? RETRY_MS : TICK_MS));
+    }
+    struct err e = {0};
+    if (db && db_tend_leave(db, c->boot_id, &e)) {
+        log_debug("leaving without a word: %s", e.msg);
+    }
+    db_close(db);
+    return NULL;
+}
+
+/* ---- folder ---- */
+
+/* Checkpoint 0 of a new run. *did: there was one, look again at once. */
+static enum status start_run(struct coordinator *c, struct db *db, struct arena *a, bool *did,
+                             struct err *e)
+{
+    char run_id[ID_LEN + 4];
+    struct run_spec spec;
+    TRY(db_run_next_created(db, a, run_id, &spec, did, e));
+    if (!*did) {
+        return ST_OK;
+    }
+    struct checkpoint_files files;
+    enum status st = checkpoint_initial(c->server->blobs, &spec, &files, e);
+    if (!st) {
+        st = db_run_start(db, c->server->blobs, run_id, &files, e);
+    }
+    if (st == ST_INVALID || st == ST_CORRUPT) {
+        char why[sizeof(e->msg)];
+        (void)snprintf(why, sizeof(why), "%s", e->msg);
+        st = db_run_fail(db, run_id, why, e);
+    }
+    db_work_unlock(db, run_id);
+    return st;
+}
+
+/* What to do about a fold that failed. Repeating a full disk or a lost connection may help. */
+static enum status fold_failed(struct db *db, const struct fold *f, enum status st, int corrupt,
+                               struct err *e)
+{
+    char why[sizeof(e->msg)];
+    (void)snprintf(why, sizeof(why), "%s", e->msg);
+    log_error("round %" PRId32 " of %s cannot be aggregated: %s", f->number, f->run_id, why);
+    if (st == ST_CORRUPT && corrupt >= 0) {
+        return db_fold_corrupt(db, f, corrupt, why, e);
+    }
+    if (st == ST_CORRUPT || st == ST_INVALID) {
+        return db_fold_give_up(db, f, st == ST_INVALID, why, e);
+    }
+    return st;
+}
+
+static enum status fold_one(struct coordinator *c, struct db *db, const struct fold *f,
+                            struct arena *a, struct err *e)
+{
+    struct checkpoint_job job = {.blobs = c->server->blobs,
+                                 .spec = &f->spec,
+                                 .round = f->number,
+                                 .base = f->base,
+                                 .state = f->has_state ? &f->state : NULL,
+                                 .updates = f->updates,
+                                 .update_count = f->update_count,
+                                 .threads = c->server->aggregate_threads};
+    struct checkpoint_files files;
+    size_t size = (size_t)(f->update_count + 1) * sizeof(double);
+    struct aggregate_stats stats = {.update_norms = arena_alloc(a, size),
+                                    .update_cosines = arena_alloc(a, size)};
+    int corrupt = -1;
+    enum status st = checkpoint_next(&job, &files, &stats, &corrupt, e);
+    if (st) {
+        return fold_failed(db, f, st, corrupt, e);
+    }
+    bool published = false;
+    TRY(db_fold_publish(db, c->server->blobs, f, &files, &stats, &published, e));
+    if (published) {
+        log_info("%s: checkpoint %" PRId32 " of %d updates in %.2f s", f->spec.name, f->number,
+                 f->update_count, stats.seconds);
+    } else {
+        log_info("%s: round %" PRId32 " was published by somebody else", f->spec.name, f->number);
+    }
+    return ST_OK;
+}
+
+static enum status fold_next(struct coordinator *c, struct db *db, struct arena *a, bool *did,
+                             struct err *e)
+{
+    struct fold f;
+    TRY(db_fold_begin(db, a, &f, e));
+    *did = f.found;
+    if (!f.found) {
+        return ST_OK;
+    }
+    enum status st = fold_one(c, db, &f, a, e);
+    db_work_unlock(db, f.run_id);
+    return st;
+}
+
+static enum status fold(struct coordinator *c, struct db *db, struct err *e)
+{
+    bool did = true;
+    enum status st = ST_OK;
+    while (did && !st && !atomic_load(&c->stopping)) {
+        bool started = false;
+        struct arena *a = arena_new(ARENA_MAX);
+        st = fold_next(c, db, a, &did, e);
+        if (!st) {
+            st = start_run(c, db, a, &started, e);
+        }
+        did = did || started;
+        arena_free(a);
+    }
+    return st;
+}
+
+static void *folder_main(void *arg)
+{
+    struct worker *w = arg;
+    struct coordinator *c = w->c;
+    struct db *db = NULL;
+    bool said = false;
+    while (!atomic_load(&c->stopping)) {
+        struct err e = {0};
+        enum status st = db ? ST_OK : db_open(&db, c->conninfo, &e);
+        if (!st) {
+            st = fold(c, db, &e);
+        }
+        say_once(&said, "aggregation", st, &e);
+        worker_sleep(w, jittered(st == ST_LIMIT || st == ST_IO ? FULL_MS : TICK_MS));
+    }
+    db_close(db);
+    return NULL;
+}
+
+/* ---- listener ---- */
+
+static enum status listen_once(struct coordinator *c, struct db *db, struct err *e)
+{
+    char topic[128];
+    TRY(db_wait_notify(db, LISTEN_MS, c->stop_pipe[0], topic, sizeof(topic), e));
+    if (topic[0]) {
+        hub_wake(c->server->hub, topic);
+    }
+    return ST_OK;
+}
+
+static void wake_all(struct coordinator *c)
+{
+    hub_wake(c->server->hub, "tasks"); // what was sent while nobody listened is lost
+    hub_wake(c->server->hub, "events");
+}
+
+static void *listener_main(void *arg)
+{
+    struct coordinator *c = arg;
+    struct db *db = NULL;
+    while (!atomic_load(&c->stopping)) {
+        struct err e = {0};
+        enum status st = ST_OK;
+        if (!db) {
+            st = db_open(&db, c->conninfo, &e);
+            st = st ? st : db_listen(db, "photon", &e);
+            wake_all(c);
+        }
+        if (!st) {
+            st = listen_once(c, db, &e);
+        }
+        if (st) { // the tender says why; requests look again each second meanwhile
+            db_close(db);
+            db = NULL;
+            clock_sleep_ms(RETRY_MS);
+        }
+    }
+    db_close(db);
+    return NULL;
+}
+
+/* ---- start and stop ---- */
+
+static enum status start_thread(pthread_t *t, void *(*fn)(void *), void *arg, bool *started,
+                                struct err *e)
+{
+    int rc = pthread_create(t, NULL, fn, arg);
+    *started = rc == 0;
+    return rc ? err_set(e, ST_IO, "cannot start a thread: %s", strerror(rc)) : ST_OK;
+}
+
+static enum status arrive(struct coordinator *c, struct err *e)
+{
+    struct db *db = NULL;
+    TRY(db_open(&db, c->conninfo, e));
+    enum status st = db_tend_arrive(db, c->boot_id, e);
+    db_close(db);
+    return st;
+}
+
+static enum status start(struct coordinator *c, struct err *e)
+{
+    TRY(arrive(c, e));
+    hub_subscribe(c->server->hub, on_wake, c);
+    TRY(start_thread(&c->tender.thread, tender_main, &c->tender, &c->tender.started, e));
+    TRY(start_thread(&c->folder.thread, folder_main, &c->folder, &c->folder.started, e));
+    return start_thread(&c->listener, listener_main, c, &c->listener_started, e);
+}
+
+enum status coordinator_start(struct coordinator **out, struct server *server, const char *conninfo,
+                              struct err *e)
+{
+    struct coordinator *c = mem_alloc(sizeof(*c));
+    c->server = server;
+    c->conninfo = conninfo;
+    id_new('p', c->boot_id);
+    worker_init(&c->tender, c);
+    worker_init(&c->folder, c);
+    c->stop_pipe[0] = c->stop_pipe[1] = -1;
+    enum status st = pipe2(c->stop_pipe, O_CLOEXEC) ? err_set(e, ST_IO, "no pipe") : start(c, e);
+    if (st) {
+        coordinator_stop(c);
+        return st;
+    }
+    *out = c;
+    return ST_OK;
+}
+
+static void worker_stop(struct worker *w)
+{
+    worker_wake(w);
+    if (w->started) {
+        (void)pthread_join(w->thread, NULL);
+    }
+}
+
+void coordinator_stop(struct coordinator *c)
+{
+    if (!c) {
+        return;
+    }
+    atomic_store(&c->stopping, true);
+    if (c->stop_pipe[1] >= 0) {
+        (void)close(c->stop_pipe[1]); // the reading end becomes readable: end of file
+    }
+    worker_stop(&c->tender);
+    worker_stop(&c->folder);
+    if (c->listener_started) {
+        (void)pthread_join(c->listener, NULL);
+    }
+    if (c->stop_pipe[0] >= 0) {
+        (void)close(c->stop_pipe[0]);
+    }
+    hub_unsubscribe(c->server->hub, on_wake, c);
+    (void)pthread_cond_destroy(&c->tender.cond);
+    (void)pthread_cond_destroy(&c->folder.cond);
+    (void)pthread_mutex_destroy(&c->tender.lock);
+    (void)pthread_mutex_destroy(&c->folder.lock);
+    mem_free(c);
+}

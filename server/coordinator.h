@@ -1,0 +1,29 @@
+/*
+ * coordinator.h - what makes runs move: three threads of a server.
+ *
+ *     tender    once a second and at every wake: rounds of running runs open, seal, end; silos that
+ *               fell silent; files past their keeping
+ *     folder    checkpoint 0 of new runs, and the aggregation of sealed rounds: minutes for a large
+ *               model, hence a thread of its own
+ *     listener  turns PostgreSQL's notifications into hub wakes, so that another process's commit
+ *               wakes our parked requests and our tender
+ *
+ * Each has a database connection of its own, and keeps trying when the database is away. They hold
+ * nothing in memory that a restart would need: killed at any moment, the next server goes on.
+ */
+#ifndef SERVER_COORDINATOR_H
+#define SERVER_COORDINATOR_H
+
+#include "common/status.h"
+#include "server/server.h"
+
+struct coordinator;
+
+/* server and conninfo must outlive it. ST_RETRY: the database does not answer. */
+enum status coordinator_start(struct coordinator **out, struct server *server, const char *conninfo,
+                              struct err *e) MUST_CHECK;
+
+/* Waits for an aggregation under way. NULL is allowed. */
+void coordinator_stop(struct coordinator *c);
+
+#endif

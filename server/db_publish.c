@@ -1,0 +1,505 @@
+#include "server/db_publish.h"
+
+#include <assert.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "common/id.h"
+#include "common/log.h"
+#include "server/db_event.h"
+#include "server/db_round.h"
+
+/* ---- what to aggregate ---- */
+
+static const char SQL_SEALED[] = "SELECT q.id, q.run_id FROM round q JOIN run r ON r.id = q.run_id"
+                                 " WHERE q.state = 'aggregating' AND r.state IN ('running', "
+                                 "'paused') ORDER BY q.sealed_at, q.id";
+static const char SQL_RAISE[] =
+    "UPDATE round SET agg_epoch = agg_epoch + 1 WHERE id = $1 AND state = 'aggregating'"
+    " RETURNING id, run_id, number, agg_epoch";
+static const char SQL_INPUTS[] =
+    "SELECT u.id, u.digest, s.name, u.tokens FROM update u JOIN silo s ON s.id = u.silo_id"
+    " WHERE u.round_id = $1 AND u.state = 'accepted' ORDER BY u.slot";
+
+static enum status read_inputs(struct db *db, struct arena *a, struct fold *f, struct err *e)
+{
+    struct db_rows rows;
+    const char *argv[] = {db_arg_int(a, f->round_id)};
+    TRY(db_query(db, a, SQL_INPUTS, 1, argv, &rows, e));
+    size_t n = (size_t)rows.count;
+    f->update_count = rows.count;
+    f->updates = arena_alloc(a, (n + 1) * sizeof(*f->updates));
+    f->update_ids = arena_alloc(a, (n + 1) * sizeof(*f->update_ids));
+    for (int i = 0; i < rows.count; i++) {
+        f->update_ids[i] = db_text(&rows, i, 0);
+        TRY(db_digest(&rows, i, 1, &f->updates[i].sha256, e));
+        f->updates[i].silo_name = db_text(&rows, i, 2);
+        TRY(db_int64(&rows, i, 3, &f->updates[i].tokens, e));
+    }
+    return ST_OK;
+}
+
+static enum status read_base(struct db *db, struct arena *a, struct fold *f, struct err *e)
+{
+    struct db_rows rows;
+    const char *argv[] = {f->run_id, db_arg_int(a, f->number - 1)};
+    TRY(db_query(db, a,
+                 "SELECT weights, outer_state FROM checkpoint WHERE run_id = $1 AND number = $2", 2,
+                 argv, &rows, e));
+    if (rows.count == 0) {
+        return err_set(e, ST_CORRUPT, "round %" PRId32 " has no base", f->number);
+    }
+    TRY(db_digest(&rows, 0, 0, &f->base, e));
+    f->has_state = !db_is_null(&rows, 0, 1);
+    return f->has_state ? db_digest(&rows, 0, 1, &f->state, e) : ST_OK;
+}
+
+struct begin {
+    struct arena *keep; // the caller's: what is read outlives the transaction
+    const char *round_id;
+    struct fold *out;
+};
+
+static enum status begin_tx(struct db *db, struct arena *a, void *ctx, struct err *e)
+{
+    (void)a;
+    struct begin *b = ctx;
+    struct fold f = {0};
+    struct db_rows rows;
+    TRY(db_query(db, b->keep, SQL_RAISE, 1, &b->round_id, &rows, e));
+    f.found = rows.count > 0;
+    if (f.found) {
+        struct run_row run;
+        TRY(db_int64(&rows, 0, 0, &f.round_id, e));
+        (void)snprintf(f.run_id, sizeof(f.run_id), "%s", db_text(&rows, 0, 1));
+        TRY(db_int32(&rows, 0, 2, &f.number, e));
+        TRY(db_int64(&rows, 0, 3, &f.epoch, e));
+        TRY(db_run_read(db, b->keep, f.run_id, &run, e));
+        f.spec = run.spec;
+        TRY(read_base(db, b->keep, &f, e));
+        TRY(read_inputs(db, b->keep, &f, e));
+    }
+    *b->out = f;
+    return ST_OK;
+}
+
+/* A lock of the session: it saves two processes the same work, the epoch is what makes it safe. */
+static enum status work_lock(struct db *db, struct arena *a, const char *run_id, bool *mine,
+                             struct err *e)
+{
+    struct db_rows rows;
+    TRY(db_query(db, a, "SELECT pg_try_advisory_lock(hashtextextended($1, 0))", 1, &run_id, &rows,
+                 e));
+    return db_bool(&rows, 0, 0, mine, e);
+}
+
+void db_work_unlock(struct db *db, const char *run_id)
+{
+    struct err e = {0};
+    if (db_exec(db, "SELECT pg_advisory_unlock(hashtextextended($1, 0))", 1, &run_id, NULL, &e)) {
+        log_warn("cannot give back the lock of %s: %s", run_id, e.msg); // it ends with the session
+    }
+}
+
+enum status db_fold_begin(struct db *db, struct arena *a, struct fold *out, struct err *e)
+{
+    struct db_rows rows;
+    *out = (struct fold){0};
+    TRY(db_query(db, a, SQL_SEALED, 0, NULL, &rows, e));
+    for (int i = 0; i < rows.count && !out->found; i++) {
+        bool mine = false;
+        const char *run_id = db_text(&rows, i, 1);
+        TRY(work_lock(db, a, run_id, &mine, e));
+        if (!mine) {
+            continue;
+        }
+        struct begin b = {a, db_text(&rows, i, 0), out};
+        enum status st = db_tx(db, begin_tx, &b, e);
+        if (st || !out->found) {
+            db_work_unlock(db, run_id);
+        }
+        TRY(st);
+    }
+    return ST_OK;
+}
+
+/* ---- the locks and the fence ---- */
+
+static const char SQL_FENCE[] =
+    "SELECT state = 'aggregating' AND agg_epoch = $2 FROM round WHERE id = $1 FOR NO KEY UPDATE";
+
+/* Run, then round; *mine false when the round is closed, aborted, or aggregated by a newer holder.
+ */
+static enum status lock_fenced(struct db *db, struct arena *a, const struct fold *f,
+                               struct run_row *run, bool *mine, struct err *e)
+{
+    struct db_rows rows;
+    const char *argv[] = {db_arg_int(a, f->round_id), db_arg_int(a, f->epoch)};
+    *mine = false;
+    TRY(db_run_lock_wait(db, a, f->run_id, run, e));
+    TRY(db_query(db, a, SQL_FENCE, 2, argv, &rows, e));
+    return run->found && rows.count > 0 ? db_bool(&rows, 0, 0, mine, e) : ST_OK;
+}
+
+/*
+ * The row that owns a file. The file was placed before; that it is still there is looked up under
+ * the row's lock, so that no cleaner can be between.
+ */
+static enum status own_blob(struct db *db, struct arena *a, struct blob_store *blobs,
+                            const struct digest *d, int64_t bytes, struct err *e)
+{
+    const char *argv[] = {db_arg_digest(a, d), db_arg_int(a, bytes)};
+    TRY(db_exec(db,
+                "INSERT INTO blob (digest, bytes) VALUES ($1, $2)"
+                " ON CONFLICT ON CONSTRAINT blob_pk DO UPDATE"
+                "    SET state = 'live', used_at = clock_timestamp()",
+                2, argv, NULL, e));
+    int fd = -1;
+    int64_t size = 0;
+    TRY(blob_open(blobs, d, &fd, &size, e));
+    (void)close(fd);
+    return size == bytes ? ST_OK : err_set(e, ST_CORRUPT, "a placed file has another size");
+}
+
+static const char SQL_CHECKPOINT[] =
+    "INSERT INTO checkpoint (run_id, number, weights, weights_bytes, weights_digest, outer_state,"
+    "                        manifest, params, finite)"
+    " VALUES ($1, $2, $3, $4, $5, $6, (SELECT manifest FROM round WHERE id = $7), $8, true)";
+
+static enum status insert_checkpoint(struct db *db, struct arena *a, struct blob_store *blobs,
+                                     const char *run_id, int32_t number, const char *round_id,
+                                     const struct checkpoint_files *files, struct err *e)
+{
+    TRY(own_blob(db, a, blobs, &files->weights, files->weights_bytes, e));
+    if (files->has_state) {
+        TRY(own_blob(db, a, blobs, &files->state, files->state_bytes, e));
+    }
+    const char *argv[] = {run_id,
+                          db_arg_int(a, number),
+                          db_arg_digest(a, &files->weights),
+                          db_arg_int(a, files->weights_bytes),
+                          db_arg_digest(a, &files->weights_digest),
+                          files->has_state ? db_arg_digest(a, &files->state) : NULL,
+                          round_id,
+                          db_arg_int(a, files->params)};
+    TRY(db_exec(db, SQL_CHECKPOINT, 8, argv, NULL, e));
+    char hex[DIGEST_HEX + 1];
+    digest_hex(&files->weights, hex);
+    return db_event(
+        db, a,
+        &(struct event){.kind = "checkpoint_created",
+                        .run_id = run_id,
+                        .round = number,
+                        .message = arena_fmt(a, "checkpoint %" PRId32 " is %.12s", number, hex),
+                        .detail = arena_fmt(a, "{\"sha256\":\"%s\"}", hex)},
+        e);
+}
+
+/* ---- publish ---- */
+
+struct publish {
+    struct blob_store *blobs;
+    const struct fold *f;
+    const struct checkpoint_files *files;
+    const struct aggregate_stats *stats;
+    bool published;
+};
+
+static const char SQL_CLOSE[] =
+    "UPDATE round q SET state = 'closed', closed_at = clock_timestamp(), aggregate_s = $2,"
+    "       delta_norm = $3, outer_step_norm = $4, tokens = x.tokens, train_loss = x.loss"
+    "  FROM (SELECT sum(tokens) AS tokens,"
+    "               sum(train_loss * tokens ORDER BY slot) / sum(tokens) FILTER (WHERE train_loss "
+    "IS NOT NULL)"
+    "                   AS loss"
+    "          FROM update WHERE round_id = $1 AND state = 'accepted') x"
+    " WHERE q.id = $1"
+    " RETURNING extract(epoch FROM q.closed_at - q.opened_at),"
+    "       (SELECT count(*) FROM update WHERE round_id = q.id AND state = 'accepted'),"
+    "       q.silos_expected";
+static const char SQL_SPLIT[] =
+    "SELECT coalesce(max(t.download_s), 0), coalesce(max(t.train_s), 0), coalesce(max(t.upload_s), "
+    "0),"
+    "       coalesce((SELECT sum(upload_bytes) FROM traffic WHERE (run_id, number) = ($2, $3)), 0),"
+    "       coalesce((SELECT sum(download_bytes) FROM traffic WHERE (run_id, number) = ($2, $3)), "
+    "0)"
+    "  FROM task t WHERE t.round_id = $1 AND t.state = 'done'";
+
+static enum status record_updates(struct db *db, struct arena *a, const struct publish *p,
+                                  struct err *e)
+{
+    for (int i = 0; i < p->f->update_count; i++) {
+        double norm = p->stats->update_norms[i];
+        double cosine = p->stats->update_cosines[i];
+        const char *argv[] = {p->f->update_ids[i], isfinite(norm) ? db_arg_double(a, norm) : NULL,
+                              isfinite(cosine) ? db_arg_double(a, cosine) : NULL};
+        TRY(db_exec(db, "UPDATE update SET norm = $2, cosine = $3 WHERE id = $1", 3, argv, NULL,
+                    e));
+    }
+    return ST_OK;
+}
+
+static enum status record_metrics(struct db *db, struct arena *a, const struct publish *p,
+                                  double round_s, struct err *e)
+{
+    const struct fold *f = p->f;
+    struct db_rows rows;
+    const char *argv[] = {db_arg_int(a, f->round_id), f->run_id, db_arg_int(a, f->number)};
+    TRY(db_query(db, a, SQL_SPLIT, 3, argv, &rows, e));
+    static const char *const names[] = {"download_s", "train_s", "upload_s", "upload_bytes",
+                                        "download_bytes"};
+    int64_t step = (int64_t)f->number * f->spec.federation.local_steps;
+    for (int i = 0; i < 5; i++) {
+        double v = 0.0;
+        TRY(db_double(&rows, 0, i, &v, e));
+        TRY(db_metric(db, a, f->run_id, NULL, f->number, step, names[i], v, e));
+    }
+    TRY(db_metric(db, a, f->run_id, NULL, f->number, step, "delta_norm", p->stats->delta_norm, e));
+    TRY(db_metric(db, a, f->run_id, NULL, f->number, step, "outer_step_norm",
+                  p->stats->outer_step_norm, e));
+    TRY(db_metric(db, a, f->run_id, NULL, f->number, step, "aggregate_s", p->stats->seconds, e));
+    return db_metric(db, a, f->run_id, NULL, f->number, step, "round_s", round_s, e);
+}
+
+static enum status close_round(struct db *db, struct arena *a, const struct publish *p,
+                               double *round_s, struct err *e)
+{
+    const struct fold *f = p->f;
+    struct db_rows rows;
+    const char *argv[] = {db_arg_int(a, f->round_id), db_arg_double(a, p->stats->seconds),
+                          db_arg_double(a, p->stats->delta_norm),
+                          db_arg_double(a, p->stats->outer_step_norm)};
+    TRY(db_query(db, a, SQL_CLOSE, 4, argv, &rows, e));
+    TRY(db_double(&rows, 0, 0, round_s, e));
+    const char *message = arena_fmt(a, "round %" PRId32 " closed with %s of %s updates", f->number,
+                                    db_text(&rows, 0, 1), db_text(&rows, 0, 2));
+    return db_event(db, a,
+                    &(struct event){.kind = "round_closed",
+                                    .run_id = f->run_id,
+                                    .round = f->number,
+                                    .message = message,
+                                    .detail = arena_fmt(a, "{\"accepted\":%s,\"seconds\":%.3f}",
+                                                        db_text(&rows, 0, 1), *round_s)},
+                    e);
+}
+
+/* The head moves by exactly one, whoever else tries. */
+static enum status move_head(struct db *db, struct arena *a, const char *run_id, int32_t number,
+                             struct err *e)
+{
+    int64_t moved = 0;
+    const char *argv[] = {run_id, db_arg_int(a, number)};
+    TRY(db_exec(db,
+                "UPDATE run SET head = $2 WHERE id = $1 AND coalesce(head, -1) = $2::integer - 1",
+                2, argv, &moved, e));
+    return moved == 1
+               ? ST_OK
+               : err_set(e, ST_CONFLICT, "the run's head is not checkpoint %" PRId32, number - 1);
+}
+
+static bool wants_evaluation(const struct run_spec *s, int32_t number)
+{
+    return number % s->eval.every == 0 || number == s->federation.rounds;
+}
+
+static enum status publish_tx(struct db *db, struct arena *a, void *ctx, struct err *e)
+{
+    struct publish *p = ctx;
+    const struct fold *f = p->f;
+    struct run_row run;
+    double round_s = 0.0;
+    TRY(lock_fenced(db, a, f, &run, &p->published, e));
+    if (!p->published) {
+        return ST_OK;
+    }
+    TRY(insert_checkpoint(db, a, p->blobs, f->run_id, f->number, db_arg_int(a, f->round_id),
+                          p->files, e));
+    TRY(move_head(db, a, f->run_id, f->number, e));
+    TRY(record_updates(db, a, p, e));
+    TRY(close_round(db, a, p, &round_s, e));
+    TRY(record_metrics(db, a, p, round_s, e));
+    if (wants_evaluation(&f->spec, f->number)) {
+        TRY(db_round_ask_evaluation(db, a, f->run_id, f->number, e));
+    }
+    TRY(db_round_prepare_in(db, f->run_id, e));
+    const char *argv[] = {f->run_id};
+    return db_exec(db, "SELECT event_chain($1)", 1, argv, NULL, e);
+}
+
+enum status db_fold_publish(struct db *db, struct blob_store *blobs, const struct fold *f,
+                            const struct checkpoint_files *files,
+                            const struct aggregate_stats *stats, bool *published, struct err *e)
+{
+    struct publish p = {.blobs = blobs, .f = f, .files = files, .stats = stats};
+    TRY(db_tx(db, publish_tx, &p, e));
+    *published = p.published;
+    return ST_OK;
+}
+
+/* ---- damaged inputs ---- */
+
+struct damage {
+    const struct fold *f;
+    int index;
+    bool fail;
+    const char *why;
+};
+
+static const char SQL_CORRUPT[] =
+    "WITH u AS (UPDATE update SET state = 'corrupt' WHERE id = $1 AND state = 'accepted'"
+    "           RETURNING id, round_id, slot, silo_id)"
+    " INSERT INTO event (kind, run_id, round, slot, silo_id, update_id, message, detail)"
+    " SELECT 'update_corrupt', $2, $3, u.slot, u.silo_id, u.id,"
+    "        'a stored update is damaged and no longer counts: ' || $4,"
+    "        jsonb_build_object('why', $4::text) FROM u";
+static const char SQL_NEW_MANIFEST[] =
+    "UPDATE round q SET manifest = m.m, manifest_rev = manifest_rev + 1, agg_epoch = agg_epoch + 1"
+    "  FROM manifest_now m WHERE q.id = $1 AND m.round_id = q.id AND m.n >= q.quorum";
+
+static enum status corrupt_tx(struct db *db, struct arena *a, void *ctx, struct err *e)
+{
+    const struct damage *d = ctx;
+    struct run_row run;
+    bool mine = false;
+    TRY(lock_fenced(db, a, d->f, &run, &mine, e));
+    if (!mine) {
+        return ST_OK;
+    }
+    const char *argv[] = {d->f->update_ids[d->index], d->f->run_id, db_arg_int(a, d->f->number),
+                          d->why};
+    const char *round[] = {db_arg_int(a, d->f->round_id)};
+    int64_t enough = 0;
+    TRY(db_exec(db, SQL_CORRUPT, 4, argv, NULL, e));
+    TRY(db_exec(db, SQL_NEW_MANIFEST, 1, round, &enough, e));
+    return enough ? ST_OK
+                  : db_round_abort(db, a, d->f->run_id, d->f->round_id,
+                                   "a stored update was damaged", e);
+}
+
+enum status db_fold_corrupt(struct db *db, const struct fold *f, int i, const char *why,
+                            struct err *e)
+{
+    assert(i >= 0 && i < f->update_count);
+    struct damage d = {.f = f, .index = i, .why = why};
+    return db_tx(db, corrupt_tx, &d, e);
+}
+
+static enum status give_up_tx(struct db *db, struct arena *a, void *ctx, struct err *e)
+{
+    const struct damage *d = ctx;
+    struct run_row run;
+    bool mine = false;
+    TRY(lock_fenced(db, a, d->f, &run, &mine, e));
+    if (!mine || (run.state != RUN_RUNNING && !d->fail)) {
+        return ST_OK;
+    }
+    const char *argv[] = {d->f->run_id, d->why};
+    TRY(db_exec(db,
+                d->fail ? "UPDATE run SET state = 'failed', finished_at = clock_timestamp(),"
+                          " reason = $2, waiting_for = NULL WHERE id = $1"
+                        : "UPDATE run SET state = 'paused', reason = $2, waiting_for = NULL"
+                          " WHERE id = $1",
+                2, argv, NULL, e));
+    return db_event(db, a,
+                    &(struct event){.kind = d->fail ? "run_failed" : "run_paused",
+                                    .run_id = d->f->run_id,
+                                    .round = d->f->number,
+                                    .message = d->why},
+                    e);
+}
+
+enum status db_fold_give_up(struct db *db, const struct fold *f, bool fail, const char *why,
+                            struct err *e)
+{
+    struct damage d = {.f = f, .fail = fail, .why = why};
+    return db_tx(db, give_up_tx, &d, e);
+}
+
+/* ---- checkpoint 0 ---- */
+
+enum status db_run_next_created(struct db *db, struct arena *a, char *run_id, struct run_spec *spec,
+                                bool *found, struct err *e)
+{
+    struct db_rows rows;
+    struct run_row run;
+    TRY(db_query(db, a, "SELECT id FROM run WHERE state = 'created' ORDER BY id LIMIT 1", 0, NULL,
+                 &rows, e));
+    *found = rows.count > 0;
+    if (!*found) {
+        return ST_OK;
+    }
+    (void)snprintf(run_id, ID_LEN + 1, "%s", db_text(&rows, 0, 0));
+    TRY(db_run_read(db, a, run_id, &run, e));
+    *spec = run.spec;
+    TRY(work_lock(db, a, run_id, found, e));
+    if (*found && (!run.found || run.state != RUN_CREATED)) {
+        *found = false;
+        db_work_unlock(db, run_id);
+    }
+    return ST_OK;
+}
+
+struct start {
+    struct blob_store *blobs;
+    const char *run_id;
+    const struct checkpoint_files *files;
+    const char *why;
+};
+
+static enum status start_tx(struct db *db, struct arena *a, void *ctx, struct err *e)
+{
+    struct start *s = ctx;
+    struct run_row run;
+    TRY(db_run_lock_wait(db, a, s->run_id, &run, e));
+    if (!run.found || run.state != RUN_CREATED) {
+        return ST_OK;
+    }
+    TRY(db_exec(db,
+                "UPDATE run SET state = 'running', started_at = clock_timestamp() WHERE id = $1", 1,
+                &s->run_id, NULL, e));
+    TRY(db_event(db, a,
+                 &(struct event){.kind = "run_started",
+                                 .run_id = s->run_id,
+                                 .round = 0,
+                                 .message = arena_fmt(a, "%s started", run.spec.name)},
+                 e));
+    TRY(insert_checkpoint(db, a, s->blobs, s->run_id, 0, NULL, s->files, e));
+    TRY(move_head(db, a, s->run_id, 0, e));
+    return db_round_prepare_in(db, s->run_id, e);
+}
+
+enum status db_run_start(struct db *db, struct blob_store *blobs, const char *run_id,
+                         const struct checkpoint_files *files, struct err *e)
+{
+    struct start s = {.blobs = blobs, .run_id = run_id, .files = files};
+    return db_tx(db, start_tx, &s, e);
+}
+
+static enum status fail_tx(struct db *db, struct arena *a, void *ctx, struct err *e)
+{
+    struct start *s = ctx;
+    struct run_row run;
+    TRY(db_run_lock_wait(db, a, s->run_id, &run, e));
+    if (!run.found || run.state != RUN_CREATED) {
+        return ST_OK;
+    }
+    const char *argv[] = {s->run_id, s->why};
+    TRY(db_exec(db, "UPDATE run SET state = 'running' WHERE id = $1", 1, argv, NULL, e));
+    TRY(db_exec(db,
+                "UPDATE run SET state = 'failed', finished_at = clock_timestamp(), reason = $2"
+                " WHERE id = $1",
+                2, argv, NULL, e));
+    return db_event(
+        db, a,
+        &(struct event){.kind = "run_failed", .run_id = s->run_id, .round = -1, .message = s->why},
+        e);
+}
+
+enum status db_run_fail(struct db *db, const char *run_id, const char *why, struct err *e)
+{
+    struct start s = {.run_id = run_id, .why = why};
+    return db_tx(db, fail_tx, &s, e);
+}

@@ -1,0 +1,80 @@
+/*
+ * db_publish.h - checkpoints enter PostgreSQL: read what to aggregate, publish the result, or say
+ * that an input was damaged.
+ *
+ * The fence: db_fold_begin() raises the round's agg_epoch, and only the holder of the newest epoch
+ * may publish. A holder that was stopped for an hour wakes up, finds its epoch old, and does no
+ * harm; since the same inputs give the same bytes, nothing is lost by it either.
+ */
+#ifndef SERVER_DB_PUBLISH_H
+#define SERVER_DB_PUBLISH_H
+
+#include <stdbool.h>
+
+#include "server/blob.h"
+#include "server/checkpoint.h"
+#include "server/db.h"
+#include "server/db_run.h"
+
+/* What one aggregation reads. All in the caller's arena. */
+struct fold {
+    bool found; /* false: nothing to do */
+    char run_id[32];
+    int64_t round_id;
+    int64_t epoch;
+    int32_t number;
+    struct run_spec spec;
+    struct digest base;
+    bool has_state;
+    struct digest state;
+    int update_count;
+    struct checkpoint_update *updates; /* in slot order */
+    const char **update_ids;
+};
+
+/*
+ * A sealed round of a running or paused run: raise its epoch and read its inputs. With found the
+ * caller ends with db_work_unlock().
+ */
+enum status db_fold_begin(struct db *db, struct arena *a, struct fold *out,
+                          struct err *e) MUST_CHECK;
+
+/*
+ * One transaction: checkpoint, head, round closed, metrics, evaluation tasks, the next round,
+ * events chained. *published false: fenced, or published by somebody else; not an error.
+ */
+enum status db_fold_publish(struct db *db, struct blob_store *blobs, const struct fold *f,
+                            const struct checkpoint_files *files,
+                            const struct aggregate_stats *stats, bool *published,
+                            struct err *e) MUST_CHECK;
+
+/*
+ * Update number i of the fold is damaged: it no longer counts. With a quorum left the round gets a
+ * new manifest, else it is aborted and its sound updates are carried over.
+ */
+enum status db_fold_corrupt(struct db *db, const struct fold *f, int i, const char *why,
+                            struct err *e) MUST_CHECK;
+
+/* The round cannot be aggregated by any repetition: the run fails, or pauses for a person. */
+enum status db_fold_give_up(struct db *db, const struct fold *f, bool fail, const char *why,
+                            struct err *e) MUST_CHECK;
+
+/*
+ * A run in state created: its id in run_id[32] and its spec. *found false: there is none, or
+ * another process starts it. With found the caller ends with db_work_unlock().
+ */
+enum status db_run_next_created(struct db *db, struct arena *a, char *run_id, struct run_spec *spec,
+                                bool *found, struct err *e) MUST_CHECK;
+
+/* Others may take up the run's next work. */
+void db_work_unlock(struct db *db, const char *run_id);
+
+/* Checkpoint 0 and the run is running. A run that was stopped meanwhile is left alone. */
+enum status db_run_start(struct db *db, struct blob_store *blobs, const char *run_id,
+                         const struct checkpoint_files *files, struct err *e) MUST_CHECK;
+
+/* It cannot be started: failed, with the reason. */
+enum status db_run_fail(struct db *db, const char *run_id, const char *why,
+                        struct err *e) MUST_CHECK;
+
+#endif

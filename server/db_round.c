@@ -1,0 +1,588 @@
+#include "server/db_round.h"
+
+#include <assert.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "common/id.h"
+#include "common/limits.h"
+#include "server/db_event.h"
+#include "server/db_run.h"
+#include "server/deadline.h"
+#include "server/round.h"
+#include "server/sampling.h"
+
+/* A silo is heard of while it spoke within three poll times. */
+#define HEARD "(s.seen_at > clock_timestamp() - interval '75 seconds')"
+
+/* ---- a pending round ---- */
+
+static const char SQL_PREPARE[] =
+    "INSERT INTO round (run_id, number, attempt, silos_expected, quorum)"
+    " SELECT r.id, r.head + 1,"
+    "        (SELECT coalesce(max(attempt), 0) + 1 FROM round"
+    "          WHERE run_id = r.id AND number = r.head + 1),"
+    "        r.silos_per_round, r.min_silos"
+    "   FROM run r"
+    "  WHERE r.id = $1 AND r.state = 'running' AND r.head < r.rounds"
+    "    AND NOT EXISTS (SELECT FROM round WHERE run_id = r.id"
+    "                       AND state IN ('pending', 'open', 'aggregating'))";
+
+enum status db_round_prepare_in(struct db *db, const char *run_id, struct err *e)
+{
+    return db_exec(db, SQL_PREPARE, 1, &run_id, NULL, e);
+}
+
+static enum status prepare_tx(struct db *db, struct arena *a, void *ctx, struct err *e)
+{
+    const char *run_id = ctx;
+    struct run_row run;
+    TRY(db_run_lock(db, a, run_id, &run, e));
+    return run.found ? db_round_prepare_in(db, run_id, e) : ST_OK;
+}
+
+enum status db_round_prepare(struct db *db, const char *run_id, struct err *e)
+{
+    char id[ID_LEN + 1];
+    (void)snprintf(id, sizeof(id), "%s", run_id);
+    return db_tx(db, prepare_tx, id, e);
+}
+
+/* ---- opening ---- */
+
+struct seat {
+    const char *silo_id;
+    const char *name;
+    const char *carried; // id of the sound update of the attempt before, or NULL
+    const char *task_id;
+};
+
+struct opening {
+    struct arena *a;
+    const struct run_row *run;
+    const char *round_id;
+    int32_t number;
+    int32_t attempt;
+    double waited_s;
+    int eligible;
+    struct seat *silos; // eligible ones, by name until they are drawn
+    int seats;
+};
+
+static const char SQL_PENDING[] =
+    "SELECT q.id, q.number, q.attempt, extract(epoch FROM clock_timestamp() - "
+    "greatest(q.created_at,"
+    "       (SELECT min(started_at) FROM server_process"
+    "         WHERE seen_at > clock_timestamp() - interval '30 seconds')))"
+    "  FROM round q WHERE q.run_id = $1 AND q.state = 'pending' FOR NO KEY UPDATE";
+
+/*
+ * Who may get a seat: active, heard of, introduced, with the run's tokenizer, not sitting out; and
+ * whoever has a sound update from the attempt before, here or not.
+ */
+static const char SQL_ELIGIBLE[] =
+    "SELECT s.id, s.name, c.id"
+    "  FROM silo s"
+    "  JOIN run r ON r.id = $1"
+    "  LEFT JOIN run_silo x ON (x.run_id, x.silo_id) = (r.id, s.id)"
+    "  LEFT JOIN LATERAL (SELECT u.id FROM update u JOIN round p ON p.id = u.round_id"
+    "      WHERE p.run_id = r.id AND p.number = $2 AND p.attempt = $3::integer - 1"
+    "        AND u.silo_id = s.id AND u.state = 'accepted' AND u.kept) c ON true"
+    " WHERE c.id IS NOT NULL"
+    "    OR (s.state = 'active' AND " HEARD " AND s.agent IS NOT NULL"
+    "        AND coalesce(x.aside_rounds, 0) = 0"
+    "        AND coalesce(s.tokenizer_sha256, '') = coalesce(r.spec -> 'tokenizer' ->> 'sha256', "
+    "''))"
+    " ORDER BY s.name COLLATE \"C\"";
+
+static enum status read_eligible(struct db *db, struct opening *o, struct err *e)
+{
+    struct db_rows rows;
+    const char *argv[] = {o->run->id, db_arg_int(o->a, o->number), db_arg_int(o->a, o->attempt)};
+    TRY(db_query(db, o->a, SQL_ELIGIBLE, 3, argv, &rows, e));
+    o->eligible = rows.count < LIMIT_SILOS ? rows.count : LIMIT_SILOS;
+    o->silos = arena_alloc(o->a, (size_t)(o->eligible + 1) * sizeof(*o->silos));
+    for (int i = 0; i < o->eligible; i++) {
+        char id[ID_LEN + 1];
+        id_new('t', id);
+        o->silos[i] = (struct seat){.silo_id = db_text(&rows, i, 0),
+                                    .name = db_text(&rows, i, 1),
+                                    .carried = db_text(&rows, i, 2),
+                                    .task_id = arena_fmt(o->a, "%s", id)};
+    }
+    return ST_OK;
+}
+
+static const struct seat *seat_named(const struct seat *seats, int n, const char *name)
+{
+    for (int i = 0; i < n; i++) {
+        if (strcmp(seats[i].name, name) == 0) {
+            return &seats[i];
+        }
+    }
+    return NULL;
+}
+
+/*
+ * Puts the silos into the order of the draw, those with a seat before the spares. Whoever has an
+ * update already keeps a seat; among the seats the order is the draw's all the same, so that a
+ * second attempt with the same silos sums in the same order as the first would have.
+ */
+static void draw(struct opening *o)
+{
+    size_t n = (size_t)o->eligible;
+    const char **names = arena_alloc(o->a, n * sizeof(*names));
+    struct seat *drawn = arena_alloc(o->a, n * sizeof(*drawn));
+    int free_seats = o->seats;
+    for (size_t i = 0; i < n; i++) {
+        names[i] = o->silos[i].name;
+        free_seats -= o->silos[i].carried != NULL;
+    }
+    sampling_draw(o->run->spec.seed, o->number, names, o->eligible);
+    int seated = 0;
+    int spare = o->seats;
+    for (size_t i = 0; i < n; i++) {
+        const struct seat *s = seat_named(o->silos, o->eligible, names[i]);
+        assert(s);
+        bool sits = s->carried || free_seats-- > 0;
+        drawn[sits ? seated++ : spare++] = *s;
+    }
+    o->silos = drawn;
+}
+
+static enum status say_waiting(struct db *db, const struct opening *o, struct err *e)
+{
+    int wanted = o->run->spec.federation.silos_per_round;
+    const char *text = arena_fmt(o->a, "%d more silo%s (%d of %d are here)", wanted - o->eligible,
+                                 wanted - o->eligible == 1 ? "" : "s", o->eligible, wanted);
+    const char *argv[] = {o->run->id, text};
+    return db_exec(db,
+                   "UPDATE run SET waiting_for = $2"
+                   " WHERE id = $1 AND waiting_for IS DISTINCT FROM $2",
+                   2, argv, NULL, e);
+}
+
+/* Seconds per step of the accepted tasks of the last rounds. */
+static const char SQL_SAMPLES[] =
+    "SELECT extract(epoch FROM l.ended_at - l.claimed_at) / greatest(t.steps, 1)"
+    "  FROM task t"
+    "  JOIN lease l ON l.task_id = t.id AND l.outcome = 'accepted'"
+    "  JOIN update u ON u.task_id = t.id AND u.carried_from IS NULL"
+    " WHERE t.run_id = $1 AND t.kind = 'train' AND t.number BETWEEN $2::integer - $3 AND $2";
+
+static enum status estimate(struct db *db, struct arena *a, const char *run_id, int32_t number,
+                            struct deadline_estimate *out, struct err *e)
+{
+    struct db_rows rows;
+    const char *argv[] = {run_id, db_arg_int(a, number), db_arg_int(a, DEADLINE_ROUNDS)};
+    TRY(db_query(db, a, SQL_SAMPLES, 3, argv, &rows, e));
+    double *v = arena_alloc(a, (size_t)(rows.count + 1) * sizeof(*v));
+    for (int i = 0; i < rows.count; i++) {
+        TRY(db_double(&rows, i, 0, &v[i], e));
+    }
+    *out = deadline_estimate(v, rows.count);
+    return ST_OK;
+}
+
+static const char SQL_OPEN[] =
+    "UPDATE round SET state = 'open', eligible = $2, silos_expected = $3,"
+    "       quorum = least($4::integer, $3::integer), opened_at = clock_timestamp(),"
+    "       deadline = clock_timestamp() + make_interval(secs => $5),"
+    "       cap_at = clock_timestamp() + make_interval(secs => $6) + interval '1 millisecond'"
+    " WHERE id = $1";
+
+static const char SQL_SEAT[] =
+    "INSERT INTO task (id, kind, run_id, round_id, number, slot, silo_id, steps, plan_tokens, "
+    "open_at)"
+    " VALUES ($1, 'train', $2, $3, $4, $5, $6, $7, $8,"
+    "         clock_timestamp() + make_interval(secs => 2 * $9::double precision))";
+
+/* A seat whose update came in the attempt before: held and done in this transaction. */
+static const char SQL_CARRY_LEASE[] =
+    "INSERT INTO lease (task_id, epoch, silo_id, agent, claimed_at)"
+    " SELECT $1, 1, l.silo_id, l.agent, l.claimed_at"
+    "   FROM update u JOIN lease l ON (l.task_id, l.epoch) = (u.task_id, u.lease_epoch)"
+    "  WHERE u.id = $2";
+static const char SQL_CARRY_UPDATE[] =
+    "WITH n AS (INSERT INTO update (round_id, slot, task_id, silo_id, lease_epoch, carried_from,"
+    "               digest, bytes, codec, tokens, steps, train_loss)"
+    "           SELECT $3, $4, $1, u.silo_id, 1, u.id, u.digest, u.bytes, u.codec, u.tokens,"
+    "                  u.steps, u.train_loss FROM update u WHERE u.id = $2"
+    "           RETURNING id, silo_id)"
+    " INSERT INTO event (kind, run_id, round, slot, silo_id, update_id, message, detail)"
+    " SELECT 'update_accepted', $5, $6, $4, n.silo_id, n.id,"
+    "        'an update was carried over from the attempt before', '{\"carried\": true}' FROM n";
+
+static enum status carry(struct db *db, const struct opening *o, const struct seat *s,
+                         const char *slot, struct err *e)
+{
+    const char *argv[] = {s->task_id, s->carried, o->round_id,
+                          slot,       o->run->id, db_arg_int(o->a, o->number)};
+    TRY(db_exec(db,
+                "UPDATE task SET state = 'leased', lease_epoch = 1, lease_until = clock_timestamp()"
+                " WHERE id = $1",
+                1, argv, NULL, e));
+    TRY(db_exec(db, SQL_CARRY_LEASE, 2, argv, NULL, e));
+    TRY(db_exec(db, SQL_CARRY_UPDATE, 6, argv, NULL, e));
+    TRY(db_exec(db,
+                "UPDATE lease SET outcome = 'accepted', ended_at = clock_timestamp()"
+                " WHERE task_id = $1",
+                1, argv, NULL, e));
+    return db_exec(
+        db,
+        "UPDATE task SET state = 'done', lease_until = NULL, done_at = clock_timestamp(),"
+        "       step = steps, tokens = u.tokens, train_loss = u.train_loss"
+        "  FROM update u WHERE task.id = $1 AND u.id = $2",
+        2, argv, NULL, e);
+}
+
+static enum status make_seats(struct db *db, const struct opening *o, struct err *e)
+{
+    const struct run_spec *spec = &o->run->spec;
+    int64_t steps = spec->federation.local_steps;
+    int64_t tokens = steps * spec->inner.batch * spec->model.seq_len;
+    for (int i = 0; i < o->seats; i++) {
+        const struct seat *s = &o->silos[i];
+        const char *slot = db_arg_int(o->a, i);
+        const char *argv[] = {s->task_id,
+                              o->run->id,
+                              o->round_id,
+                              db_arg_int(o->a, o->number),
+                              slot,
+                              s->silo_id,
+                              db_arg_int(o->a, steps),
+                              db_arg_int(o->a, tokens),
+                              db_arg_int(o->a, ROUND_LEASE_S)};
+        TRY(db_exec(db, SQL_SEAT, 9, argv, NULL, e));
+        if (s->carried) {
+            TRY(carry(db, o, s, slot, e));
+        }
+    }
+    return ST_OK;
+}
+
+/* Fairness: who was eligible and got no seat is counted; who sits out comes a round closer. */
+static const char SQL_LEFT_OUT[] =
+    "INSERT INTO run_silo AS x (run_id, silo_id, left_out)"
+    " SELECT $1, s.id, CASE WHEN s.name = ANY ($3::text[]) THEN 0 ELSE 1 END"
+    "   FROM silo s WHERE s.name = ANY ($2::text[])"
+    " ON CONFLICT ON CONSTRAINT run_silo_pk DO UPDATE"
+    "    SET left_out = CASE excluded.left_out WHEN 0 THEN 0 ELSE x.left_out + 1 END";
+static const char SQL_LEFT_OUT_EVENTS[] =
+    "INSERT INTO event (kind, run_id, round, silo_id, message)"
+    " SELECT 'silo_left_out', $1, $2, s.id, s.name || ' got no seat for ' || x.left_out || ' "
+    "rounds in a row'"
+    "   FROM run_silo x JOIN silo s ON s.id = x.silo_id"
+    "  WHERE x.run_id = $1 AND x.left_out > 0 AND x.left_out % 3 = 0 AND s.name = ANY ($3::text[])";
+
+static enum status count_left_out(struct db *db, const struct opening *o, const char *all,
+                                  const char *seated, struct err *e)
+{
+    const char *run[] = {o->run->id, all, seated};
+    TRY(db_exec(db,
+                "UPDATE run_silo SET aside_rounds = aside_rounds - 1"
+                " WHERE run_id = $1 AND aside_rounds > 0",
+                1, run, NULL, e));
+    TRY(db_exec(db, SQL_LEFT_OUT, 3, run, NULL, e));
+    const char *event[] = {o->run->id, db_arg_int(o->a, o->number), all};
+    return db_exec(db, SQL_LEFT_OUT_EVENTS, 3, event, NULL, e);
+}
+
+static enum status say_opened(struct db *db, const struct opening *o, struct err *e)
+{
+    int carried = 0;
+    for (int i = 0; i < o->seats; i++) {
+        carried += o->silos[i].carried != NULL;
+    }
+    const char *again = o->attempt > 1 ? arena_fmt(o->a,
+                                                   ", attempt %" PRId32 " with %d update%s "
+                                                   "carried over",
+                                                   o->attempt, carried, carried == 1 ? "" : "s")
+                                       : "";
+    return db_event(
+        db, o->a,
+        &(struct event){.kind = "round_opened",
+                        .run_id = o->run->id,
+                        .round = o->number,
+                        .message = arena_fmt(o->a, "round %" PRId32 " opened with %d silo%s%s",
+                                             o->number, o->seats, o->seats == 1 ? "" : "s", again),
+                        .detail = arena_fmt(o->a,
+                                            "{\"seats\":%d,\"eligible\":%d,\"attempt\":%" PRId32
+                                            ",\"carried\":%d}",
+                                            o->seats, o->eligible, o->attempt, carried)},
+        e);
+}
+
+static enum status open_now(struct db *db, struct opening *o, struct err *e)
+{
+    const struct run_spec *spec = &o->run->spec;
+    o->seats =
+        round_seats(o->eligible, spec->federation.silos_per_round, spec->federation.oversample);
+    draw(o);
+    const char **names = arena_alloc(o->a, (size_t)o->eligible * sizeof(*names));
+    for (int i = 0; i < o->eligible; i++) {
+        names[i] = o->silos[i].name;
+    }
+    const char *all = db_arg_array(o->a, names, o->eligible);
+    const char *seated = db_arg_array(o->a, names, o->seats);
+
+    struct deadline_estimate d;
+    TRY(estimate(db, o->a, o->run->id, o->number, &d, e));
+    double cap_s = spec->federation.deadline_s;
+    double deadline_s = deadline_seconds(&d, spec->federation.deadline_k,
+                                         spec->federation.local_steps, 2 * ROUND_LEASE_S, cap_s);
+    int expected = round_expected(o->eligible, spec->federation.silos_per_round);
+    const char *argv[] = {o->round_id,
+                          all,
+                          db_arg_int(o->a, expected),
+                          db_arg_int(o->a, spec->federation.min_silos),
+                          db_arg_double(o->a, deadline_s),
+                          db_arg_double(o->a, cap_s)};
+    TRY(db_exec(db, SQL_OPEN, 6, argv, NULL, e));
+    TRY(make_seats(db, o, e));
+    TRY(db_exec(db, "UPDATE run SET waiting_for = NULL WHERE id = $1", 1, &o->run->id, NULL, e));
+    if (o->attempt == 1) {
+        TRY(count_left_out(db, o, all, seated, e));
+    }
+    if (o->number == 1) {
+        TRY(db_round_ask_evaluation(db, o->a, o->run->id, 0, e));
+    }
+    return say_opened(db, o, e);
+}
+
+static enum status open_tx(struct db *db, struct arena *a, void *ctx, struct err *e)
+{
+    struct run_row run;
+    TRY(db_run_lock(db, a, ctx, &run, e));
+    if (!run.found || run.state != RUN_RUNNING) {
+        return ST_OK;
+    }
+    struct db_rows rows;
+    const char *argv[] = {run.id};
+    TRY(db_query(db, a, SQL_PENDING, 1, argv, &rows, e));
+    if (rows.count == 0) {
+        return ST_OK;
+    }
+    struct opening o = {.a = a, .run = &run, .round_id = db_text(&rows, 0, 0)};
+    TRY(db_int32(&rows, 0, 1, &o.number, e));
+    TRY(db_int32(&rows, 0, 2, &o.attempt, e));
+    TRY(db_double(&rows, 0, 3, &o.waited_s, e));
+    TRY(read_eligible(db, &o, e));
+    struct round_opening facts = {.eligible = o.eligible,
+                                  .silos_per_round = run.spec.federation.silos_per_round,
+                                  .quorum = run.spec.federation.min_silos,
+                                  .waited_s = o.waited_s};
+    return round_may_open(&facts) == ROUND_OPEN ? open_now(db, &o, e) : say_waiting(db, &o, e);
+}
+
+enum status db_round_open(struct db *db, const char *run_id, struct err *e)
+{
+    char id[ID_LEN + 1];
+    (void)snprintf(id, sizeof(id), "%s", run_id);
+    return db_tx(db, open_tx, id, e);
+}
+
+/* ---- sealing and aborting ---- */
+
+static const char SQL_OPEN_ROUND[] = "SELECT id, number, silos_expected, quorum FROM round"
+                                     " WHERE run_id = $1 AND state = 'open' FOR NO KEY UPDATE";
+
+/*
+ * A seat that changed hands gets the time of one task from its new claim, within the cap, so that
+ * a silo that helps out is not sealed out at once.
+ */
+static const char SQL_EXTEND[] =
+    "UPDATE round q SET deadline = least(q.cap_at, x.until)"
+    "  FROM (SELECT max(l.claimed_at) + make_interval(secs => $2) AS until"
+    "          FROM lease l JOIN task t ON t.id = l.task_id"
+    "         WHERE t.round_id = $1 AND l.outcome IS NULL"
+    "           AND EXISTS (SELECT FROM lease o WHERE o.task_id = l.task_id"
+    "                          AND o.epoch < l.epoch AND o.silo_id <> l.silo_id)) x"
+    " WHERE q.id = $1 AND least(q.cap_at, x.until) > q.deadline";
+
+/* Counted after the lock was had, by the clock of this moment. */
+static const char SQL_PROGRESS[] =
+    "SELECT (SELECT count(*) FROM update WHERE round_id = q.id AND state = 'accepted'),"
+    "       (SELECT count(*) FROM task WHERE round_id = q.id AND state = 'pending'),"
+    "       (SELECT count(*) FROM task WHERE round_id = q.id AND state = 'leased'),"
+    "       q.deadline <= clock_timestamp(), q.cap_at <= clock_timestamp()"
+    "  FROM round q WHERE q.id = $1";
+
+/* Tasks first, their leases after them: the other way round a claim beside it leaves one open. */
+static enum status cancel_seats(struct db *db, const char *round_id, struct err *e)
+{
+    TRY(db_exec(
+        db,
+        "UPDATE task SET state = 'cancelled', lease_until = NULL, done_at = clock_timestamp()"
+        " WHERE round_id = $1 AND state IN ('pending', 'leased')",
+        1, &round_id, NULL, e));
+    return db_exec(
+        db,
+        "UPDATE lease SET outcome = 'cancelled', ended_at = clock_timestamp()"
+        " WHERE outcome IS NULL AND task_id IN (SELECT id FROM task WHERE round_id = $1)",
+        1, &round_id, NULL, e);
+}
+
+static enum status seal(struct db *db, struct arena *a, const char *run_id, const char *round_id,
+                        int32_t number, const struct round_progress *p, struct err *e)
+{
+    TRY(db_exec(db,
+                "UPDATE round SET state = 'aggregating', sealed_at = clock_timestamp(),"
+                "       manifest = (SELECT m FROM manifest_now WHERE round_id = $1)"
+                " WHERE id = $1",
+                1, &round_id, NULL, e));
+    TRY(cancel_seats(db, round_id, e));
+    return db_event(
+        db, a,
+        &(struct event){.kind = "round_sealed",
+                        .run_id = run_id,
+                        .round = number,
+                        .message = arena_fmt(a, "round %" PRId32 " sealed with %d of %d updates",
+                                             number, p->accepted, p->expected),
+                        .detail = arena_fmt(a, "{\"accepted\":%d,\"dropped\":%d}", p->accepted,
+                                            p->pending + p->leased)},
+        e);
+}
+
+static enum status pause_starved(struct db *db, struct arena *a, const char *run_id, int32_t number,
+                                 const char *reason, struct err *e)
+{
+    const char *text =
+        arena_fmt(a, "round %" PRId32 " was given up %d times: %s", number, ROUND_ATTEMPTS, reason);
+    const char *argv[] = {run_id, text};
+    TRY(db_exec(db,
+                "UPDATE run SET state = 'paused', reason = $2, waiting_for = NULL"
+                " WHERE id = $1 AND state = 'running'",
+                2, argv, NULL, e));
+    return db_event(
+        db, a,
+        &(struct event){.kind = "run_starved", .run_id = run_id, .round = number, .message = text},
+        e);
+}
+
+static const char SQL_ABORT[] =
+    "UPDATE round SET state = 'aborted', closed_at = clock_timestamp(), reason = $2 WHERE id = $1"
+    " RETURNING number, attempt, (SELECT state = 'running' FROM run WHERE id = run_id)";
+
+enum status db_round_abort(struct db *db, struct arena *a, const char *run_id, int64_t round_id,
+                           const char *reason, struct err *e)
+{
+    struct db_rows rows;
+    const char *id = db_arg_int(a, round_id);
+    const char *argv[] = {id, reason};
+    int32_t number = 0;
+    int32_t attempt = 0;
+    bool running = false;
+    TRY(db_query(db, a, SQL_ABORT, 2, argv, &rows, e));
+    TRY(db_int32(&rows, 0, 0, &number, e));
+    TRY(db_int32(&rows, 0, 1, &attempt, e));
+    TRY(db_bool(&rows, 0, 2, &running, e));
+    TRY(cancel_seats(db, id, e));
+    TRY(db_event(db, a,
+                 &(struct event){
+                     .kind = "round_aborted",
+                     .run_id = run_id,
+                     .round = number,
+                     .message = arena_fmt(a, "round %" PRId32 " was given up: %s", number, reason),
+                     .detail = arena_fmt(a, "{\"attempt\":%" PRId32 "}", attempt)},
+                 e));
+    if (!running) {
+        return ST_OK;
+    }
+    return attempt % ROUND_ATTEMPTS == 0 ? pause_starved(db, a, run_id, number, reason, e)
+                                         : db_round_prepare_in(db, run_id, e);
+}
+
+static enum status read_progress(struct db *db, struct arena *a, const char *round_id,
+                                 struct round_progress *p, struct err *e)
+{
+    struct db_rows rows;
+    TRY(db_query(db, a, SQL_PROGRESS, 1, &round_id, &rows, e));
+    TRY(db_int32(&rows, 0, 0, &p->accepted, e));
+    TRY(db_int32(&rows, 0, 1, &p->pending, e));
+    TRY(db_int32(&rows, 0, 2, &p->leased, e));
+    TRY(db_bool(&rows, 0, 3, &p->deadline_passed, e));
+    return db_bool(&rows, 0, 4, &p->cap_passed, e);
+}
+
+static enum status judge_tx(struct db *db, struct arena *a, void *ctx, struct err *e)
+{
+    struct run_row run;
+    TRY(db_run_lock(db, a, ctx, &run, e));
+    if (!run.found) {
+        return ST_OK;
+    }
+    struct db_rows rows;
+    const char *argv[] = {run.id};
+    TRY(db_query(db, a, SQL_OPEN_ROUND, 1, argv, &rows, e));
+    if (rows.count == 0) {
+        return ST_OK;
+    }
+    const char *round_id = db_text(&rows, 0, 0);
+    int32_t number = 0;
+    int64_t id = 0;
+    struct round_progress p = {0};
+    TRY(db_int64(&rows, 0, 0, &id, e));
+    TRY(db_int32(&rows, 0, 1, &number, e));
+    TRY(db_int32(&rows, 0, 2, &p.expected, e));
+    TRY(db_int32(&rows, 0, 3, &p.quorum, e));
+
+    struct deadline_estimate d;
+    TRY(estimate(db, a, run.id, number, &d, e));
+    double task_s =
+        deadline_task_seconds(&d, run.spec.federation.deadline_k, run.spec.federation.local_steps);
+    if (task_s > 0.0) {
+        const char *extend[] = {round_id, db_arg_double(a, task_s)};
+        TRY(db_exec(db, SQL_EXTEND, 2, extend, NULL, e));
+    }
+    TRY(read_progress(db, a, round_id, &p, e));
+    switch (round_judge(&p)) {
+    case ROUND_SEAL:
+        return seal(db, a, run.id, round_id, number, &p, e);
+    case ROUND_ABORT:
+        return db_round_abort(db, a, run.id, id,
+                              arena_fmt(a, "%d of %d updates came%s", p.accepted, p.quorum,
+                                        p.cap_passed ? " in time" : ""),
+                              e);
+    case ROUND_OPEN:
+    case ROUND_WAIT:
+    default:
+        return ST_OK;
+    }
+}
+
+enum status db_round_judge(struct db *db, const char *run_id, struct err *e)
+{
+    char id[ID_LEN + 1];
+    (void)snprintf(id, sizeof(id), "%s", run_id);
+    return db_tx(db, judge_tx, id, e);
+}
+
+static enum status end_tx(struct db *db, struct arena *a, void *ctx, struct err *e)
+{
+    struct run_row run;
+    TRY(db_run_lock(db, a, ctx, &run, e));
+    if (!run.found || run.state == RUN_RUNNING || run.state == RUN_PAUSED) {
+        return ST_OK;
+    }
+    struct db_rows rows;
+    const char *argv[] = {run.id};
+    TRY(db_query(db, a,
+                 "SELECT id FROM round WHERE run_id = $1"
+                 " AND state IN ('pending', 'open', 'aggregating') FOR NO KEY UPDATE",
+                 1, argv, &rows, e));
+    for (int i = 0; i < rows.count; i++) {
+        int64_t id = 0;
+        TRY(db_int64(&rows, i, 0, &id, e));
+        TRY(db_round_abort(db, a, run.id, id, "the run ended", e));
+    }
+    return ST_OK;
+}
+
+enum status db_round_end(struct db *db, const char *run_id, struct err *e)
+{
+    char id[ID_LEN + 1];
+    (void)snprintf(id, sizeof(id), "%s", run_id);
+    return db_tx(db, end_tx, id, e);
+}

@@ -1,0 +1,46 @@
+/*
+ * db_run.h - a run's row under its lock: the first lock of every transaction about its rounds.
+ */
+#ifndef SERVER_DB_RUN_H
+#define SERVER_DB_RUN_H
+
+#include <stdbool.h>
+
+#include "common/run_spec.h"
+#include "common/status.h"
+#include "server/db.h"
+
+enum run_state {
+    RUN_CREATED = 0,
+    RUN_RUNNING,
+    RUN_PAUSED,
+    RUN_FINISHED,
+    RUN_STOPPED,
+    RUN_FAILED,
+    RUN_STATE_COUNT
+};
+
+struct run_row {
+    bool found; /* false: no such run, or somebody else has the lock */
+    const char *id;
+    enum run_state state;
+    int32_t head; /* -1: none yet */
+    struct run_spec spec;
+};
+
+/*
+ * FOR NO KEY UPDATE SKIP LOCKED: rows that refer to the run may still be inserted beside us, and
+ * whoever works on the run already does what we would do. Valid within the transaction.
+ */
+enum status db_run_lock(struct db *db, struct arena *a, const char *run_id, struct run_row *out,
+                        struct err *e) MUST_CHECK;
+
+/* The same, but waits for the lock: for a result that must not be dropped. */
+enum status db_run_lock_wait(struct db *db, struct arena *a, const char *run_id,
+                             struct run_row *out, struct err *e) MUST_CHECK;
+
+/* Without a lock. */
+enum status db_run_read(struct db *db, struct arena *a, const char *run_id, struct run_row *out,
+                        struct err *e) MUST_CHECK;
+
+#endif

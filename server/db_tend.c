@@ -1,0 +1,238 @@
+#include "server/db_tend.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "common/log.h"
+#include "common/version.h"
+#include "server/db_event.h"
+#include "server/round.h"
+
+enum { REMOVE_AT_ONCE = 200 };
+
+/* ---- arriving ---- */
+
+/* Seconds in which no server lived; 0 when this is the first one ever. */
+static const char SQL_SILENCE[] =
+    "SELECT coalesce(extract(epoch FROM clock_timestamp() - max(seen_at)), 0) FROM server_process";
+static const char SQL_EXTEND_LEASES[] = "UPDATE task SET lease_until = greatest(lease_until, "
+                                        "clock_timestamp()) + make_interval(secs => $1)"
+                                        " WHERE state = 'leased'";
+static const char SQL_EXTEND_SEATS[] =
+    "UPDATE task SET open_at = greatest(open_at, clock_timestamp() + make_interval(secs => 2 * "
+    "$1::double precision))"
+    " WHERE state = 'pending' AND open_at IS NOT NULL";
+static const char SQL_EXTEND_ROUNDS[] =
+    "UPDATE round SET deadline = least(cap_at, deadline + make_interval(secs => $1))"
+    " WHERE state = 'open'";
+static const char SQL_ENTER[] =
+    "INSERT INTO server_process (boot_id, host, pid, version) VALUES ($1, $2, $3, $4)"
+    " ON CONFLICT ON CONSTRAINT server_process_pk DO UPDATE SET seen_at = clock_timestamp()";
+
+static enum status arrive_tx(struct db *db, struct arena *a, void *ctx, struct err *e)
+{
+    const char *boot_id = ctx;
+    struct db_rows rows;
+    double silence_s = 0.0;
+    // Two servers that start together extend twice at most: harmless.
+    TRY(db_query(db, a, SQL_SILENCE, 0, NULL, &rows, e));
+    TRY(db_double(&rows, 0, 0, &silence_s, e));
+    if (silence_s > ROUND_LEASE_S / 2.0) {
+        const char *lease[] = {db_arg_int(a, ROUND_LEASE_S)};
+        const char *silence[] = {db_arg_double(a, silence_s)};
+        TRY(db_exec(db, SQL_EXTEND_LEASES, 1, lease, NULL, e));
+        TRY(db_exec(db, SQL_EXTEND_SEATS, 1, lease, NULL, e));
+        TRY(db_exec(db, SQL_EXTEND_ROUNDS, 1, silence, NULL, e));
+        log_info("no server lived for %.0f s: leases and deadlines are extended", silence_s);
+    }
+    char host[64] = "";
+    (void)gethostname(host, sizeof(host) - 1);
+    const char *argv[] = {boot_id, host, db_arg_int(a, getpid()), PHOTON_VERSION};
+    return db_exec(db, SQL_ENTER, 4, argv, NULL, e);
+}
+
+enum status db_tend_arrive(struct db *db, const char *boot_id, struct err *e)
+{
+    char id[64];
+    (void)snprintf(id, sizeof(id), "%s", boot_id);
+    return db_tx(db, arrive_tx, id, e);
+}
+
+enum status db_tend_alive(struct db *db, const char *boot_id, struct err *e)
+{
+    TRY(db_exec(db, "UPDATE server_process SET seen_at = clock_timestamp() WHERE boot_id = $1", 1,
+                &boot_id, NULL, e));
+    return db_exec(db,
+                   "DELETE FROM server_process WHERE seen_at < clock_timestamp() - interval '1 day'"
+                   "   AND seen_at < (SELECT max(seen_at) FROM server_process)",
+                   0, NULL, NULL, e);
+}
+
+/* The row stays: its last sign of life tells the next server how long nobody lived. */
+enum status db_tend_leave(struct db *db, const char *boot_id, struct err *e)
+{
+    return db_tend_alive(db, boot_id, e);
+}
+
+/* ---- silos and leases ---- */
+
+/* After a start nobody can have been heard of: the time counts from then on. */
+static const char SQL_GONE[] =
+    "WITH g AS (UPDATE silo s SET gone = true, phase = 'waiting'"
+    "     WHERE NOT s.gone AND coalesce(s.seen_at, s.created_at) < clock_timestamp() - interval "
+    "'75 seconds'"
+    "       AND (SELECT started_at FROM server_process WHERE boot_id = $1)"
+    "           < clock_timestamp() - interval '75 seconds'"
+    "     RETURNING s.id, s.name)"
+    " INSERT INTO event (kind, silo_id, message)"
+    " SELECT 'silo_gone', g.id, g.name || ' has not been heard of for 75 s' FROM g";
+
+static const char SQL_EXPIRED[] =
+    "SELECT t.id, t.run_id, t.number, t.slot, t.kind, s.id, s.name FROM task t JOIN silo s ON s.id "
+    "= t.silo_id"
+    " WHERE t.state = 'leased' AND s.gone"
+    "   AND t.lease_until + make_interval(secs => $1) < clock_timestamp()"
+    " FOR UPDATE OF t SKIP LOCKED";
+static const char SQL_FREE[] =
+    "UPDATE task SET state = 'pending', lease_until = NULL, phase = NULL, free_at = "
+    "clock_timestamp(),"
+    "       open_at = CASE kind WHEN 'train' THEN clock_timestamp() END WHERE id = $1";
+static const char SQL_FREE_LEASE[] =
+    "UPDATE lease SET outcome = 'expired', ended_at = clock_timestamp()"
+    " WHERE task_id = $1 AND outcome IS NULL";
+
+static enum status expire_tx(struct db *db, struct arena *a, void *ctx, struct err *e)
+{
+    (void)ctx;
+    struct db_rows rows;
+    const char *argv[] = {db_arg_int(a, ROUND_LEASE_S)};
+    TRY(db_query(db, a, SQL_EXPIRED, 1, argv, &rows, e));
+    for (int i = 0; i < rows.count; i++) {
+        int32_t number = 0;
+        const char *task[] = {db_text(&rows, i, 0)};
+        bool train = strcmp(db_text(&rows, i, 4), "train") == 0;
+        TRY(db_int32(&rows, i, 2, &number, e));
+        TRY(db_exec(db, SQL_FREE, 1, task, NULL, e));
+        TRY(db_exec(db, SQL_FREE_LEASE, 1, task, NULL, e));
+        const char *what =
+            train ? arena_fmt(a, "seat %s of round %" PRId32, db_text(&rows, i, 3), number)
+                  : arena_fmt(a, "the evaluation of checkpoint %" PRId32, number);
+        TRY(db_event(db, a,
+                     &(struct event){.kind = "task_expired",
+                                     .run_id = db_text(&rows, i, 1),
+                                     .round = number,
+                                     .silo_id = db_text(&rows, i, 5),
+                                     .message = arena_fmt(a, "%s fell silent and lost %s",
+                                                          db_text(&rows, i, 6), what),
+                                     .detail = arena_fmt(a, "{\"task\":\"%s\"}", task[0])},
+                     e));
+    }
+    return ST_OK;
+}
+
+enum status db_tend_silos(struct db *db, const char *boot_id, struct err *e)
+{
+    TRY(db_exec(db, SQL_GONE, 1, &boot_id, NULL, e));
+    return db_tx(db, expire_tx, NULL, e);
+}
+
+/* ---- files ---- */
+
+static const char SQL_LET_GO_CHECKPOINTS[] =
+    "WITH g AS (UPDATE checkpoint c SET kept = false FROM run r"
+    "     WHERE r.id = c.run_id AND c.kept AND (r.spec ->> 'keep_checkpoints')::integer > 0"
+    "       AND c.number <= r.head - (r.spec ->> 'keep_checkpoints')::integer"
+    "     RETURNING c.run_id, c.number)"
+    " INSERT INTO event (kind, run_id, round, message)"
+    " SELECT 'checkpoint_removed', g.run_id, g.number,"
+    "        'the file of checkpoint ' || g.number || ' is past its keeping' FROM g";
+static const char SQL_LET_GO_UPDATES[] =
+    "UPDATE update u SET kept = false FROM round q JOIN run r ON r.id = q.run_id"
+    " WHERE q.id = u.round_id AND u.kept AND q.state IN ('closed', 'aborted')"
+    "   AND q.number <= r.head - 3";
+static const char SQL_LET_GO_UPLOADS[] =
+    "UPDATE upload u SET state = 'expired' FROM task t LEFT JOIN round q ON q.id = t.round_id"
+    " WHERE t.id = u.task_id AND u.state IN ('open', 'placed')"
+    "   AND u.touched_at < clock_timestamp() - CASE WHEN q.state = 'open' THEN interval '72 hours'"
+    "                                               ELSE interval '10 minutes' END"
+    " RETURNING u.id";
+static const char SQL_LET_GO_KEYS[] =
+    "DELETE FROM idempotency_key WHERE created_at < clock_timestamp() - interval '1 day'";
+
+/* What was referred to and no longer is goes soon; what never was (a placed upload that was not
+ * accepted) after a day. */
+#define UNUSED                                                                                     \
+    " NOT EXISTS (SELECT FROM checkpoint WHERE kept_weights = b.digest)"                           \
+    " AND NOT EXISTS (SELECT FROM checkpoint WHERE kept_state = b.digest)"                         \
+    " AND NOT EXISTS (SELECT FROM update WHERE kept_digest = b.digest)"                            \
+    " AND NOT EXISTS (SELECT FROM upload WHERE sha256 = b.digest AND state IN ('open', 'placed'))"
+static const char SQL_MARK_DEAD[] =
+    "UPDATE blob b SET state = 'dead' WHERE b.state = 'live'"
+    "   AND b.used_at < clock_timestamp() - interval '1 minute' AND" UNUSED
+    "   AND (b.used_at < clock_timestamp() - interval '1 day'"
+    "        OR EXISTS (SELECT FROM checkpoint WHERE NOT kept AND b.digest IN (weights, "
+    "outer_state))"
+    "        OR EXISTS (SELECT FROM update WHERE NOT kept AND digest = b.digest))";
+static const char SQL_DEAD[] = "SELECT digest FROM blob WHERE state = 'dead' LIMIT $1";
+static const char SQL_STILL_DEAD[] =
+    "SELECT 1 FROM blob b WHERE b.digest = $1 AND b.state = 'dead' AND" UNUSED " FOR UPDATE";
+static const char SQL_DELETE[] = "DELETE FROM blob WHERE digest = $1";
+
+struct removal {
+    struct blob_store *blobs;
+    struct digest digest;
+};
+
+/* The row's lock guards the file: whoever wants it alive again waits, and then places it anew. */
+static enum status remove_tx(struct db *db, struct arena *a, void *ctx, struct err *e)
+{
+    struct removal *r = ctx;
+    struct db_rows rows;
+    const char *argv[] = {db_arg_digest(a, &r->digest)};
+    TRY(db_query(db, a, SQL_STILL_DEAD, 1, argv, &rows, e));
+    if (rows.count == 0) {
+        return ST_OK;
+    }
+    TRY(db_exec(db, SQL_DELETE, 1, argv, NULL, e)); // a reference that came late refuses this
+    return blob_remove(r->blobs, &r->digest, e);
+}
+
+static enum status expire_uploads(struct db *db, struct arena *a, struct blob_store *blobs,
+                                  struct err *e)
+{
+    struct db_rows rows;
+    TRY(db_query(db, a, SQL_LET_GO_UPLOADS, 0, NULL, &rows, e));
+    for (int i = 0; i < rows.count; i++) {
+        blob_tmp_remove(blobs, db_text(&rows, i, 0));
+    }
+    return ST_OK;
+}
+
+static enum status tend_files(struct db *db, struct arena *a, struct blob_store *blobs,
+                              struct err *e)
+{
+    TRY(db_exec(db, SQL_LET_GO_CHECKPOINTS, 0, NULL, NULL, e));
+    TRY(db_exec(db, SQL_LET_GO_UPDATES, 0, NULL, NULL, e));
+    TRY(db_exec(db, SQL_LET_GO_KEYS, 0, NULL, NULL, e));
+    TRY(expire_uploads(db, a, blobs, e));
+    TRY(db_exec(db, SQL_MARK_DEAD, 0, NULL, NULL, e));
+    struct db_rows rows;
+    const char *argv[] = {db_arg_int(a, REMOVE_AT_ONCE)};
+    TRY(db_query(db, a, SQL_DEAD, 1, argv, &rows, e));
+    for (int i = 0; i < rows.count; i++) {
+        struct removal r = {.blobs = blobs};
+        TRY(db_digest(&rows, i, 0, &r.digest, e));
+        TRY(db_tx(db, remove_tx, &r, e));
+    }
+    return ST_OK;
+}
+
+enum status db_tend_files(struct db *db, struct blob_store *blobs, struct err *e)
+{
+    struct arena *a = arena_new((size_t)16 << 20);
+    enum status st = tend_files(db, a, blobs, e);
+    arena_free(a);
+    return st;
+}

@@ -1,0 +1,191 @@
+#include "server/server_options.h"
+
+#include <errno.h>
+#include <getopt.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "common/version.h"
+
+enum kind { FLAG, TEXT, NUMBER };
+
+enum { THREADS_MAX = 256 };
+
+/* One table makes the arrays for getopt_long and the text of --help, so they cannot differ. */
+static const struct row {
+    const char *name;
+    enum kind kind;
+    const char *arg;
+    size_t offset;
+    const char *help;
+} rows[] = {
+#define AT(field) offsetof(struct server_options, field)
+    {"data", TEXT, "DIR", AT(data),
+     "where everything lives (default /var/lib/photon as root, else ./photon-data)"},
+    {"database", TEXT, "URL", AT(database),
+     "a PostgreSQL to use instead of a private one (or PHOTON_DATABASE)"},
+    {"listen", TEXT, "HOST:PORT", AT(listen), "control and dashboard (default 127.0.0.1:8080)"},
+    {"bulk-listen", TEXT, "HOST:PORT", AT(bulk_listen),
+     "weights and updates (default: the next port)"},
+    {"tls-cert", TEXT, "FILE", AT(tls_cert), "certificate chain, PEM; needed off loopback"},
+    {"tls-key", TEXT, "FILE", AT(tls_key), "its private key, PEM"},
+    {"public-url", TEXT, "URL", AT(public_url), "how others reach --listen, when it is not so"},
+    {"bulk-url", TEXT, "URL", AT(bulk_url), "how silos reach --bulk-listen, when it is not so"},
+    {"web", TEXT, "DIR", AT(web), "the dashboard's files (default: beside the program)"},
+    {"sql", TEXT, "DIR", AT(sql), "the migrations (default: beside the program)"},
+    {"workers", NUMBER, "N", AT(workers), "threads that answer control requests (default 8)"},
+    {"aggregate-threads", NUMBER, "N", AT(aggregate_threads),
+     "threads of one aggregation (default: the cores)"},
+    {"log-format", TEXT, "FORMAT", 0, "text or json"},
+    {"log-level", TEXT, "LEVEL", 0, "error, warn, info or debug"},
+    {"unsafe-database", FLAG, NULL, AT(unsafe_database),
+     "take a database that may lose acknowledged data; for tests"},
+    {"check", FLAG, NULL, AT(check), "verify the database and every file, then end"},
+    {"version", FLAG, NULL, 0, "say the version and end"},
+    {"help", FLAG, NULL, 0, "say this and end"},
+#undef AT
+};
+
+enum { ROWS = sizeof(rows) / sizeof(rows[0]) };
+
+static void help(void)
+{
+    (void)printf(
+        "Usage: photon-server [check] [OPTIONS]\n"
+        "The aggregator of a federation: rounds, checkpoints, REST API and dashboard.\n\n");
+    for (int i = 0; i < ROWS; i++) {
+        char left[40];
+        (void)snprintf(left, sizeof(left), "--%s %s", rows[i].name, rows[i].arg ? rows[i].arg : "");
+        (void)printf("  %-26s %s\n", left, rows[i].help);
+    }
+    (void)printf("\nSIGTERM or SIGINT stops it in order, a second one at once; any kill is safe.\n"
+                 "Exit codes: 0 done, 1 check found violations, 2 usage, 3 a file or setting is "
+                 "refused,\n  4 port or folder in use or database not reachable, 70 our bug, 75 "
+                 "try again later.\n");
+}
+
+static bool usage(int *rc, const char *fmt, ...) PRINTF_LIKE(2, 3);
+
+static bool usage(int *rc, const char *fmt, ...)
+{
+    va_list ap;
+    va_start(ap, fmt);
+    (void)fprintf(stderr, "photon-server: ");
+    (void)vfprintf(stderr, fmt, ap);
+    va_end(ap);
+    (void)fprintf(stderr, "; try --help\n");
+    *rc = EXIT_USAGE;
+    return false;
+}
+
+static bool set_number(int *out, const char *name, const char *text, int *rc)
+{
+    char *end = NULL;
+    errno = 0;
+    long v = strtol(text, &end, 10);
+    if (errno || end == text || *end || v < 1 || v > THREADS_MAX) {
+        return usage(rc, "--%s is no number from 1 to 256: '%s'", name, text);
+    }
+    *out = (int)v;
+    return true;
+}
+
+static bool set_log(struct server_options *o, const char *name, const char *text, int *rc)
+{
+    static const struct {
+        const char *word;
+        enum log_level level;
+    } levels[] = {
+        {"error", LOG_ERROR}, {"warn", LOG_WARN}, {"info", LOG_INFO}, {"debug", LOG_DEBUG}};
+    if (strcmp(name, "log-format") == 0) {
+        o->log_json = strcmp(text, "json") == 0;
+        return o->log_json || strcmp(text, "text") == 0 ||
+               usage(rc, "--%s is neither text nor json: '%s'", name, text);
+    }
+    for (size_t i = 0; i < sizeof(levels) / sizeof(levels[0]); i++) {
+        if (strcmp(text, levels[i].word) == 0) {
+            o->log_level = levels[i].level;
+            return true;
+        }
+    }
+    return usage(rc, "--%s is none of error, warn, info, debug: '%s'", name, text);
+}
+
+static bool set(struct server_options *o, const struct row *r, const char *text, int *rc)
+{
+    void *at = (char *)o + r->offset;
+    if (strncmp(r->name, "log-", 4) == 0) {
+        return set_log(o, r->name, text, rc);
+    }
+    switch (r->kind) {
+    case FLAG:
+        if (r->offset == 0) { // --help and --version
+            if (strcmp(r->name, "help") == 0) {
+                help();
+            } else {
+                (void)printf("photon-server %s\n", PHOTON_VERSION);
+            }
+            *rc = EXIT_DONE;
+            return false;
+        }
+        *(bool *)at = true;
+        return true;
+    case NUMBER:
+        return set_number(at, r->name, text, rc);
+    case TEXT:
+    default:
+        *(const char **)at = text;
+        return true;
+    }
+}
+
+static void defaults(struct server_options *o)
+{
+    long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    *o = (struct server_options){
+        .data = geteuid() == 0 ? "/var/lib/photon" : "photon-data",
+        .database = getenv("PHOTON_DATABASE"),
+        .listen = "127.0.0.1:8080",
+        .workers = 8,
+        .aggregate_threads = cores < 1             ? 1
+                             : cores > THREADS_MAX ? THREADS_MAX
+                                                   : (int)cores,
+        .log_level = LOG_INFO,
+    };
+}
+
+bool server_options_parse(struct server_options *o, int argc, char **argv, int *rc)
+{
+    struct option longs[ROWS + 1] = {0};
+    for (int i = 0; i < ROWS; i++) {
+        longs[i].name = rows[i].name;
+        longs[i].has_arg = rows[i].kind == FLAG ? no_argument : required_argument;
+    }
+    defaults(o);
+    int which = 0;
+    int got = 0;
+    while ((got = getopt_long(argc, argv, "", longs, &which)) != -1) {
+        if (got != 0) { // getopt has said what is wrong
+            *rc = EXIT_USAGE;
+            return false;
+        }
+        if (!set(o, &rows[which], optarg, rc)) {
+            return false;
+        }
+    }
+    if (optind < argc && strcmp(argv[optind], "check") == 0) {
+        o->check = true;
+        optind++;
+    }
+    if (optind < argc) {
+        return usage(rc, "what is '%s'", argv[optind]);
+    }
+    if (!o->tls_cert != !o->tls_key) {
+        return usage(rc, "--tls-cert and --tls-key belong together");
+    }
+    return true;
+}

@@ -1,0 +1,43 @@
+/*
+ * server_options.h - photon-server's command line, and what its exit codes mean.
+ */
+#ifndef SERVER_SERVER_OPTIONS_H
+#define SERVER_SERVER_OPTIONS_H
+
+#include <stdbool.h>
+
+#include "common/log.h"
+
+enum exit_code {
+    EXIT_DONE = 0,
+    EXIT_BROKEN = 1, /* check found something */
+    EXIT_USAGE = 2,  /* the command line is wrong */
+    EXIT_CONFIG = 3, /* a setting, a file or the database's settings are refused */
+    EXIT_TAKEN = 4,  /* the port or the folder is in use, or the database does not let us in */
+    EXIT_BUG = 70,
+    EXIT_TEMPORARY = 75 /* the database does not answer; try again later */
+};
+
+struct server_options {
+    const char *data;
+    const char *database; /* NULL: a private cluster */
+    const char *listen;
+    const char *bulk_listen; /* NULL: the same host, the next port */
+    const char *tls_cert;
+    const char *tls_key;
+    const char *public_url;
+    const char *bulk_url;
+    const char *web; /* NULL: found beside the program */
+    const char *sql;
+    int workers;
+    int aggregate_threads;
+    bool log_json;
+    enum log_level log_level;
+    bool unsafe_database;
+    bool check;
+};
+
+/* False: the program ends now, with *rc; everything was said. */
+bool server_options_parse(struct server_options *o, int argc, char **argv, int *rc);
+
+#endif

@@ -20,7 +20,7 @@ enum {
     SNAP_COST = 20,     // a snapshot may cost one part in so many of the time
     DIVERGED_STEPS = 5, // steps in a row without a finite loss and gradient
     ENCODE_BLOCK = 1 << 18,
-    EVAL_SLICE = 4
+    EVAL_SLICE = 16
 };
 
 /* ---- where rows come from ---- */

@@ -31,10 +31,12 @@ static enum options_end parse(struct values *v, int argc, const char **words)
         {0}};
     struct command_line c = {
         .program = "test", .args = "ARG", .about = "A test.", .rows = rows, .args_max = 2};
+    static char words_copy[14][64]; // getopt wants words that may be changed
     char *argv[16];
     argv[0] = (char[]){"test"};
     for (int i = 0; i < argc; i++) {
-        argv[i + 1] = strdup(words[i]);
+        argv[i + 1] = words_copy[i];
+        (void)snprintf(words_copy[i], sizeof(words_copy[i]), "%s", words[i]);
     }
     argv[argc + 1] = NULL;
     (void)fflush(stderr);

@@ -3,15 +3,14 @@
 #include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <glob.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
+#include "client/docs_input.h"
 #include "client/utf8.h"
 #include "common/arena.h"
 #include "common/buf.h"
@@ -41,6 +40,7 @@ static const struct kind {
 } kinds[] = {
     {"c-headers", {"/usr/include"}, {".h"}},
     {"perl", {"/usr/share/perl*", "/usr/lib/*/perl*"}, {".pm", ".pl", ".pod"}},
+    {"manuals", {"/usr/share/man/man*"}, {".gz"}},
     {"licences",
      {"/usr/share/doc", "/usr/share/common-licenses"},
      {"/copyright", "/GPL-3", "/MPL-2.0", "/Apache-2.0"}},
@@ -132,24 +132,44 @@ static void find_files(struct finding *f)
     qsort(f->files, (size_t)f->count, sizeof(*f->files), by_draw);
 }
 
-/* A whole small file of valid UTF-8 without control characters; the length, or -1. */
-static ssize_t read_text(const char *path, char *out)
+/* A whole small file, inflated when it is compressed; its length, or -1. */
+static int64_t read_whole(const char *path, char *out)
 {
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    ssize_t n = fd >= 0 ? read(fd, out, FILE_BYTES_MAX) : -1;
-    if (fd >= 0) {
-        (void)close(fd);
+    struct input *in = NULL;
+    struct err unused = {0};
+    size_t n = strlen(path);
+    bool gzip = n > 3 && strcmp(path + n - 3, ".gz") == 0;
+    if (input_open(&in, path, gzip, NULL, &unused)) {
+        return -1;
     }
-    for (ssize_t i = 0; i < n;) {
+    const char *block = NULL;
+    size_t got = 0;
+    int64_t len = 0;
+    while (len >= 0 && input_block(in, &block, &got, &unused) == ST_OK && got > 0) {
+        bool room = len + (int64_t)got <= FILE_BYTES_MAX;
+        if (room) {
+            memcpy(out + len, block, got);
+        }
+        len = room ? len + (int64_t)got : -1;
+    }
+    input_close(in);
+    return len;
+}
+
+/* A document of valid UTF-8 without control characters; its length, or -1. */
+static int64_t read_text(const char *path, char *out)
+{
+    int64_t n = read_whole(path, out);
+    for (int64_t i = 0; i < n;) {
         size_t len = 1;
         int32_t c = utf8_at(out + i, (size_t)(n - i), &len);
         bool control = c >= 0 && c < 0x20 && c != '\n' && c != '\t' && c != '\r' && c != '\f';
         if (c < 0 || control) {
             return -1;
         }
-        i += (ssize_t)len;
+        i += (int64_t)len;
     }
-    if (n > 0) {
+    if (n >= 0) {
         out[n] = '\0';
     }
     return n;
@@ -167,7 +187,7 @@ static enum status write_kind(struct finding *f, const char *path, int64_t *writ
     bool ok = true;
     int64_t total = 0;
     for (int i = 0; i < f->count && total < KIND_BYTES_MAX && ok; i++) {
-        ssize_t n = read_text(f->files[i].path, text);
+        int64_t n = read_text(f->files[i].path, text);
         if (n < FILE_BYTES_LEAST) {
             continue;
         }

@@ -11,7 +11,6 @@
 #include "common/nearest.h"
 #include "common/version.h"
 
-#pragma weak cmds_data
 static const struct cmd *const tables[] = {cmds_demo,  cmds_run,  cmds_silo,
                                            cmds_token, cmds_data, cmds_model};
 
@@ -26,7 +25,7 @@ static void help(FILE *to)
                       "  photon run submit -f spec.json --dry-run\n\n"
                       "Commands:\n");
     for (int t = 0; t < TABLES; t++) {
-        for (const struct cmd *c = tables[t]; c && c->noun; c++) {
+        for (const struct cmd *c = tables[t]; c->noun; c++) {
             char name[48];
             (void)snprintf(name, sizeof(name), "%s%s%s", c->noun, c->verb ? " " : "",
                            c->verb ? c->verb : "");
@@ -55,7 +54,7 @@ static int known_words(const char *noun, const char **words)
 {
     int count = 0;
     for (int t = 0; t < TABLES; t++) {
-        for (const struct cmd *c = tables[t]; c && c->noun && count < WORDS_MAX; c++) {
+        for (const struct cmd *c = tables[t]; c->noun && count < WORDS_MAX; c++) {
             if (!noun) {
                 count = add_word(words, count, c->noun);
             } else if (c->verb && strcmp(c->noun, noun) == 0) {
@@ -94,7 +93,7 @@ static int noun_help(const char *noun, FILE *to)
 {
     bool found = false;
     for (int t = 0; t < TABLES; t++) {
-        for (const struct cmd *c = tables[t]; c && c->noun; c++) {
+        for (const struct cmd *c = tables[t]; c->noun; c++) {
             if (c->verb && strcmp(c->noun, noun) == 0) {
                 if (!found) {
                     (void)fprintf(to, "Usage: photon %s VERB [OPTIONS]\n\n", noun);
@@ -113,7 +112,7 @@ static const struct cmd *find(int argc, char **argv, int *used)
 {
     for (int words = 3; words >= 1; words--) {
         for (int t = 0; argc > words && t < TABLES; t++) {
-            for (const struct cmd *c = tables[t]; c && c->noun; c++) {
+            for (const struct cmd *c = tables[t]; c->noun; c++) {
                 char verb[64] = "";
                 for (int i = 2; i <= words; i++) {
                     size_t n = strlen(verb);

@@ -37,12 +37,12 @@ static inline void tempdir_remove(struct tempdir *t)
     (void)nftw(t->path, tempdir_remove_one, 16, FTW_DEPTH | FTW_PHYS);
 }
 
-/* The path of a name in it, valid until the fourth call from now. */
+/* The path of a name in it, valid until the sixteenth call from now. */
 static inline const char *tempdir_at(const struct tempdir *t, const char *name)
 {
-    static char paths[4][256];
+    static char paths[16][256];
     static int next;
-    char *out = paths[next++ % 4];
+    char *out = paths[next++ % 16];
     (void)snprintf(out, sizeof(paths[0]), "%s/%s", t->path, name);
     return out;
 }

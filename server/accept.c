@@ -2,6 +2,7 @@
 
 #include <math.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -9,13 +10,18 @@
 #include "common/json.h"
 #include "common/limits.h"
 #include "common/log.h"
+#include "common/mem.h"
 #include "common/params.h"
 #include "common/run_spec.h"
 #include "common/safetensors.h"
 #include "server/update.h"
 #include "server/upload_file.h"
 
-enum { NORMS_KEPT = 16 };
+enum {
+    NORMS_KEPT = 16,
+    CHECK_INLINE_BYTES = 32 * 1024 * 1024, // read within the request: a few hundredths of a second
+    CHECK_KEPT_MS = 10 * 60 * 1000,
+};
 
 /* Norms of the bases in use, each read once. */
 static struct {
@@ -41,23 +47,17 @@ static double known_norm(const struct digest *base)
     return norm;
 }
 
-static enum status base_norm(struct blob_store *s, struct arena *a, const struct digest *base,
-                             int64_t params, double *norm, struct err *e)
+static enum status base_norm(int fd, struct arena *a, const struct digest *base, int64_t params,
+                             double *norm, struct err *e)
 {
-    *norm = known_norm(base);
-    if (!isnan(*norm)) {
-        return ST_OK;
-    }
-    int fd = -1;
-    int64_t bytes = 0;
-    TRY(blob_open(s, base, &fd, &bytes, e));
     struct st_header h;
     enum status st = st_read(&h, a, fd, e);
     if (!st) {
         st = update_check_values(fd, h.data_offset, params, norm, e);
     }
-    (void)close(fd);
-    TRY(st);
+    if (st) { // not the silo's fault
+        return st == ST_CORRUPT ? err_set(e, ST_IO, "the base of the update is damaged") : st;
+    }
     (void)pthread_mutex_lock(&norms.lock);
     norms.kept[norms.next].base = *base;
     norms.kept[norms.next].norm = *norm;
@@ -102,53 +102,196 @@ static enum status read_plan(struct db *db, struct arena *a, const struct upload
     return db_digest(&rows, 0, 1, &p->want.base, e);
 }
 
-/* ST_CORRUPT: it is not what was asked for. */
-static enum status inspect(struct server *s, struct arena *a, const struct upload *u,
-                           const struct plan *p, double *norm, struct err *e)
+/* ---- the file ---- */
+
+/*
+ * One file's examination. It reads two open files and nothing else, so that a thread of its own can
+ * do it while the request that asked for it waits without one.
+ */
+struct check {
+    struct check *next; // among those in threads
+    char id[ID_LEN + 1];
+    struct arena *a;
+    struct plan plan;
+    struct digest sha256;
+    int64_t bytes;
+    int fd, base_fd;        // base_fd -1: its norm is known
+    struct sha256 *running; // digest of the first running_at bytes
+    int64_t running_at;
+    bool done;
+    int64_t done_ms;
+    enum status st; // ST_CORRUPT: it is not what was asked for
+    struct err err;
+    double norm;
+};
+
+static struct {
+    pthread_mutex_t lock;
+    struct check *first;
+} checks = {.lock = PTHREAD_MUTEX_INITIALIZER};
+
+static void check_free(struct check *c)
+{
+    if (c->fd >= 0) {
+        (void)close(c->fd);
+    }
+    if (c->base_fd >= 0) {
+        (void)close(c->base_fd);
+    }
+    sha256_free(c->running);
+    arena_free(c->a);
+    mem_free(c);
+}
+
+/* ST_NOT_FOUND: the upload's file is not there. */
+static enum status check_new(struct check **out, struct server *s, struct db *db,
+                             const struct upload *u, const char *silo_id, struct err *e)
+{
+    struct check *c = mem_alloc(sizeof(*c));
+    c->a = arena_new(LIMIT_REQUEST_ARENA);
+    c->fd = c->base_fd = -1;
+    c->sha256 = u->sha256;
+    c->bytes = u->bytes;
+    c->norm = NAN;
+    (void)snprintf(c->id, sizeof(c->id), "%s", u->id);
+    enum status st = read_plan(db, c->a, u, silo_id, &c->plan, e);
+    if (!st && isnan(known_norm(&c->plan.want.base))) {
+        int64_t bytes = 0;
+        st = blob_open(s->blobs, &c->plan.want.base, &c->base_fd, &bytes, e);
+        st = st == ST_NOT_FOUND ? err_set(e, ST_IO, "the base's file is missing") : st;
+    }
+    if (!st) {
+        st = blob_tmp_open(s->blobs, u->id, &c->fd, e);
+    }
+    if (st) {
+        check_free(c);
+        return st;
+    }
+    c->running = upload_file_running(u->id, &c->running_at);
+    *out = c;
+    return ST_OK;
+}
+
+static enum status check_file(struct check *c, struct err *e)
 {
     struct digest got;
-    TRY(upload_file_digest(s->blobs, u->id, u->bytes, &got, e));
-    if (!digest_equal(&got, &u->sha256)) {
+    double base = known_norm(&c->plan.want.base);
+    int64_t data_offset = 0;
+    TRY(upload_file_digest_rest(c->fd, c->running, c->running_at, c->bytes, &got, e));
+    if (!digest_equal(&got, &c->sha256)) {
         return err_set(e, ST_CORRUPT, "the file does not have the SHA-256 that was declared");
     }
-    double base = 0.0;
-    TRY(base_norm(s->blobs, a, &p->want.base, p->table.total, &base, e));
-    int fd = -1;
-    int64_t data_offset = 0;
-    TRY(blob_tmp_open(s->blobs, u->id, &fd, e));
-    enum status st = update_check_header(fd, &p->table, &p->want, &data_offset, e);
-    if (!st) {
-        st = update_check_values(fd, data_offset, p->table.total, norm, e);
+    TRY(update_check_header(c->fd, &c->plan.table, &c->plan.want, &data_offset, e));
+    TRY(update_check_values(c->fd, data_offset, c->plan.table.total, &c->norm, e));
+    if (isnan(base)) {
+        TRY(base_norm(c->base_fd, c->a, &c->plan.want.base, c->plan.table.total, &base, e));
     }
-    (void)close(fd);
-    TRY(st);
-    if (*norm > UPDATE_NORM_RATIO_MAX * base) {
+    if (c->norm > UPDATE_NORM_RATIO_MAX * base) {
         return err_set(e, ST_CORRUPT,
-                       "its norm %.3g is more than %.0f times that of the weights, %.3g", *norm,
+                       "its norm %.3g is more than %.0f times that of the weights, %.3g", c->norm,
                        UPDATE_NORM_RATIO_MAX, base);
     }
     return ST_OK;
 }
 
-/* Open uploads: judge the file, then give it its name. */
-static enum status judge(struct server *s, struct db *db, struct arena *a, const struct upload *u,
-                         const char *silo_id, int64_t epoch, double *norm, struct refusal *no,
-                         struct err *e)
+static void *check_thread(void *arg)
 {
-    struct plan p = {0};
-    TRY(read_plan(db, a, u, silo_id, &p, e));
-    double began = clock_mono_s();
-    enum status st = inspect(s, a, u, &p, norm, e);
-    if (st == ST_CORRUPT) {
-        char why[sizeof(no->detail)];
-        (void)snprintf(why, sizeof(why), "%.190s", e ? e->msg : "");
-        refuse(no, 422, "BAD_UPDATE", "%s", why);
-        log_warn("update refused upload=%s silo=%s: %s", u->id, silo_id, why);
-        TRY(db_upload_refuse(db, u, silo_id, epoch, no->code, why, e));
-        upload_file_forget(u->id);
-        blob_tmp_remove(s->blobs, u->id);
+    struct check *c = arg;
+    enum status st = check_file(c, &c->err);
+    (void)pthread_mutex_lock(&checks.lock);
+    c->st = st;
+    c->done = true;
+    c->done_ms = clock_mono_ms();
+    (void)pthread_mutex_unlock(&checks.lock);
+    return NULL;
+}
+
+/* The check of that upload when its thread is done with it: taken out of the list. */
+static struct check *take_check(const char *id, bool *running)
+{
+    struct check *found = NULL;
+    *running = false;
+    (void)pthread_mutex_lock(&checks.lock);
+    for (struct check **p = &checks.first; *p; p = &(*p)->next) {
+        if (strcmp((*p)->id, id) == 0) {
+            *running = !(*p)->done;
+            if ((*p)->done) {
+                found = *p;
+                *p = found->next;
+            }
+            break;
+        }
+    }
+    (void)pthread_mutex_unlock(&checks.lock);
+    return found;
+}
+
+/* Results that nobody came for. */
+static void drop_old_checks(void)
+{
+    int64_t old = clock_mono_ms() - CHECK_KEPT_MS;
+    (void)pthread_mutex_lock(&checks.lock);
+    for (struct check **p = &checks.first; *p;) {
+        struct check *c = *p;
+        if (c->done && c->done_ms < old) {
+            *p = c->next;
+            check_free(c);
+        } else {
+            p = &c->next;
+        }
+    }
+    (void)pthread_mutex_unlock(&checks.lock);
+}
+
+/* A large file is read in a thread of its own. False: it could not be started. */
+static bool start_thread(struct check *c)
+{
+    pthread_t id;
+    pthread_attr_t attr;
+    drop_old_checks();
+    (void)pthread_mutex_lock(&checks.lock);
+    c->next = checks.first;
+    checks.first = c;
+    (void)pthread_attr_init(&attr);
+    (void)pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+    bool ok = pthread_create(&id, &attr, check_thread, c) == 0;
+    (void)pthread_attr_destroy(&attr);
+    if (!ok) {
+        checks.first = c->next;
+    }
+    (void)pthread_mutex_unlock(&checks.lock);
+    return ok;
+}
+
+/*
+ * What is known of the file: *out NULL while a thread reads it, else the check with its verdict,
+ * the caller's to free.
+ */
+static enum status examine(struct server *s, struct db *db, const struct upload *u,
+                           const char *silo_id, struct check **out, struct err *e)
+{
+    bool running = false;
+    struct check *c = take_check(u->id, &running);
+    *out = c;
+    if (c || running) {
         return ST_OK;
     }
+    TRY(check_new(&c, s, db, u, silo_id, e));
+    if (u->bytes > CHECK_INLINE_BYTES && start_thread(c)) {
+        return ST_OK;
+    }
+    c->st = check_file(c, &c->err);
+    *out = c;
+    return ST_OK;
+}
+
+/* Open uploads: judge the file, then give it its name. *pending: it is still being read. */
+static enum status judge(struct server *s, struct db *db, const struct upload *u,
+                         const char *silo_id, int64_t epoch, double *norm, bool *pending,
+                         struct refusal *no, struct err *e)
+{
+    struct check *c = NULL;
+    enum status st = examine(s, db, u, silo_id, &c, e);
     if (st == ST_NOT_FOUND) { // placed by a request whose answer was lost, or gone
         st = db_upload_place(db, s->blobs, u, no, e);
         if (st == ST_NOT_FOUND) {
@@ -158,18 +301,33 @@ static enum status judge(struct server *s, struct db *db, struct arena *a, const
         return st;
     }
     TRY(st);
-    log_debug("update checked upload=%s bytes=%lld s=%.2f norm=%.4g", u->id, (long long)u->bytes,
-              clock_mono_s() - began, *norm);
-    TRY(db_upload_place(db, s->blobs, u, no, e));
-    upload_file_forget(u->id);
-    return ST_OK;
+    *pending = c == NULL;
+    if (!c) {
+        return ST_OK;
+    }
+    st = c->st;
+    *norm = c->norm;
+    struct err why = c->err;
+    check_free(c);
+    if (st == ST_CORRUPT) {
+        refuse(no, 422, "BAD_UPDATE", "%.190s", why.msg);
+        log_warn("update refused upload=%s silo=%s: %s", u->id, silo_id, no->detail);
+        TRY(db_upload_refuse(db, u, silo_id, epoch, no->code, no->detail, e));
+        blob_tmp_remove(s->blobs, u->id);
+        return ST_OK;
+    }
+    if (st) {
+        return err_set(e, st, "%s", why.msg);
+    }
+    return db_upload_place(db, s->blobs, u, no, e);
 }
 
 enum status accept_upload(struct server *s, struct db *db, const struct upload *u,
-                          const char *silo_id, int64_t epoch, double upload_s, struct refusal *no,
-                          struct err *e)
+                          const char *silo_id, int64_t epoch, double upload_s, bool *pending,
+                          struct refusal *no, struct err *e)
 {
     bool accepted = false;
+    *pending = false;
     *no = (struct refusal){0};
     if (strcmp(u->state, "refused") == 0) {
         refuse(no, 422, "BAD_UPDATE", "%s", u->detail);
@@ -191,11 +349,8 @@ enum status accept_upload(struct server *s, struct db *db, const struct upload *
     }
     double norm = NAN;
     if (strcmp(u->state, "open") == 0) {
-        struct arena *a = arena_new(LIMIT_REQUEST_ARENA);
-        enum status st = judge(s, db, a, u, silo_id, epoch, &norm, no, e);
-        arena_free(a);
-        TRY(st);
-        if (no->code) {
+        TRY(judge(s, db, u, silo_id, epoch, &norm, pending, no, e));
+        if (no->code || *pending) {
             return ST_OK;
         }
     }

@@ -15,11 +15,12 @@
 #include "server/server.h"
 
 /*
- * *u is what db_upload_get() said. Refusals: INCOMPLETE with offset, BAD_UPDATE, UPLOAD_GONE, and
- * those of db_upload_accept().
+ * *u is what db_upload_get() said. *pending: the file is large and still being read; ask again in a
+ * while. Refusals: INCOMPLETE with offset, BAD_UPDATE, UPLOAD_GONE, and those of
+ * db_upload_accept().
  */
 enum status accept_upload(struct server *s, struct db *db, const struct upload *u,
-                          const char *silo_id, int64_t epoch, double upload_s, struct refusal *no,
-                          struct err *e) MUST_CHECK;
+                          const char *silo_id, int64_t epoch, double upload_s, bool *pending,
+                          struct refusal *no, struct err *e) MUST_CHECK;
 
 #endif

@@ -26,6 +26,7 @@ enum {
     TEXT_MAX = 120,
     DETAIL_MAX = 500,
     METRIC_NAME_MAX = 40,
+    FINISH_WAIT_S = 15, // well below what a client waits for an answer
 };
 
 /* Room that uploads may not take: PostgreSQL may live on the same disk. */
@@ -692,7 +693,6 @@ static enum status get_upload(struct request *rq, struct response *rs, struct er
     jw_str(&b, "state", u.state);
     jw_int(&b, "offset", u.received);
     jw_int(&b, "bytes", u.bytes);
-    jw_int(&b, "chunk_bytes", CHUNK_BYTES);
     if (strcmp(u.state, "accepted") == 0) {
         jw_raw(&b, "outcome", "{\"accepted\":true}");
     } else if (strcmp(u.state, "refused") == 0) {
@@ -709,26 +709,53 @@ static enum status get_upload(struct request *rq, struct response *rs, struct er
     return ST_OK;
 }
 
-static enum status finish(struct request *rq, struct response *rs, struct err *e)
+/* What a finish keeps while a large file is being read. */
+struct finishing {
+    int64_t epoch;
+    double upload_s;
+    double until_s;
+};
+
+static struct finishing *start_finish(struct request *rq, struct response *rs)
 {
     static const char *const keys[] = {"epoch", "upload_s", NULL};
-    int64_t epoch = 0;
-    double upload_s = NAN;
-    struct upload u;
+    struct finishing *f = arena_alloc(rq->arena, sizeof(*f));
     if (!silo_protocol(rq, rs) || !path_id(rq, rs, 'u', "upload") || !only_members(rq, rs, keys) ||
-        !want_int(rq, rs, "epoch", 0, INT64_MAX, &epoch) ||
-        !optional_number(rq, rs, rq->json, "upload_s", 0.0, &upload_s)) {
+        !want_int(rq, rs, "epoch", 0, INT64_MAX, &f->epoch) ||
+        !optional_number(rq, rs, rq->json, "upload_s", 0.0, &f->upload_s)) {
+        return NULL;
+    }
+    f->until_s = clock_mono_s() + FINISH_WAIT_S;
+    return f;
+}
+
+static enum status finish(struct request *rq, struct response *rs, struct err *e)
+{
+    struct upload u;
+    if (!rq->state && !(rq->state = start_finish(rq, rs))) {
         return ST_OK;
     }
+    const struct finishing *f = rq->state;
     enum status st = db_upload_get(rq->db, rq->params[0], rq->who.silo_id, &u, e);
     if (st == ST_NOT_FOUND) {
         return not_found(rq, rs, "upload");
     }
     TRY(st);
     struct refusal no = {0};
-    TRY(accept_upload(rq->server, rq->db, &u, rq->who.silo_id, epoch, upload_s, &no, e));
+    bool pending = false;
+    TRY(accept_upload(rq->server, rq->db, &u, rq->who.silo_id, f->epoch, f->upload_s, &pending, &no,
+                      e));
     if (no.code) {
         return respond_refusal(rq, rs, &no);
+    }
+    if (pending && !rq->expired && clock_mono_s() < f->until_s) {
+        response_park(rs, "uploads", f->until_s); // looked at again each second
+        return ST_OK;
+    }
+    if (pending) {
+        respond_json(rq, rs, 202, "{\"accepted\":null}");
+        response_header(rs, "Retry-After", "1");
+        return ST_OK;
     }
     wake_run(rq, u.run_id);
     log_info("update accepted run=%s round=%" PRId32 " silo=%s bytes=%" PRId64, u.run_id, u.number,

@@ -46,7 +46,7 @@ static struct {
 
 /* The digest of the first *at bytes, which leaves the registry; a fresh one when nothing is known.
  */
-static struct sha256 *take_running(const char *id, int64_t *at)
+struct sha256 *upload_file_running(const char *id, int64_t *at)
 {
     struct sha256 *h = NULL;
     *at = 0;
@@ -90,7 +90,7 @@ static void put_running(const char *id, struct sha256 *hash, int64_t at)
 void upload_file_forget(const char *id)
 {
     int64_t at = 0;
-    sha256_free(take_running(id, &at));
+    sha256_free(upload_file_running(id, &at));
 }
 
 /* ---- one writer ---- */
@@ -148,7 +148,7 @@ enum status upload_file_open(struct upload_file **out, struct blob_store *s, con
     f->at = offset;
     f->end = offset + bytes;
     f->chunk = sha256_new();
-    f->whole = take_running(id, &f->whole_at);
+    f->whole = upload_file_running(id, &f->whole_at);
     if (f->whole_at > offset) { // cannot be; then it is read again at the end
         sha256_free(f->whole);
         f->whole = NULL;
@@ -260,19 +260,11 @@ void upload_file_keep(struct upload_file *f)
     }
 }
 
-enum status upload_file_digest(struct blob_store *s, const char *id, int64_t bytes,
-                               struct digest *out, struct err *e)
+enum status upload_file_digest_rest(int fd, struct sha256 *h, int64_t at, int64_t bytes,
+                                    struct digest *out, struct err *e)
 {
-    int fd = -1;
-    TRY(blob_tmp_open(s, id, &fd, e));
+    struct digest d;
     enum status st = ST_OK;
-    int64_t at = 0;
-    struct sha256 *h = take_running(id, &at);
-    if (at > bytes) {
-        sha256_free(h);
-        h = sha256_new();
-        at = 0;
-    }
     unsigned char *block = mem_alloc(READ_SIZE);
     while (at < bytes && !st) {
         int64_t n = bytes - at < READ_SIZE ? bytes - at : READ_SIZE;
@@ -281,16 +273,15 @@ enum status upload_file_digest(struct blob_store *s, const char *id, int64_t byt
             sha256_add(h, block, (size_t)got);
             at += got;
         } else if (got == 0) {
-            st = err_set(e, ST_CORRUPT, "the upload %s ends early", id);
+            st = err_set(e, ST_CORRUPT, "the file ends early, at byte %" PRId64, at);
         } else if (errno != EINTR) {
-            st = err_set(e, ST_IO, "cannot read the upload %s: %s", id, strerror(errno));
+            st = err_set(e, ST_IO, "cannot read an upload: %s", strerror(errno));
         }
     }
-    if (!st) {
-        sha256_end(h, out);
-    }
-    sha256_free(h);
+    sha256_end(h, &d);
     mem_free(block);
-    (void)close(fd);
+    if (!st) {
+        *out = d;
+    }
     return st;
 }

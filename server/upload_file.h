@@ -48,9 +48,16 @@ enum status upload_file_check(struct upload_file *f, const struct digest *chunk,
 /* The offset is committed: the running digest now stands behind this chunk. */
 void upload_file_keep(struct upload_file *f);
 
-/* SHA-256 of the first bytes bytes: what is known already, the rest read. The file must be idle. */
-enum status upload_file_digest(struct blob_store *s, const char *id, int64_t bytes,
-                               struct digest *out, struct err *e) MUST_CHECK;
+/*
+ * The digest of the first *at bytes of an upload, as far as it is known: the caller's to free or to
+ * give to upload_file_digest_rest(). Nothing is known of it afterwards.
+ */
+struct sha256 *upload_file_running(const char *id, int64_t *at);
+
+/* SHA-256 of a file's first bytes bytes: h stands behind at of them, the rest is read. h starts
+ * anew. */
+enum status upload_file_digest_rest(int fd, struct sha256 *h, int64_t at, int64_t bytes,
+                                    struct digest *out, struct err *e) MUST_CHECK;
 
 /* Forget what is known of an upload that has ended. */
 void upload_file_forget(const char *id);

@@ -1,0 +1,563 @@
+"""The silo routes over the real server: joining, tasks and leases, uploads, downloads; sound and hostile."""
+
+import hashlib
+import json
+import math
+import socket
+import struct
+
+from kit import psql, until
+from silo_client import BOUNDARY, PROTOCOL, Silo, code, spec
+
+counter = [0]
+
+
+def fresh_name(what):
+    counter[0] += 1
+    return "%s-%d" % (what, counter[0])
+
+
+def other_runs_off(server):
+    for run in server.get("/api/v1/runs?state=running").json()["items"]:
+        server.post("/api/v1/runs/%s/actions" % run["id"], {"action": "stop"})
+
+
+def begin(server, silos=1, **federation):
+    """A run of its own with silos that only it needs; (run, [silos])."""
+    other_runs_off(server)
+    psql("UPDATE silo SET seen_at = clock_timestamp() - interval '1 hour', gone = true")
+    made = [Silo(server, fresh_name("silo")) for _ in range(silos)]
+    for s in made:
+        assert s.hello().status == 200
+    federation.setdefault("silos_per_round", silos)
+    federation.setdefault("min_silos", silos)
+    answer = server.post("/api/v1/runs", spec(fresh_name("run"), **federation))
+    assert answer.status == 201, answer.body
+    return answer.json()["id"], made
+
+
+def no_violations():
+    assert psql("SELECT * FROM invariant_broken") == []
+
+
+# ---- joining ----
+
+def test_a_join_token_makes_one_silo(server):
+    silo = Silo(server, fresh_name("silo"))
+    assert silo.hello().status == 200
+    again = silo.join()
+    assert again.status == 409 and code(again) == "TOKEN_USED"
+
+
+def test_a_lost_join_reply_costs_nothing(server):
+    silo = Silo(server, fresh_name("silo"))
+    lost = silo.token
+    again = silo.join()
+    assert again.status == 201 and again.json()["silo"] == silo.id
+    silo.token = again.json()["token"]
+    assert silo.hello().status == 200
+    assert silo.post("/tasks/claim", {"agent": "x", "wait_s": 0}, token=lost).status == 401
+
+
+def test_a_join_token_is_for_the_name_it_was_made_for(server):
+    silo = Silo(server, fresh_name("silo"))
+    answer = silo.join("somebody-else")
+    assert answer.status == 409 and code(answer) == "NAME_MISMATCH"
+
+
+def test_a_join_token_speaks_nothing_else(server):
+    silo = Silo(server, fresh_name("silo"))
+    answer = silo.post("/hello", {}, token=silo.join_token)
+    assert answer.status == 403
+    answer = server.post("/silo/v1/hello", {}, headers=PROTOCOL)
+    assert answer.status == 403, "an admin is no silo"
+    assert server.get("/api/v1/runs", token=silo.token).status == 403
+
+
+def test_another_protocol_is_refused(server):
+    silo = Silo(server, fresh_name("silo"))
+    for headers in ({"Photon-Protocol": "2"}, {"Photon-Protocol": ""}):
+        answer = silo.post("/tasks/claim", {"agent": "x", "wait_s": 0}, headers=headers)
+        assert answer.status == 409 and code(answer) == "PROTOCOL_MISMATCH"
+    answer = silo.get("/blobs/" + "0" * 64, bulk=True, headers={"Photon-Protocol": "3"})
+    assert answer.status == 409 and code(answer) == "PROTOCOL_MISMATCH"
+
+
+def test_hello_says_where_bulk_is(server):
+    silo = Silo(server, fresh_name("silo"))
+    answer = silo.hello().json()
+    assert answer["bulk_url"] == "http://127.0.0.1:%d" % server.bulk_port
+    assert answer["silo"] == silo.id and answer["name"] == silo.name and answer["poll_s"] == 25
+
+
+def test_what_is_unknown_or_missing_is_named(server):
+    silo = Silo(server, fresh_name("silo"))
+    for body, pointer in (({"agent": "x", "wait_s": 0, "wiat": 1}, "/wiat"), ({"wait_s": 0}, "/agent"),
+                          ({"agent": 3}, "/agent"), ({"agent": "x", "wait_s": "1"}, "/wait_s")):
+        answer = silo.post("/tasks/claim", body)
+        assert answer.status == 422, answer.body
+        assert answer.json()["errors"][0]["pointer"] == pointer, answer.body
+
+
+# ---- tasks ----
+
+def test_a_task_carries_what_its_silo_needs(server):
+    run, (silo,) = begin(server)
+    task = silo.task()
+    assert task["run"] == run and task["round"] == 1 and task["slot"] == 0
+    assert task["base"]["number"] == 0 and task["lease"]["seconds"] == 60
+    plan = task["plan"]
+    assert plan["global_step"] == 0 and plan["local_steps"] == 2 and plan["codec"] == "f32"
+    data, _ = silo.update(task)
+    assert plan["update_bytes"] == len(data)
+    h = 0xcbf29ce484222325
+    for c in silo.name.encode():
+        h = ((h ^ c) * 0x100000001b3) & 0xffffffffffffffff
+    assert plan["silo_ordinal"] == h & 0x7fffffff
+    assert task["spec"]["model"]["d_model"] == 16
+
+
+def test_a_whole_run_ends_finished(server):
+    run, silos = begin(server, silos=2)
+    for n in (1, 2):
+        for silo in silos:
+            task = silo.task()
+            assert task["round"] == n and task["plan"]["global_step"] == 2 * (n - 1)
+            answer = silo.train(task, seed=n)
+            assert answer.status == 200 and answer.json() == {"accepted": True, "round": n}, answer.body
+    assert psql("SELECT count(*) FROM update u JOIN round q ON q.id = u.round_id WHERE q.run_id = '%s'" % run) == [["4"]]
+
+    def finished():
+        for silo in silos:
+            answer = silo.claim()
+            if answer.status == 200:
+                silo.evaluate(answer.json())
+        return server.get("/api/v1/runs/" + run).json()["state"] == "finished"
+    until("the run to finish", finished, 30)
+    shown = server.get("/api/v1/runs/" + run).json()
+    assert shown["round"] == 2 and shown["upload_bytes"] > 0 and shown["download_bytes"] > 0
+    no_violations()
+
+
+def test_claiming_again_gives_the_same_task_and_ends_the_old_epoch(server):
+    _, (silo,) = begin(server)
+    task = silo.task()
+    again = silo.claim().json()
+    assert again["task"] == task["task"] and again["lease"]["epoch"] == task["lease"]["epoch"] + 1
+    beat = {"epoch": task["lease"]["epoch"], "step": 1, "phase": "train", "tokens_per_s": 10.0}
+    answer = silo.post("/tasks/%s/heartbeat" % task["task"], beat)
+    assert answer.status == 409 and code(answer) == "STALE_LEASE"
+    beat["epoch"] += 1
+    answer = silo.post("/tasks/%s/heartbeat" % task["task"], beat)
+    assert answer.status == 200 and answer.json() == {"order": "continue", "lease_s": 60}
+    no_violations()
+
+
+def test_a_heartbeat_is_seen(server):
+    run, (silo,) = begin(server)
+    task = silo.task()
+    silo.post("/tasks/%s/heartbeat" % task["task"],
+              {"epoch": task["lease"]["epoch"], "step": 1, "phase": "train", "tokens_per_s": 123.5})
+    shown = server.get("/api/v1/runs/%s/silos" % run).json()["items"]
+    mine = [s for s in shown if s["id"] == silo.id][0]
+    assert mine["status"] == "training" and mine["step"] == 1 and mine["tokens_per_s"] == 123.5
+
+
+def test_another_silo_cannot_speak_for_a_task(server):
+    _, (silo,) = begin(server)
+    task = silo.task()
+    thief = Silo(server, fresh_name("silo"))
+    epoch = task["lease"]["epoch"]
+    for path, body in (("heartbeat", {"epoch": epoch, "step": 0}), ("metrics", {"epoch": epoch, "points": [
+            {"step": 1, "name": "train_loss", "value": 1.0}]})):
+        answer = thief.post("/tasks/%s/%s" % (task["task"], path), body)
+        assert answer.status == 409 and code(answer) == "STALE_LEASE", answer.body
+    thief.post("/tasks/%s/release" % task["task"], {"epoch": epoch, "code": "oom", "detail": ""})
+    answer = silo.post("/tasks/%s/heartbeat" % task["task"], {"epoch": epoch, "step": 0})
+    assert answer.status == 200
+
+
+def test_a_stopped_run_tells_its_silos(server):
+    run, (silo,) = begin(server)
+    task = silo.task()
+    server.post("/api/v1/runs/%s/actions" % run, {"action": "stop"})
+    answer = silo.post("/tasks/%s/heartbeat" % task["task"], {"epoch": task["lease"]["epoch"], "step": 0})
+    assert answer.status == 410 and code(answer) == "RUN_STOPPED"
+
+
+def test_a_paused_silo_finishes_and_rests(server):
+    _, (silo,) = begin(server)
+    task = silo.task()
+    server.post("/api/v1/silos/%s/actions" % silo.id, {"action": "pause"})
+    answer = silo.post("/tasks/%s/heartbeat" % task["task"], {"epoch": task["lease"]["epoch"], "step": 0})
+    assert answer.json()["order"] == "drain"
+    assert silo.train(task).status == 200
+    assert silo.claim().status == 204
+
+
+def test_metrics_are_stored_once(server):
+    run, (silo,) = begin(server)
+    task = silo.task()
+    path = "/tasks/%s/metrics" % task["task"]
+    points = [{"step": i, "name": n, "value": v} for i, n, v in ((1, "train_loss", 5.5), (2, "train_loss", 5.25),
+                                                                 (2, "lr", None))]
+    body = {"epoch": task["lease"]["epoch"], "points": points}
+    assert silo.post(path, body).json() == {"stored": 2}
+    assert silo.post(path, body).json() == {"stored": 0}
+    rows = psql("SELECT points, last FROM metric_latest WHERE run_id = '%s' AND name = 'train_loss'" % run)
+    assert rows == [["2", "5.25"]]
+    bad = dict(body, points=[{"step": 3, "name": "train_loss", "value": 5.0}, {"step": 4, "name": "Bad Name", "value": 1}])
+    assert silo.post(path, bad).status == 422
+    assert psql("SELECT count(*) FROM metric WHERE run_id = '%s' AND step > 2" % run) == [["0"]], "all or nothing"
+    many = dict(body, points=[{"step": i, "name": "x", "value": 1} for i in range(1001)])
+    assert silo.post(path, many).status == 413
+
+
+def test_a_released_seat_comes_back(server):
+    run, (silo,) = begin(server)
+    task = silo.task()
+    body = {"epoch": task["lease"]["epoch"], "code": "shutdown", "detail": "going down"}
+    path = "/tasks/%s/release" % task["task"]
+    assert silo.post(path, body).json() == {"released": True}
+    assert silo.post(path, body).json() == {"released": True}
+    again = silo.task()
+    assert again["task"] == task["task"] and again["lease"]["epoch"] == task["lease"]["epoch"] + 1
+    assert psql("SELECT attempt FROM task WHERE id = '%s'" % task["task"]) == [["1"]], "a shutdown is no failure"
+    body.update(epoch=again["lease"]["epoch"], code="nonsense")
+    assert silo.post(path, body).status == 422
+    body["code"] = "diverged"
+    assert silo.post(path, body).json() == {"released": True}
+    assert psql("SELECT attempt, state FROM task WHERE id = '%s'" % task["task"]) == [["2", "pending"]]
+    no_violations()
+
+
+def test_a_seat_that_failed_goes_to_another_silo(server):
+    _, silos = begin(server, silos=2, silos_per_round=1, min_silos=1)
+    first, task = next((s, t.json()) for s in silos for t in [until("a seat", lambda s=s: any_claim(silos), 20)]
+                       if t.status == 200 and json.loads(t.body)["kind"] == "train" and owner(t, silos) is s)
+    other = [s for s in silos if s is not first][0]
+    assert other.claim().status == 204
+    first.post("/tasks/%s/release" % task["task"], {"epoch": task["lease"]["epoch"], "code": "oom", "detail": "8 GB"})
+    taken = other.task()
+    assert taken["task"] == task["task"]
+    stale = first.post("/tasks/%s/heartbeat" % task["task"], {"epoch": task["lease"]["epoch"], "step": 0})
+    assert stale.status == 409 and code(stale) == "STALE_LEASE"
+    assert other.train(taken).status == 200
+    no_violations()
+
+
+def any_claim(silos):
+    """The first training that one of them is given; evaluations are answered."""
+    for s in silos:
+        answer = s.claim()
+        if answer.status == 200:
+            if answer.json()["kind"] == "train":
+                return answer
+            s.evaluate(answer.json())
+    return None
+
+
+def owner(answer, silos):
+    rows = psql("SELECT silo_id FROM task WHERE id = '%s'" % answer.json()["task"])
+    return [s for s in silos if s.id == rows[0][0]][0]
+
+
+def test_an_expired_lease_is_renewed_unless_somebody_took_it(server):
+    _, (silo,) = begin(server)
+    task = silo.task()
+    psql("UPDATE task SET lease_until = clock_timestamp() - interval '5 s' WHERE id = '%s'" % task["task"])
+    answer = silo.post("/tasks/%s/heartbeat" % task["task"], {"epoch": task["lease"]["epoch"], "step": 1})
+    assert answer.status == 200
+    assert psql("SELECT lease_until > clock_timestamp() FROM task WHERE id = '%s'" % task["task"]) == [["t"]]
+
+
+def test_an_evaluation_counts_once(server):
+    _, (silo,) = begin(server)
+    task = silo.task("evaluate")
+    assert task["plan"] == {"windows": 1} and task["base"]["number"] == task["round"]
+    for _ in range(2):
+        answer = silo.evaluate(task)
+        assert answer.status == 200 and answer.json() == {"counted": True}, answer.body
+    bad = dict(epoch=task["lease"]["epoch"], nll=None, tokens=7, bytes=7, seconds=1, download_s=1)
+    assert silo.post("/tasks/%s/result" % task["task"], bad).status == 422
+
+
+# ---- uploads ----
+
+def test_an_upload_resumes_where_it_was(server):
+    run, (silo,) = begin(server)
+    task = silo.task()
+    data, tokens = silo.update(task)
+    created = silo.create(task, data, tokens)
+    assert created.status == 201 and created.json()["offset"] == 0 and created.json()["state"] == "open"
+    upload = created.json()["upload"]
+    third = len(data) // 3
+    assert silo.chunk(task, upload, data[:third], 0).json() == {"upload": upload, "offset": third}
+    again = silo.create(task, data, tokens)
+    assert again.status == 200 and again.json()["upload"] == upload and again.json()["offset"] == third
+    shown = silo.get("/uploads/" + upload).json()
+    assert shown["state"] == "open" and shown["offset"] == third and shown["bytes"] == len(data)
+    assert shown["outcome"] is None
+
+    early = silo.finish(task, upload)
+    assert early.status == 409 and code(early) == "INCOMPLETE" and early.json()["offset"] == third
+    repeat = silo.chunk(task, upload, data[:third], 0)
+    assert repeat.status == 200 and repeat.json()["offset"] == third
+    for offset in (0, third - 1, third + 1):
+        wrong = silo.chunk(task, upload, data[offset:offset + third + 2], offset)
+        assert wrong.status == 409 and code(wrong) == "OFFSET_MISMATCH" and wrong.json()["offset"] == third, wrong.body
+    assert silo.chunk(task, upload, data[third:], third).json()["offset"] == len(data)
+
+    for _ in range(2):
+        answer = silo.finish(task, upload)
+        assert answer.status == 200 and answer.json() == {"accepted": True, "round": 1}, answer.body
+    assert silo.get("/uploads/" + upload).json()["outcome"] == {"accepted": True}
+    assert psql("SELECT count(*) FROM update WHERE upload_id = '%s'" % upload) == [["1"]]
+    assert psql("SELECT count(*) FROM event WHERE kind = 'update_accepted' AND run_id = '%s'" % run) == [["1"]]
+    no_violations()
+
+
+def test_a_chunk_that_is_not_what_it_said_changes_nothing(server):
+    _, (silo,) = begin(server)
+    task = silo.task()
+    data, tokens = silo.update(task)
+    upload = silo.create(task, data, tokens).json()["upload"]
+    half = len(data) // 2
+    wrong = silo.chunk(task, upload, data[:half], 0, digest="0" * 64)
+    assert wrong.status == 422 and code(wrong) == "DIGEST_MISMATCH"
+    shorter = silo.chunk(task, upload, data[:half], 0, size=half + 1)
+    assert shorter.status == 422, shorter.body
+    longer = silo.chunk(task, upload, data[:half], 0, size=half - 1)
+    assert longer.status == 422, longer.body
+    swapped = silo.chunk_body(data[:half], 0).replace(b'name="meta"', b'name="x"')
+    assert silo.chunk(task, upload, None, 0, body=swapped).status == 422
+    cut = silo.chunk_body(data[:half], 0)[:-20]
+    assert silo.chunk(task, upload, None, 0, body=cut).status == 422
+    for lease in ("", "t_x:1", task["task"], task["task"] + ":", task["task"] + ":x"):
+        answer = silo.chunk(task, upload, data[:half], 0, **{"Photon-Lease": lease})
+        assert answer.status == 422, answer.body
+    stale = silo.chunk(task, upload, data[:half], 0, **{"Photon-Lease": task["task"] + ":99"})
+    assert stale.status == 409 and code(stale) == "STALE_LEASE"
+    assert silo.get("/uploads/" + upload).json()["offset"] == 0
+    assert silo.chunk(task, upload, data, 0).status == 200
+    assert silo.finish(task, upload).status == 200
+
+
+def test_a_chunk_cut_on_the_way_costs_nothing_but_the_chunk(server):
+    _, (silo,) = begin(server)
+    task = silo.task()
+    data, tokens = silo.update(task)
+    upload = silo.create(task, data, tokens).json()["upload"]
+    body = silo.chunk_body(data, 0)
+    head = "POST /silo/v1/uploads/%s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Length: %d\r\n" % (
+        upload, silo.token, len(body))
+    head += "".join("%s: %s\r\n" % h for h in silo.chunk_headers(task).items()) + "\r\n"
+    held = []
+    for cut in (300, len(body) // 2, len(body) - 1):
+        s = socket.create_connection(("127.0.0.1", server.bulk_port))
+        s.sendall(head.encode() + body[:cut])
+        held.append(s)  # the peer neither goes on nor goes away
+        assert silo.get("/uploads/" + upload).json()["offset"] == 0
+    assert silo.chunk(task, upload, data, 0).status == 200, "a newer request takes over"
+    for s in held:
+        s.close()
+    assert silo.finish(task, upload).status == 200
+
+
+def test_the_plan_bounds_an_upload(server):
+    _, (silo,) = begin(server)
+    task = silo.task()
+    data, tokens = silo.update(task)
+    for more, status, what in (({"bytes": len(data) + 1}, 413, "NOT_THE_PLANNED_SIZE"),
+                               ({"bytes": 1 << 40}, 413, "NOT_THE_PLANNED_SIZE"),
+                               ({"tokens": tokens + 1}, 422, "TOO_MANY_TOKENS"), ({"steps": 3}, 422, "TOO_MANY_TOKENS"),
+                               ({"tokens": 0}, 422, None), ({"codec": "zip"}, 422, None), ({"sha256": "x"}, 422, None),
+                               ({"train_loss": "low"}, 422, None), ({"timings": 3}, 422, None),
+                               ({"epoch": 99}, 409, "STALE_LEASE"),
+                               ({"task": "t_" + "0" * 26}, 404, "NOT_FOUND"), ({"task": "x"}, 404, "NOT_FOUND")):
+        answer = silo.create(task, data, tokens, **more)
+        assert answer.status == status, (more, answer.body)
+        assert what is None or code(answer) == what, (more, answer.body)
+    assert psql("SELECT count(*) FROM upload WHERE task_id = '%s'" % task["task"]) == [["0"]]
+
+
+def test_no_hostile_update_counts(server):
+    """Each is refused with its reason, twice the same, and nothing of it reaches a checkpoint."""
+    run, (silo,) = begin(server)
+    task = silo.task()
+    good, _ = silo.update(task)
+    (n,) = struct.unpack("<Q", good[:8])
+    params = (len(good) - 8 - n) // 4
+    bad = [("not finite", dict(values=[math.nan] + [0.0] * (params - 1))),
+           ("not finite", dict(values=[0.0] * (params - 1) + [math.inf])),
+           ("not finite", dict(values=[-math.inf] * params)),
+           ("norm", dict(values=[3.0e38] * params)), ("norm", dict(scale=1000.0)),
+           ("round", dict(round="%08d" % 2)), ("base", dict(base="00" * 32)), ("kind", dict(kind="uptade")),
+           ("steps", dict(steps="%016d" % 1)), ("tokens", dict(tokens="%016d" % 1)), ("codec", dict(codec="f64")),
+           ("silo", dict(silo=True)), ("run", dict(run=True))]
+    for says, how in bad:
+        how = {k: task[k + "_name"][::-1] if v is True and k == "run" else silo.name[::-1] if v is True else v
+               for k, v in how.items()}
+        data, tokens = silo.update(task, **how)
+        assert len(data) == task["plan"]["update_bytes"], how
+        upload = silo.send(task, data, tokens)
+        for _ in range(2):
+            answer = silo.finish(task, upload)
+            assert answer.status == 422 and code(answer) == "BAD_UPDATE", (says, answer.body)
+            assert says in answer.json()["detail"], answer.body
+        shown = silo.get("/uploads/" + upload).json()
+        assert shown["state"] == "refused" and shown["outcome"]["code"] == "BAD_UPDATE"
+        assert psql("SELECT count(*) FROM update u JOIN task t ON t.id = u.task_id WHERE t.run_id = '%s'" % run) == [["0"]]
+        # Each refusal was a failed attempt at the seat; the third one fails it.
+        if psql("UPDATE task SET free_at = clock_timestamp() WHERE id = '%s' RETURNING state" % task["task"]) == [["failed"]]:
+            run, (silo,) = begin(server)
+        task = silo.task()
+    no_violations()
+
+
+def test_bytes_that_are_no_update_are_refused(server):
+    _, (silo,) = begin(server)
+    task = silo.task()
+    data, tokens = silo.update(task)
+    answer = silo.finish(task, silo.send(task, b"\xff" * len(data), tokens))
+    assert answer.status == 422 and code(answer) == "BAD_UPDATE", answer.body
+
+
+def test_a_file_that_differs_from_its_declared_digest_is_refused(server):
+    _, (silo,) = begin(server)
+    task = silo.task()
+    data, tokens = silo.update(task)
+    created = silo.create(task, data, tokens, sha256=hashlib.sha256(b"another").hexdigest())
+    upload = created.json()["upload"]
+    assert silo.chunk(task, upload, data, 0).status == 200
+    answer = silo.finish(task, upload)
+    assert answer.status == 422 and "SHA-256" in answer.json()["detail"], answer.body
+
+
+def test_another_file_takes_the_place_of_the_first(server):
+    _, (silo,) = begin(server)
+    task = silo.task()
+    data, tokens = silo.update(task, seed=1)
+    first = silo.create(task, data, tokens).json()["upload"]
+    better, tokens = silo.update(task, seed=2)
+    assert silo.finish(task, silo.send(task, better, tokens)).status == 200
+    assert silo.get("/uploads/" + first).json()["state"] == "expired"
+    gone = silo.chunk(task, first, data, 0)
+    assert gone.status == 409 and code(gone) in ("OTHER_UPDATE_COUNTED", "ROUND_CLOSED"), gone.body
+
+
+def test_an_update_of_a_closed_round_is_not_counted(server):
+    run, (silo,) = begin(server)
+    task = silo.task()
+    late, tokens = silo.update(task, seed=9)
+    upload = silo.send(task, late, tokens)
+    other, tokens = silo.update(task, seed=1)
+    done = silo.send(task, other, tokens)
+    assert silo.finish(task, done).status == 200
+    until("round 1 to close", lambda: server.get("/api/v1/runs/" + run).json()["round"] >= 1)
+    answer = silo.finish(task, upload)
+    assert answer.status == 409 and code(answer) == "ROUND_CLOSED", answer.body
+    answer = silo.create(task, late, tokens)
+    assert answer.status == 409 and code(answer) == "ROUND_CLOSED", answer.body
+    again = silo.finish(task, done)
+    assert again.status == 200, "what counted is said again, closed or not"
+    no_violations()
+
+
+def test_an_upload_is_its_silos_own(server):
+    _, (silo,) = begin(server)
+    task = silo.task()
+    data, tokens = silo.update(task)
+    upload = silo.create(task, data, tokens).json()["upload"]
+    thief = Silo(server, fresh_name("silo"))
+    assert thief.get("/uploads/" + upload).status == 404
+    assert thief.finish(task, upload).status == 404
+    answer = thief.chunk(task, upload, data, 0)
+    assert answer.status in (404, 409), answer.body
+    assert silo.get("/uploads/" + upload).json()["offset"] == 0
+    assert silo.get("/uploads/u_" + "0" * 26).status == 404
+    assert silo.get("/uploads/nonsense").status == 404
+
+
+def test_an_upload_survives_a_restart_of_the_server(server):
+    _, (silo,) = begin(server)
+    task = silo.task()
+    data, tokens = silo.update(task)
+    upload = silo.create(task, data, tokens).json()["upload"]
+    half = len(data) // 2
+    assert silo.chunk(task, upload, data[:half], 0).status == 200
+    server.process.kill()
+    server.process.wait()
+    server.start()
+    assert silo.get("/uploads/" + upload).json()["offset"] == half
+    assert silo.chunk(task, upload, data[half:], half).status == 200
+    assert silo.finish(task, upload).status == 200
+    no_violations()
+
+
+# ---- downloads ----
+
+def test_a_base_is_downloaded_in_ranges(server):
+    _, (silo,) = begin(server)
+    task = silo.task()
+    whole = silo.base(task)
+    path = "/blobs/" + task["base"]["sha256"]
+    etag = '"%s"' % task["base"]["sha256"]
+    head = silo.get(path, bulk=True, method="HEAD")
+    assert head.status == 200 and head.body == b"" and head.header("Content-Length") == str(len(whole))
+    assert head.header("ETag") == etag and head.header("Accept-Ranges") == "bytes"
+    n = len(whole)
+    for asked, start, end in (("bytes=0-9", 0, 10), ("bytes=100-", 100, n), ("bytes=-7", n - 7, n),
+                              ("bytes=%d-%d" % (n - 1, n + 50), n - 1, n)):
+        part = silo.get(path, bulk=True, headers={"Range": asked, "If-Range": etag})
+        assert part.status == 206 and part.body == whole[start:end], asked
+        assert part.header("Content-Range") == "bytes %d-%d/%d" % (start, end - 1, n)
+    for headers in ({"Range": "bytes=0-1,3-4"}, {"Range": "lines=1-2"}, {"Range": "bytes=0-9", "If-Range": '"x"'}):
+        all_of_it = silo.get(path, bulk=True, headers=headers)
+        assert all_of_it.status == 200 and all_of_it.body == whole
+    beyond = silo.get(path, bulk=True, headers={"Range": "bytes=%d-" % n})
+    assert beyond.status == 416 and beyond.header("Content-Range") == "bytes */%d" % n
+    assert silo.get(path, bulk=True, headers={"If-None-Match": etag}).status == 304
+
+
+def test_a_file_of_a_run_one_takes_no_part_in_is_not_there(server):
+    _, (silo,) = begin(server)
+    task = silo.task()
+    stranger = Silo(server, fresh_name("silo"))
+    assert stranger.get("/blobs/" + task["base"]["sha256"], bulk=True).status == 404
+    assert silo.get("/blobs/" + "0" * 64, bulk=True).status == 404
+    assert silo.get("/blobs/nonsense", bulk=True).status == 404
+
+
+def test_bulk_is_not_on_control_nor_the_other_way_round(server):
+    silo = Silo(server, fresh_name("silo"))
+    assert silo.get("/blobs/" + "0" * 64).status == 404
+    answer = server.call("POST", "/silo/v1/hello", {}, token=silo.token, bulk=True, headers=PROTOCOL, check=False)
+    assert answer.status == 404
+
+
+def test_a_poll_waits_and_is_woken(server):
+    other_runs_off(server)
+    silo = Silo(server, fresh_name("silo"))
+    assert silo.hello().status == 200
+    import threading
+    got = []
+    t = threading.Thread(target=lambda: got.append(silo.claim(20)))
+    t.start()
+    psql("UPDATE silo SET seen_at = clock_timestamp() - interval '1 hour' WHERE id <> '%s'" % silo.id)
+    answer = server.post("/api/v1/runs", spec(fresh_name("run")))
+    assert answer.status == 201
+    t.join(20)
+    assert got and got[0].status == 200, "the poll was not woken"
+
+
+def test_boundaries_are_the_clients(server):
+    """A boundary that curl would draw works as well as ours."""
+    _, (silo,) = begin(server)
+    task = silo.task()
+    data, tokens = silo.update(task)
+    upload = silo.create(task, data, tokens).json()["upload"]
+    theirs = "------------------------d74496d66958873e"
+    body = silo.chunk_body(data, 0).replace(BOUNDARY.encode(), theirs.encode())
+    answer = silo.chunk(task, upload, None, 0, body=body, **{"Content-Type": "multipart/form-data; boundary=" + theirs})
+    assert answer.status == 200, answer.body

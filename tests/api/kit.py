@@ -146,7 +146,7 @@ class Server:
         database = "host=%s user=%s dbname=%s" % (os.environ["PGHOST"], os.environ["PGUSER"], os.environ["PGDATABASE"])
         log = open(os.path.join(self.dir, "server.log"), "a")
         self.process = subprocess.Popen(
-            [self.program, "--data", os.path.join(self.dir, "data"), "--database", database,
+            [self.program, "--data", os.path.join(self.dir, "data"), "--database", database, "--unsafe-database",
              "--listen", "127.0.0.1:%d" % self.port, "--bulk-listen", "127.0.0.1:%d" % self.bulk_port,
              "--web", os.path.join(ROOT, "web")],
             stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=ROOT)

@@ -12,10 +12,10 @@ BOUNDARY = "----photon-test"
 MODEL = {"d_model": 16, "n_heads": 2, "n_layers": 1, "vocab_size": 320, "seq_len": 8}
 
 
-def spec(name, **federation):
+def spec(name, model=MODEL, **federation):
     """A run of a few thousand parameters that one silo can keep going."""
     rounds = dict({"rounds": 2, "silos_per_round": 1, "min_silos": 1, "local_steps": 2}, **federation)
-    return {"name": name, "model": MODEL, "federation": rounds, "inner": {"batch": 2}, "eval": {"every": 1, "windows": 1}}
+    return {"name": name, "model": model, "federation": rounds, "inner": {"batch": 2}, "eval": {"every": 1, "windows": 1}}
 
 
 def read_safetensors(data):
@@ -85,7 +85,7 @@ class Silo:
         assert len(answer.body) == task["base"]["bytes"]
         return answer.body
 
-    def update(self, task, seed=1, scale=0.001, values=None, **meta):
+    def update(self, task, seed=1, scale=0.001, values=None, pattern=None, **meta):
         """An update file as docs/API.md, "Files", says; meta overrides what its metadata say."""
         header, body = read_safetensors(self.base(task))
         tokens = task["plan"]["local_steps"] * task["spec"]["inner"]["batch"] * task["spec"]["model"]["seq_len"]
@@ -96,6 +96,8 @@ class Silo:
         new = {"__metadata__": said}
         new.update((k, v) for k, v in header.items() if k != "__metadata__")
         count = len(body) // 4
+        if pattern is not None:
+            return write_safetensors(new, struct.pack("<f", pattern) * count), tokens
         draw = random.Random(seed)
         floats = values if values is not None else [draw.gauss(0.0, scale) for _ in range(count)]
         return write_safetensors(new, struct.pack("<%df" % count, *floats)), tokens

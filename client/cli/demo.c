@@ -466,7 +466,7 @@ static void spec_text(const struct demo *d, struct buf *b)
                "\"model\":{\"d_model\":128,\"n_heads\":4,\"n_layers\":4,\"vocab_size\":320,"
                "\"seq_len\":128,\"position\":\"learned\",\"bias\":true},");
     buf_fmt(b,
-            "\"federation\":{\"rounds\":%" PRId64 ",\"silos_per_round\":%d,\"local_steps\":48},"
+            "\"federation\":{\"rounds\":%" PRId64 ",\"silos_per_round\":%d,\"local_steps\":96},"
             "\"inner\":{\"optimizer\":\"adamw\",\"lr\":0.003,\"betas\":[0.9,0.95],\"eps\":1e-8,"
             "\"weight_decay\":0,\"clip_norm\":1.0,\"batch\":8,\"warmup\":32,\"min_lr_ratio\":0.1},",
             rounds, d->silo_count);

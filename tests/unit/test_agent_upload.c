@@ -1,0 +1,361 @@
+/* The upload's state machine against a server that answers, refuses and breaks off at every turn.
+ */
+#include <arpa/inet.h>
+#include <inttypes.h>
+#include <math.h>
+#include <netinet/in.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "client/agent_int.h"
+#include "tests/support/check.h"
+
+enum { UPDATE_BYTES = 2500, CHUNK = 1000, REQUEST_MAX = 1 << 16 };
+
+static const char UPLOAD[] = "u_01J0000000000000000000000A";
+static const char RUN_ID[] = "r_01J0000000000000000000000A";
+
+enum fault { FAULT_NONE = 0, FAULT_NO_REPLY, FAULT_LOST_REPLY, FAULT_BUSY, FAULT_COUNT };
+
+// ---- the server: durable bytes, and one fault at one request ----
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static int listener = -1;
+static char url[64];
+static char update[UPDATE_BYTES];
+static char received[UPDATE_BYTES];
+static int64_t durable;
+static bool created, accepted;
+static int requests; // of the upload, heartbeats aside
+static int fault_at;
+static enum fault fault;
+static const char *refuse_finish; // a code, or NULL
+static int gone_once;             // a chunk is answered with UPLOAD_GONE so often
+
+static void reply(int fd, int status, const char *body)
+{
+    char text[1024];
+    int n = snprintf(text, sizeof(text),
+                     "HTTP/1.1 %d X\r\nContent-Type: application/json\r\nContent-Length: %zu\r\n"
+                     "Connection: close\r\n\r\n%s",
+                     status, strlen(body), body);
+    (void)send(fd, text, (size_t)n, MSG_NOSIGNAL);
+}
+
+static void reply_offset(int fd, int status, const char *code)
+{
+    char body[256];
+    (void)snprintf(body, sizeof(body),
+                   "{\"upload\":\"%s\",\"offset\":%" PRId64 ",\"chunk_bytes\":%d,\"state\":\"%s\","
+                   "\"code\":\"%s\",\"detail\":\"x\"}",
+                   UPLOAD, durable, CHUNK, accepted ? "accepted" : "open", code);
+    reply(fd, status, body);
+}
+
+static void take_chunk(int fd, const char *request)
+{
+    int64_t offset = -1;
+    int64_t bytes = 0;
+    const char *meta = strstr(request, "{\"offset\":");
+    const char *part = strstr(request, "name=\"chunk\"");
+    const char *data = part ? strstr(part, "\r\n\r\n") : NULL;
+    if (!meta || !data ||
+        sscanf(meta, "{\"offset\":%" SCNd64 ",\"bytes\":%" SCNd64, &offset, &bytes) != 2) {
+        reply(fd, 400, "{}");
+    } else if (gone_once > 0) {
+        gone_once--;
+        created = false;
+        durable = 0;
+        reply(fd, 410, "{\"code\":\"UPLOAD_GONE\",\"detail\":\"x\"}");
+    } else if (offset != durable) {
+        reply_offset(fd, 409, "OFFSET_MISMATCH");
+    } else {
+        memcpy(received + offset, data + 4, (size_t)bytes);
+        durable += bytes;
+        reply_offset(fd, 200, "");
+    }
+}
+
+static void finish_upload(int fd)
+{
+    char body[128];
+    if (refuse_finish) {
+        (void)snprintf(body, sizeof(body), "{\"code\":\"%s\",\"detail\":\"x\"}", refuse_finish);
+        reply(fd, strcmp(refuse_finish, "BAD_UPDATE") == 0 ? 422 : 409, body);
+    } else if (durable < UPDATE_BYTES) {
+        reply_offset(fd, 409, "INCOMPLETE");
+    } else {
+        accepted = true;
+        reply(fd, 200, "{\"accepted\":true,\"round\":3}");
+    }
+}
+
+static void handle(int fd, const char *request)
+{
+    if (strstr(request, "/heartbeat ")) {
+        reply(fd, 200, "{\"order\":\"continue\",\"lease_s\":60}");
+        return;
+    }
+    enum fault now = requests++ == fault_at ? fault : FAULT_NONE;
+    int to = now == FAULT_LOST_REPLY ? -1 : fd; // the work is done, the answer goes nowhere
+    if (now == FAULT_NO_REPLY) {
+        return;
+    }
+    if (now == FAULT_BUSY) {
+        reply(fd, 503, "{}");
+    } else if (strncmp(request, "POST /silo/v1/uploads ", 22) == 0) {
+        created = true;
+        reply_offset(to, 201, "");
+    } else if (!created) {
+        reply(to, 410, "{\"code\":\"UPLOAD_GONE\",\"detail\":\"x\"}");
+    } else if (strstr(request, "/finish ")) {
+        finish_upload(to);
+    } else if (strncmp(request, "GET ", 4) == 0) {
+        reply_offset(to, 200, "");
+    } else {
+        take_chunk(to, request);
+    }
+}
+
+static void read_and_handle(int fd)
+{
+    static char request[REQUEST_MAX];
+    size_t len = 0;
+    size_t want = 0;
+    bool continued = false;
+    while (len < REQUEST_MAX - 1) {
+        ssize_t n = recv(fd, request + len, REQUEST_MAX - 1 - len, 0);
+        if (n <= 0) {
+            return;
+        }
+        len += (size_t)n;
+        request[len] = '\0';
+        const char *end = strstr(request, "\r\n\r\n");
+        const char *length = strstr(request, "Content-Length: ");
+        if (end && want == 0) {
+            want = (size_t)(end + 4 - request) +
+                   (length && length < end ? (size_t)strtol(length + 16, NULL, 10) : 0);
+        }
+        if (end && !continued && strstr(request, "Expect: 100-continue")) {
+            continued = true;
+            (void)send(fd, "HTTP/1.1 100 Continue\r\n\r\n", 25, MSG_NOSIGNAL);
+        }
+        if (end && len >= want) {
+            break;
+        }
+    }
+    (void)pthread_mutex_lock(&lock);
+    handle(fd, request);
+    (void)pthread_mutex_unlock(&lock);
+}
+
+static void *serve(void *ctx)
+{
+    (void)ctx;
+    for (;;) {
+        int fd = accept(listener, NULL, NULL);
+        if (fd < 0) {
+            return NULL;
+        }
+        read_and_handle(fd);
+        (void)shutdown(fd, SHUT_WR);
+        (void)close(fd);
+    }
+}
+
+static void start_server(void)
+{
+    struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t len = sizeof(at);
+    listener = socket(AF_INET, SOCK_STREAM, 0);
+    if (bind(listener, (struct sockaddr *)&at, sizeof(at)) != 0 || listen(listener, 16) != 0 ||
+        getsockname(listener, (struct sockaddr *)&at, &len) != 0) {
+        abort();
+    }
+    (void)snprintf(url, sizeof(url), "http://127.0.0.1:%d", ntohs(at.sin_port));
+    for (int i = 0; i < UPDATE_BYTES; i++) {
+        update[i] = (char)((uint32_t)i * 2654435761u >> 24);
+    }
+    pthread_t thread;
+    (void)pthread_create(&thread, NULL, serve, NULL);
+    (void)pthread_detach(thread);
+}
+
+// ---- a silo with a finished round ----
+
+static char dir[64];
+static struct agent agent;
+static struct agent_config config;
+static struct task task;
+static struct run_state rs;
+
+static void put(const char *name, const char *bytes, size_t len)
+{
+    char path[STATE_PATH_MAX];
+    run_state_path(&rs, name, path);
+    FILE *f = fopen(path, "w");
+    CHECK(f != NULL);
+    CHECK_INT(fwrite(bytes, 1, len, f), len);
+    CHECK_INT(fclose(f), 0);
+}
+
+static const char *moments(void)
+{
+    static char text[32];
+    char path[STATE_PATH_MAX];
+    struct err e = {0};
+    run_state_path(&rs, STATE_MOMENTS, path);
+    return file_read(path, text, sizeof(text), &e) == ST_OK ? text : "";
+}
+
+static void begin(enum fault what, int at)
+{
+    struct err e = {0};
+    struct round_key key = {.round = 3, .local_steps = 64};
+    struct digest d;
+    durable = 0;
+    created = accepted = false;
+    requests = 0;
+    fault = what;
+    fault_at = at;
+    refuse_finish = NULL;
+    gone_once = 0;
+    memset(received, 0, sizeof(received));
+    (void)snprintf(dir, sizeof(dir), "/tmp/photon-upload-XXXXXX");
+    CHECK(mkdtemp(dir) != NULL);
+    config = (struct agent_config){.state_dir = dir};
+    agent = (struct agent){.config = &config, .tokens_per_s = (double)NAN};
+    progress_init(&agent.progress, stderr);
+    struct transport_config c = {.url = url, .token = "secret"};
+    CHECK_INT(transport_open(&agent.control, &c, &e), ST_OK);
+    CHECK_INT(transport_open(&agent.bulk, &c, &e), ST_OK);
+    task = (struct task){.id = "t_01J0000000000000000000000A",
+                         .round = 3,
+                         .rounds = 9,
+                         .epoch = 2,
+                         .heartbeat_s = 5,
+                         .local_steps = 64,
+                         .chunk_bytes = CHUNK};
+    CHECK_INT(run_state_open(&rs, dir, RUN_ID, &e), ST_OK);
+    CHECK_INT(run_state_begin(&rs, &key, &e), ST_OK);
+    put(STATE_MOMENTS, "before", 6);
+    put(STATE_MOMENTS_NEXT, "after", 5);
+    put(STATE_UPDATE, update, sizeof(update));
+    sha256_of(update, sizeof(update), &d);
+    digest_hex(&d, rs.j.sha256);
+    rs.j.bytes = UPDATE_BYTES;
+    rs.j.tokens = 1000;
+    CHECK_INT(run_state_trained(&rs, &e), ST_OK);
+}
+
+static enum task_end upload(void)
+{
+    struct err e = {0};
+    struct beat *b = NULL;
+    struct beat_config bc = {
+        .url = url, .token = "secret", .task = task.id, .epoch = 2, .heartbeat_s = 5};
+    CHECK_INT(beat_start(&b, &bc, &e), ST_OK);
+    struct arena *a = arena_new(1 << 24);
+    enum task_end end = agent_upload(&agent, &task, &rs, b, a);
+    arena_free(a);
+    beat_stop(b, 0.0);
+    return end;
+}
+
+static void finish(void)
+{
+    char command[100];
+    transport_close(agent.control);
+    transport_close(agent.bulk);
+    (void)snprintf(command, sizeof(command), "rm -rf '%s'", dir);
+    CHECK_INT(system(command), 0);
+}
+
+static void an_update_goes_up_in_chunks(void)
+{
+    begin(FAULT_NONE, -1);
+    CHECK_INT(upload(), TASK_DONE);
+    CHECK(accepted);
+    CHECK_INT(requests, 5); // create, three chunks, finish
+    CHECK_MEM(received, update, sizeof(update));
+    CHECK_INT(agent.sent_bytes, UPDATE_BYTES);
+    CHECK_STR(moments(), "after");
+    finish();
+}
+
+/* No reply, a reply that is lost after the work was done, a server that is busy: at each request.
+ */
+static void a_break_at_any_request_costs_nothing(void)
+{
+    for (enum fault f = FAULT_NO_REPLY; f < FAULT_COUNT; f++) {
+        for (int at = 0; at < 5; at++) {
+            begin(f, at);
+            CHECK_INT(upload(), TASK_DONE);
+            CHECK(accepted);
+            CHECK(requests <= 7);
+            CHECK_MEM(received, update, sizeof(update));
+            CHECK_STR(moments(), "after");
+            finish();
+        }
+    }
+}
+
+static void a_lost_upload_is_made_again(void)
+{
+    begin(FAULT_NONE, -1);
+    gone_once = 1;
+    CHECK_INT(upload(), TASK_DONE);
+    CHECK_MEM(received, update, sizeof(update));
+    finish();
+}
+
+static void a_late_update_keeps_the_moments(void)
+{
+    begin(FAULT_NONE, -1);
+    refuse_finish = "ROUND_CLOSED";
+    CHECK_INT(upload(), TASK_LATE);
+    CHECK_STR(moments(), "after");
+    CHECK_INT(rs.j.phase, JOURNAL_SETTLED);
+    finish();
+}
+
+static void a_bad_update_rolls_the_moments_back(void)
+{
+    begin(FAULT_NONE, -1);
+    refuse_finish = "BAD_UPDATE";
+    CHECK_INT(upload(), TASK_REFUSED);
+    CHECK_STR(moments(), "before");
+    CHECK_INT(rs.j.phase, JOURNAL_SETTLED);
+    finish();
+}
+
+static void a_stale_lease_leaves_the_round_undecided(void)
+{
+    begin(FAULT_NONE, -1);
+    refuse_finish = "STALE_LEASE";
+    CHECK_INT(upload(), TASK_DROPPED);
+    CHECK_STR(moments(), "before");
+    CHECK_INT(rs.j.phase, JOURNAL_TRAINED);
+    refuse_finish = NULL; // claimed again: what is durable there is not sent twice
+    requests = 0;
+    CHECK_INT(upload(), TASK_DONE);
+    CHECK_INT(requests, 2);
+    CHECK_STR(moments(), "after");
+    finish();
+}
+
+int main(void)
+{
+    start_server();
+    RUN(an_update_goes_up_in_chunks);
+    RUN(a_break_at_any_request_costs_nothing);
+    RUN(a_lost_upload_is_made_again);
+    RUN(a_late_update_keeps_the_moments);
+    RUN(a_bad_update_rolls_the_moments_back);
+    RUN(a_stale_lease_leaves_the_round_undecided);
+    return check_end();
+}

@@ -70,7 +70,7 @@ function overlay(app, main, o) {
     { key: 'loss', label: 'Evaluation loss', num: true, text: (r) => f.loss(r.eval_loss) },
     { key: 'tokens', label: 'Tokens', num: true, text: (r) => f.count(r.tokens) },
     { key: 'bytes', label: 'Traffic', num: true, text: (r) => f.bytes(r.upload_bytes + r.download_bytes) },
-    ...(o.sub ? [] : [{ key: 'remove', label: '', text: () => 'Remove', draw: (/** @type {any} */ r) => h('button.quiet', { type: 'button',
+    ...(o.sub ? [] : [{ key: 'remove', label: 'Remove', mute: true, text: () => 'Remove', draw: (/** @type {any} */ r) => h('button.quiet', { type: 'button',
       'aria-label': `Remove ${r.name}`, onclick: () => app.go(comparePath(app.view().runs.filter((x) => x !== r.id))) }, 'Remove') }]),
   ]);
   const table = dataTable({ label: 'Runs compared', columns, key: (r) => r.id, empty: 'Choose runs to compare in the list of runs.' });

@@ -43,7 +43,7 @@ export const checkpointsTable = () => dataTable({ label: 'Checkpoints', key: (c)
   { key: 'at', label: 'Written', text: (c) => f.stamp(c.created_at) },
   { key: 'sha', label: 'SHA-256', wide: true, text: (c) => c.sha256 ?? '', draw: (c) => h('code.sha', null, c.sha256 ?? f.NONE) },
   { key: 'get', label: 'Weights', text: (c) => `${c.kept}${c.url}`,
-    draw: (c) => (c.kept ? h('a.button.small', { href: safeUrl(c.url), download: '', 'aria-label': `Download the weights of checkpoint ${c.number}` },
+    draw: (c) => (c.kept ? h('a.button.small', { href: safeUrl(c.url), download: '', 'aria-label': `Download checkpoint ${c.number}, safetensors` },
       icon(ICONS.download), 'safetensors') : h('span.quiet', { title: 'The numbers remain, the file was removed' }, 'removed')) },
 ] });
 

@@ -66,9 +66,9 @@ export function setText(el, text) {
 
 /**
  * A column of a table. `text` is what is shown, and what it is compared by; `draw` replaces the plain text,
- * and then `text` must change whenever the drawing would.
+ * and then `text` must change whenever the drawing would. A `mute` label is there for screen readers alone.
  * @template T
- * @typedef {{key: string, label: string, num?: boolean, wide?: boolean, hint?: string, sort?: (row: T) => number | string | null,
+ * @typedef {{key: string, label: string, num?: boolean, wide?: boolean, mute?: boolean, hint?: string, sort?: (row: T) => number | string | null,
  *   text: (row: T) => string, title?: (row: T) => string, draw?: (row: T) => Node | (Node | string)[], head?: () => Node}} Column
  */
 
@@ -81,7 +81,7 @@ export function setText(el, text) {
 export function dataTable(o) {
   const heads = o.columns.map((c) => {
     const button = o.onsort && c.sort && h('button.sort', { type: 'button', onclick: () => o.onsort?.(c.key) }, c.label);
-    return h(`th${c.num ? '.num' : ''}`, { scope: 'col', role: 'columnheader', title: c.hint }, button || c.head?.() || c.label);
+    return h(`th${c.num ? '.num' : ''}`, { scope: 'col', role: 'columnheader', title: c.hint }, button || c.head?.() || (c.mute ? h('span.sr', null, c.label) : c.label));
   });
   const body = h('tbody', { role: 'rowgroup' });
   const table = h('table.data', { role: 'table', 'aria-label': o.label },
@@ -134,7 +134,7 @@ export function dataTable(o) {
 
   function makeRow() {
     const cells = o.columns.map((c) =>
-      h(`td${c.num ? '.num' : ''}${c.wide ? '.wide' : ''}`, { role: 'cell', dataset: { label: c.label, key: c.key } }));
+      h(`td${c.num ? '.num' : ''}${c.wide ? '.wide' : ''}`, { role: 'cell', dataset: { label: c.mute ? '' : c.label, key: c.key } }));
     return { tr: h('tr', { role: 'row' }, ...cells), cells, texts: /** @type {string[]} */ ([]),
       detail: /** @type {HTMLElement | null} */ (null) };
   }

@@ -81,7 +81,7 @@ export class Panel {
     const tool = (/** @type {string} */ label, /** @type {string} */ d, /** @type {() => void} */ onclick) =>
       h('button.tool', { type: 'button', title: label, 'aria-label': `${o.title}: ${label}`, onclick }, icon(d));
     this.value = h('span.value');
-    this.log = h('button.tool.word', { type: 'button', title: 'Logarithmic values', 'aria-label': `${o.title}: logarithmic values`,
+    this.log = h('button.tool.word', { type: 'button', title: 'Logarithmic values', 'aria-label': `${o.title}: log scale`,
       onclick: () => context.change({ ly: this.#logY() ? this.#default(false) : this.#default(true) }) }, 'log');
     this.tableButton = tool('view data', ICONS.table, () => this.#toggleTable());
     this.tableButton.setAttribute('aria-expanded', 'false');

@@ -1,0 +1,10 @@
+#!/bin/sh
+# run.sh [BUILD]: the dashboard in Debian's Chromium, one browser at a time; BUILD/bin is the real server's place.
+# Without Chromium, or without npm to fetch what drives it, each test is skipped and says why.
+cd "$(dirname "$0")/../../.." || exit 1
+modules=tests/web/node_modules
+if [ ! -e $modules/.package-lock.json ] || [ tests/web/package-lock.json -nt $modules/.package-lock.json ]; then
+    npm ci --prefix tests/web --ignore-scripts --no-audit --no-fund --loglevel=error >/dev/null 2>&1 &&
+        touch $modules/.package-lock.json
+fi
+PHOTON_BUILD=${1-} exec tests/web/run.sh --test-concurrency=1 tests/web/page/*.test.mjs

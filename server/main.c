@@ -27,6 +27,7 @@
 #include "server/server.h"
 #include "server/server_options.h"
 #include "server/settings.h"
+#include "server/static_files.h"
 
 enum {
     TEND_MS = 250,
@@ -172,6 +173,7 @@ static enum status start(struct program *p, struct err *e)
         return ST_OK;
     }
     p->server.web_dir = beside(p->web, p->o.web, "web", "index.html");
+    static_files_load(p->server.web_dir);
     p->server.public_url = p->o.public_url;
     p->server.bulk_url = p->o.bulk_url;
     p->server.started_ms = clock_wall_ms();

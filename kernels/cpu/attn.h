@@ -127,45 +127,57 @@ KERNEL size_t attn_scratch(const struct attn *x, bool backward)
 {
     int64_t Tp = (x->T + ATTN_TILE - 1) / ATTN_TILE * ATTN_TILE;
     int64_t Dp = (x->D + VL - 1) / VL * VL;
-    int64_t tiles = 4 * ATTN_TILE * ATTN_TILE + 4 * ATTN_TILE * Dp + 8 * ATTN_TILE;
+    int64_t tiles = 4 * ATTN_TILE * ATTN_TILE + 4 * ATTN_TILE * Dp + (8 + VL) * ATTN_TILE;
     int64_t units = (backward ? 9 : 4) * Tp * Dp + 2 * Tp + tiles;
     return (size_t)(units * 4 + 64 * 32) / 64 * 64;
 }
 
+/* Where row i may not look: a score or probability there is replaced. gap is j - i. */
+INL vf v_hide(vf x, vf gap, float by)
+{
+    return v_select((vi)(gap > v_set(0.0f)), v_set(by), x);
+}
+
 /*
- * A row's scores in place: t = product * scale + slope (j - i), for j <= i; what the mask hides
- * becomes -infinity. Returns the largest.
+ * A row's products become scores in place, t = product * scale + slope (j - i), and what the mask
+ * hides -infinity. Returns the largest. Without ALiBi and mask the products are only looked at, and
+ * scaled on the way into exp2.
  */
 INL float row_scores(float *s, const struct head *h, int64_t i, int64_t j0, int64_t cols)
 {
-    vf scale = v_set(h->scale);
-    vf slope = v_set(h->slope);
-    vf gap = v_lanes() + v_set((float)(j0 - i));
     vf top = v_set(-INFINITY);
     bool hides = j0 + cols - 1 > i;
-    for (int64_t c = 0; c < cols; c += VL) {
-        vf t = v_fma(v_load(s + c), scale, slope * gap);
-        if (hides) {
-            t = v_select((vi)(gap > v_set(0.0f)), v_set(-INFINITY), t);
+    if (!hides && h->slope == 0.0f) {
+        for (int64_t c = 0; c < cols; c += VL) {
+            top = v_max(top, v_load(s + c));
         }
+        return v_maximum(top) * h->scale;
+    }
+    vf bias = v_set(h->slope / h->scale);
+    vf gap = v_lanes() + v_set((float)(j0 - i));
+    for (int64_t c = 0; c < cols; c += VL) {
+        vf t = v_fma(bias, gap, v_load(s + c));
+        t = hides ? v_hide(t, gap, -INFINITY) : t;
         v_store(s + c, t);
         top = v_max(top, t);
         gap += v_set((float)VL);
     }
-    return v_maximum(top);
+    return v_maximum(top) * h->scale;
 }
 
-/* s = exp2(s - m), also as units of the A operand; returns the unrounded sum */
-INL float row_probs(const enum dtype at, float *s, uint32_t *p, float m, int64_t cols)
+/* p = exp2(s scale - m) as units of the A operand, and the unrounded sums of the lanes into l */
+INL void row_probs(const enum dtype at, const float *s, uint32_t *p, float scale, float m, float *l,
+                   int64_t cols)
 {
-    vf sum = {0};
-    vf shift = v_set(m);
+    vf sum = v_load(l);
+    vf factor = v_set(scale);
+    vf shift = v_set(-m);
     for (int64_t c = 0; c < cols; c += VL) {
-        vf e = v_exp2(v_load(s + c) - shift);
+        vf e = v_exp2(v_fma(v_load(s + c), factor, shift));
         sum += e;
         v_put(at, p, c, e);
     }
-    return v_sum(sum);
+    v_store(l, sum);
 }
 
 INL void row_scale(float *o, float factor, int64_t Dp)
@@ -181,9 +193,28 @@ struct attn_fwd_tile {
     float *s;    /* (TILE, TILE) */
     uint32_t *p; /* (TILE, TILE), dtype A */
     float *o;    /* (TILE, Dp) */
-    float *m;    /* (TILE) */
-    float *l;    /* (TILE) */
+    float *m;    /* (TILE), what is subtracted from a row's scores */
+    float *l;    /* (TILE, VL), sums of the lanes */
 };
+
+/*
+ * The row's shift m need not be its maximum, only near it: P, l and O all scale with it. So it
+ * moves when a score exceeds it by this much (a factor of 256 in P), which is rare after the first
+ * tile.
+ */
+#define ATTN_SLACK 8.0f
+
+INL void row_shift(struct attn_fwd_tile *t, int64_t k, float top, int64_t Dp)
+{
+    if (t->m[k] == -INFINITY) {
+        t->m[k] = top; // the first tile: nothing is there to rescale
+    } else if (top > t->m[k] + ATTN_SLACK) {
+        float factor = exp2f(t->m[k] - top);
+        t->m[k] = top;
+        row_scale(t->l + k * VL, factor, VL);
+        row_scale(t->o + k * Dp, factor, Dp);
+    }
+}
 
 /*
  * Columns of a tile that rows [r, r + MR) may look at, in whole vectors: on the diagonal the rest
@@ -208,13 +239,8 @@ INL void attn_fwd_keys(const enum dtype at, const struct head *h, struct attn_fw
         for (int64_t k = r; k < r + MR; k++) {
             s = t->s + k * ATTN_TILE;
             float top = row_scores(s, h, i0 + k, j0, cols);
-            if (top > t->m[k]) {
-                float factor = exp2f(t->m[k] - top);
-                t->m[k] = top;
-                t->l[k] *= factor;
-                row_scale(t->o + k * h->Dp, factor, h->Dp);
-            }
-            t->l[k] += row_probs(at, s, t->p + k * h->tu, t->m[k], cols);
+            row_shift(t, k, top, h->Dp);
+            row_probs(at, s, t->p + k * h->tu, h->scale, t->m[k], t->l + k * VL, cols);
         }
         struct a_view p = {t->p + r * h->tu, h->tu, 1};
         tile_rows(bf16, true, t->o + r * h->Dp, h->Dp, p, vmix + j0 * h->tu / ATTN_TILE * h->Dp,
@@ -236,7 +262,7 @@ INL void attn_fwd_at(const enum dtype at, const struct attn *x, int64_t item, in
         .p = carve(&scratch, (int64_t)ATTN_TILE * ATTN_TILE),
         .o = carve(&scratch, ATTN_TILE * h.Dp),
         .m = carve(&scratch, ATTN_TILE),
-        .l = carve(&scratch, ATTN_TILE),
+        .l = carve(&scratch, ATTN_TILE * VL),
     };
     pack_rows(at, q, head_slice(at, x->qkv, item, x->T, x->H, x->D, 3, 0), &h);
     pack_rows(at, k, head_slice(at, x->qkv, item, x->T, x->H, x->D, 3, 1), &h);
@@ -246,17 +272,18 @@ INL void attn_fwd_at(const enum dtype at, const struct attn *x, int64_t item, in
     int64_t o0 = (item / x->H * x->T * x->H + item % x->H) * x->D;
     for (int64_t i0 = part * ATTN_TILE; i0 < h.T; i0 += x->parts * ATTN_TILE) {
         memset(t.o, 0, (size_t)(ATTN_TILE * h.Dp) * sizeof(float));
+        memset(t.l, 0, ATTN_TILE * VL * sizeof(float));
         for (int64_t r = 0; r < ATTN_TILE; r++) {
             t.m[r] = -INFINITY;
-            t.l[r] = 0.0f;
         }
         for (int64_t j0 = 0; j0 <= i0; j0 += ATTN_TILE) {
             attn_fwd_keys(at, &h, &t, q + i0 * h.ku, kcols, vmix, i0, j0);
         }
         for (int64_t r = 0; r < ATTN_TILE && i0 + r < h.T; r++) {
-            x->lse[item * x->T + i0 + r] = t.m[r] * LN2 + logf(t.l[r]);
+            float l = v_sum(v_load(t.l + r * VL));
+            x->lse[item * x->T + i0 + r] = t.m[r] * LN2 + logf(l);
             int64_t to = o0 + (i0 + r) * x->H * x->D;
-            vf inv = v_set(1.0f / t.l[r]);
+            vf inv = v_set(1.0f / l);
             for (int64_t d = 0; d < h.D; d += VL) {
                 vf v = v_load(t.o + r * h.Dp + d) * inv;
                 if (d + VL <= h.D) {
@@ -303,35 +330,31 @@ INL void attn_bwd_rows(const enum dtype at, struct attn_bwd_head *b, int64_t r, 
 {
     vf scale = v_set(b->h.scale);
     vf slope = v_set(b->h.slope);
+    vf inner = v_set(b->h.inner);
     const int rows = at == DTYPE_BF16 ? 2 : 1;
     bool hides = j0 + cols - 1 > i;
+    bool biased = b->h.slope != 0.0f;
     for (int64_t c = 0; c < cols; c += VL) {
         vf p[2];
         vf ds[2];
         for (int k = 0; k < rows; k++) {
             int64_t at0 = (r + k) * ATTN_TILE + c;
+            vf t = v_fma(v_load(b->s + at0), scale, v_set(-b->lse[i + k]));
             vf gap = v_lanes() + v_set((float)(j0 + c - i - k));
-            vf t = v_fma(v_load(b->s + at0), scale, slope * gap) - v_set(b->lse[i + k]);
-            p[k] = v_exp2(t);
-            if (hides) {
-                p[k] = v_select((vi)(gap > v_set(0.0f)), v_set(0.0f), p[k]);
-            }
-            ds[k] = p[k] * v_set(b->h.inner) * (v_load(b->dp + at0) - v_set(b->delta[i + k]));
+            p[k] = v_exp2(biased ? v_fma(slope, gap, t) : t);
+            p[k] = hides ? v_hide(p[k], gap, 0.0f) : p[k];
+            ds[k] = p[k] * v_fma(v_load(b->dp + at0), inner, v_set(-b->delta[i + k]));
         }
         if (at == DTYPE_F32) {
             memcpy(b->p_t + r * ATTN_TILE + c, &p[0], sizeof(p[0]));
             memcpy(b->ds_t + r * ATTN_TILE + c, &ds[0], sizeof(ds[0]));
         } else {
-            vh p0 = v_to_bf16(p[0]);
-            vh p1 = v_to_bf16(p[1]);
-            vh d0 = v_to_bf16(ds[0]);
-            vh d1 = v_to_bf16(ds[1]);
-            vu pp = __builtin_convertvector(p0, vu) | __builtin_convertvector(p1, vu) << 16;
-            vu dd = __builtin_convertvector(d0, vu) | __builtin_convertvector(d1, vu) << 16;
-            memcpy(b->p_t + r / 2 * ATTN_TILE + c, &pp, sizeof(pp));
-            memcpy(b->ds_t + r / 2 * ATTN_TILE + c, &dd, sizeof(dd));
-            memcpy((uint16_t *)b->ds + r * ATTN_TILE + c, &d0, sizeof(d0));
-            memcpy((uint16_t *)b->ds + (r + 1) * ATTN_TILE + c, &d1, sizeof(d1));
+            struct v_rounded pr = v_round_rows(p[0], p[1]);
+            struct v_rounded dr = v_round_rows(ds[0], ds[1]);
+            memcpy(b->p_t + r / 2 * ATTN_TILE + c, &pr.pairs, sizeof(pr.pairs));
+            memcpy(b->ds_t + r / 2 * ATTN_TILE + c, &dr.pairs, sizeof(dr.pairs));
+            memcpy((uint16_t *)b->ds + r * ATTN_TILE + c, &dr.even, sizeof(dr.even));
+            memcpy((uint16_t *)b->ds + (r + 1) * ATTN_TILE + c, &dr.odd, sizeof(dr.odd));
         }
     }
 }
@@ -404,7 +427,7 @@ INL void attn_bwd_consts(const enum dtype at, const struct attn *x, int64_t item
             sum += n >= VL ? v_get(at, o.p, i) * v_get(at, d.p, i)
                            : v_get_n(at, o.p, i, n) * v_get_n(at, d.p, i, n);
         }
-        b->delta[t] = v_sum(sum);
+        b->delta[t] = v_sum(sum) * b->h.inner;
     }
 }
 

@@ -159,9 +159,33 @@ INL vf v_lanes(void)
 
 // ---- storage types ---------------------------------------------------------------------
 
+/* Lane by lane between 16 and 32 bits; the compiler alone goes through halves. */
+INL vu v_widen(vh h)
+{
+#if defined(ISA_AVX512)
+    __m256i half;
+    memcpy(&half, &h, sizeof(half));
+    return (vu)_mm512_cvtepu16_epi32(half);
+#else
+    return __builtin_convertvector(h, vu);
+#endif
+}
+
+INL vh v_narrow(vu u)
+{
+#if defined(ISA_AVX512)
+    __m256i half = _mm512_cvtepi32_epi16((__m512i)u);
+    vh r;
+    memcpy(&r, &half, sizeof(r));
+    return r;
+#else
+    return __builtin_convertvector(u, vh);
+#endif
+}
+
 INL vf v_from_bf16(vh h)
 {
-    return (vf)(__builtin_convertvector(h, vu) << 16);
+    return (vf)(v_widen(h) << 16);
 }
 
 /* To nearest even; a NaN stays one. */
@@ -177,8 +201,35 @@ INL vh v_to_bf16(vf x)
     vu rounded = u + 0x7fff + ((u >> 16) & 1);
     vi nan = (vi)(x != x);
     vu quiet = u | 0x400000;
-    return __builtin_convertvector(((rounded & ~(vu)nan) | (quiet & (vu)nan)) >> 16, vh);
+    return v_narrow(((rounded & ~(vu)nan) | (quiet & (vu)nan)) >> 16);
 #endif
+}
+
+/* Two rows rounded to bf16, each by itself and as pairs: even[i] in the low half of pairs[i]. */
+struct v_rounded {
+    vh even, odd;
+    vu pairs;
+};
+
+INL struct v_rounded v_round_rows(vf even, vf odd)
+{
+    struct v_rounded r;
+#if defined(ISA_BF16)
+    static const uint16_t order[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                       21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                       11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    __m512i both = (__m512i)_mm512_cvtne2ps_pbh(odd, even);
+    __m256i low = _mm512_castsi512_si256(both);
+    __m256i high = _mm512_extracti64x4_epi64(both, 1);
+    memcpy(&r.even, &low, sizeof(low));
+    memcpy(&r.odd, &high, sizeof(high));
+    r.pairs = (vu)_mm512_permutexvar_epi16(_mm512_loadu_si512(order), both);
+#else
+    r.even = v_to_bf16(even);
+    r.odd = v_to_bf16(odd);
+    r.pairs = v_widen(r.even) | v_widen(r.odd) << 16;
+#endif
+    return r;
 }
 
 /* VL elements of dtype at, from element i on. at is a constant wherever this is inlined. */

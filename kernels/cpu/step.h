@@ -36,7 +36,7 @@ KERNEL double sqnorm(const float *g, int64_t n)
 /* Half away from zero on the bit pattern, see backend.h. */
 INL void put_weight(uint16_t *copy, vf w)
 {
-    vh h = __builtin_convertvector(((vu)w + 0x8000) >> 16, vh);
+    vh h = v_narrow(((vu)w + 0x8000) >> 16);
     memcpy(copy, &h, sizeof(h));
 }
 

@@ -11,6 +11,7 @@
 #include "server/api_run.h"
 #include "server/api_sql.h"
 #include "server/hub.h"
+#include "server/idempotent.h"
 #include "server/plan.h"
 #include "server/server.h"
 
@@ -39,15 +40,18 @@ static const char SQL_GET[] =
     "    FROM checkpoint c WHERE (c.run_id, c.number) = (r.id, r.head))), r.state" RUN_FROM
     " LEFT JOIN checkpoint zero ON (zero.run_id, zero.number) = (r.id, 0)"
     " LEFT JOIN LATERAL (SELECT number, eval_loss FROM checkpoint"
-    "   WHERE run_id = r.id AND eval_loss IS NOT NULL ORDER BY eval_loss, number LIMIT 1) best ON true"
+    "   WHERE run_id = r.id AND eval_loss IS NOT NULL ORDER BY eval_loss, number LIMIT 1) best ON "
+    "true"
     " WHERE r.id = $1";
 
 static const char SQL_SPEC[] = "SELECT spec_text FROM run WHERE id = $1";
 
 static const char SQL_EXPERIMENTS[] =
     "SELECT json_build_object('name', experiment, 'runs', count(*),"
-    " 'updated_at', " TIME_SQL("max(updated_at)") ")"
-    " FROM run WHERE experiment <> '' GROUP BY experiment ORDER BY max(updated_at) DESC LIMIT 1000";
+    " 'updated_at', " TIME_SQL(
+        "max(updated_at)") ")"
+                           " FROM run WHERE experiment <> '' GROUP BY experiment ORDER BY "
+                           "max(updated_at) DESC LIMIT 1000";
 
 /*
  * A run of that id may be there already when a lost reply made us repeat: then it is ours. Another
@@ -191,7 +195,7 @@ static enum status store_run(struct request *rq, const char *id, const struct ru
     return db_query(rq->db, rq->arena, SQL_CREATE, 8, argv, &rows, e);
 }
 
-static enum status create_run(struct request *rq, struct response *rs, struct err *e)
+static enum status create_once(struct request *rq, struct response *rs, struct err *e)
 {
     struct run_spec spec;
     struct spec_problem problems[SPEC_PROBLEMS_MAX];
@@ -230,6 +234,11 @@ static enum status create_run(struct request *rq, struct response *rs, struct er
     return respond_run(rq, rs, 201, id, NULL, e);
 }
 
+static enum status create_run(struct request *rq, struct response *rs, struct err *e)
+{
+    return idempotent(create_once, rq, rs, e);
+}
+
 /* ---- pause, resume, stop ---- */
 
 static const struct run_action {
@@ -244,7 +253,7 @@ static const struct run_action {
     {"stop", "stopped", "{created,running,paused}", "run_stopped", "stopped"},
 };
 
-static enum status act_on_run(struct request *rq, struct response *rs, struct err *e)
+static enum status act_once(struct request *rq, struct response *rs, struct err *e)
 {
     static const char *const keys[] = {"action", NULL};
     const char *name = only_members(rq, rs, keys) ? want_member(rq, rs, "action") : NULL;
@@ -276,6 +285,11 @@ static enum status act_on_run(struct request *rq, struct response *rs, struct er
         hub_wake(rq->server->hub, "tasks");
     }
     return ST_OK;
+}
+
+static enum status act_on_run(struct request *rq, struct response *rs, struct err *e)
+{
+    return idempotent(act_once, rq, rs, e);
 }
 
 // clang-format off

@@ -32,7 +32,8 @@ VALUES ({id}, {name}, 'fixtures', {text}::jsonb, {text}, sha256(convert_to({text
 
 def put_blob(server, content):
     digest = sha256(content)
-    folder = os.path.join(server.dir, "data", "blobs", digest[:2], digest[2:4])
+    store = os.path.join(server.dir, "data", "store")
+    folder = os.path.join(store, "blobs", digest[:2], digest[2:4])
     os.makedirs(folder, exist_ok=True)
     with open(os.path.join(folder, digest), "wb") as f:
         f.write(content)

@@ -22,11 +22,11 @@ def test_me_says_who_asks(server):
 
 def test_runs_are_listed_newest_first_and_filtered(server):
     runs = items(server.get("/api/v1/runs"))
-    assert [r["name"] for r in runs] == ["fixture-b", "fixture-a"]
+    assert [r["name"] for r in runs][-2:] == ["fixture-b", "fixture-a"]
     assert [r["name"] for r in items(server.get("/api/v1/runs?state=finished"))] == ["fixture-a"]
     assert [r["name"] for r in items(server.get("/api/v1/runs?q=E-B"))] == ["fixture-b"]
     assert items(server.get("/api/v1/runs?q=%25")) == []  # not a pattern
-    run = runs[1]
+    run = runs[-1]
     assert run["round"] == 2 and run["tokens"] == 2048 and run["upload_bytes"] == 6000 and run["download_bytes"] == 8000
     assert run["eval_loss"] == 4.0 and abs(run["eval_ppl"] - math.exp(4)) < 1e-9
 
@@ -217,6 +217,27 @@ def test_a_run_is_planned_created_paused_and_stopped(server):
     assert late.status == 409 and "stopped" in late.json()["detail"]
     kinds = [e["kind"] for e in items(server.get(url + "/events?after=0-0"))]
     assert kinds[0] == "run_created" and kinds.count("run_stopped") == 1
+
+
+def test_a_key_makes_a_repeated_change_harmless(server):
+    spec = dict(SPEC, name="made-once")
+    key = {"Idempotency-Key": "5a1c-1"}
+    first = server.post("/api/v1/runs", spec, headers=key)
+    assert first.status == 201
+    again = server.post("/api/v1/runs", spec, headers=key)
+    assert (again.status, again.body, again.header("Location")) == (201, first.body, first.header("Location"))
+    other = server.post("/api/v1/runs", dict(spec, seed=1), headers=key)
+    assert other.status == 422 and other.json()["code"] == "KEY_REUSED"
+    taken = {"Idempotency-Key": "5a1c-2"}
+    assert server.post("/api/v1/runs", spec, headers=taken).status == 409  # refused: the key stays free
+    assert server.post("/api/v1/runs", dict(spec, name="made-twice"), headers=taken).status == 201
+    url = first.header("Location") + "/actions"
+    stop = server.post(url, {"action": "stop"}, headers={"Idempotency-Key": "5a1c-3"})
+    assert stop.status == 200 and server.post(url, {"action": "stop"}, headers={"Idempotency-Key": "5a1c-3"}).body == stop.body
+    for bad in ("", "a b", "x" * 129):
+        assert server.post("/api/v1/runs", spec, headers={"Idempotency-Key": bad}).status == 400, bad
+    for run in items(server.get("/api/v1/runs?q=made-twice")):
+        server.post("/api/v1/runs/%s/actions" % run["id"], {"action": "stop"})
 
 
 def test_a_paused_run_is_resumed_and_paused(server):

@@ -3,8 +3,10 @@
 import hashlib
 import json
 import math
+import random
 import socket
 import struct
+import threading
 
 from kit import psql, until
 from silo_client import BOUNDARY, PROTOCOL, Silo, code, spec
@@ -523,6 +525,48 @@ def test_an_upload_survives_a_restart_of_the_server(server):
     no_violations()
 
 
+def test_killing_the_server_loses_and_doubles_nothing(server):
+    """Three silos that never give up, a server that is killed at random moments; same weights as undisturbed."""
+    weights = []
+    for kills in (0, 8):
+        other_runs_off(server)
+        psql("UPDATE silo SET seen_at = clock_timestamp() - interval '1 hour', gone = true")
+        silos = [Silo(server, "steady-%d-%d" % (kills, i)) for i in range(3)]
+        stop, acked = threading.Event(), []
+        threads = [threading.Thread(target=s.persist, args=(stop, acked, 2.0 ** -(10 + i)))
+                   for i, s in enumerate(silos)]
+        for s in silos:
+            assert s.hello().status == 200
+        run = server.post("/api/v1/runs", dict(spec("steady-%d" % kills, rounds=4, silos_per_round=3, min_silos=3),
+                                               seed=17)).json()["id"]
+        for t in threads:
+            t.start()
+        try:
+            draw = random.Random(kills)
+            for _ in range(kills):
+                stop.wait(draw.uniform(0.02, 0.3))
+                server.process.kill()
+                server.process.wait()
+                server.start()
+
+            def over():
+                answer = server.get("/api/v1/runs/" + run, check=False)
+                return answer.status == 200 and answer.json()["state"] == "finished"
+            until("the run to finish", over, 90)
+        finally:
+            stop.set()
+            for t in threads:
+                t.join(30)
+        rows = psql("SELECT u.upload_id FROM update u JOIN task t ON t.id = u.task_id"
+                    " WHERE t.run_id = '%s' AND u.state = 'accepted'" % run)
+        assert len(rows) == 12, rows
+        assert set(acked) <= {r[0] for r in rows}, "an acknowledged update is gone"
+        weights.append(psql("SELECT encode(weights_digest, 'hex') FROM checkpoint WHERE run_id = '%s'"
+                            " ORDER BY number" % run))
+        no_violations()
+    assert weights[0] == weights[1], "killed and undisturbed runs differ"
+
+
 # ---- downloads ----
 
 def test_a_base_is_downloaded_in_ranges(server):
@@ -568,7 +612,6 @@ def test_a_poll_waits_and_is_woken(server):
     other_runs_off(server)
     silo = Silo(server, fresh_name("silo"))
     assert silo.hello().status == 200
-    import threading
     got = []
     t = threading.Thread(target=lambda: got.append(silo.claim(20)))
     t.start()

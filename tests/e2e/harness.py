@@ -1,5 +1,6 @@
 """The real programs on free ports in a throwaway folder: one server, some silos, killed and restarted at will."""
 
+import glob
 import json
 import os
 import shutil
@@ -185,8 +186,8 @@ class World:
             return run if run["state"] == "finished" else None
         return until("run %s to finish" % run_id, finished, timeout_s)
 
-    def wait_training(self, run_id, number, name, timeout_s=90.0):
-        """Wait until that silo is in the middle of its local steps of that round."""
+    def wait_snapshot(self, run_id, number, name, timeout_s=120.0):
+        """Wait until that silo is in mid-round: training, with a snapshot of that round on its disk."""
         def training():
             try:
                 round_ = self.get("/api/v1/runs/%s/rounds/%d" % (run_id, number))
@@ -198,6 +199,10 @@ class World:
                 if task["silo_name"] == name and task["kind"] == "train":
                     if task["state"] == "done":
                         raise AssertionError("round %d of %s was over before it could be disturbed" % (number, name))
-                    return task["state"] == "leased" and 0 < (task["step"] or 0) < task["steps"]
+                    return task["state"] == "leased" and glob.glob(self.path(name, "runs", run_id, "snap-*.json"))
             return None
-        until("%s to train in round %d" % (name, number), training, timeout_s)
+        until("%s to be in the middle of round %d" % (name, number), training, timeout_s)
+
+    def log_of(self, name):
+        with open(self.path(name + ".log"), errors="replace") as f:
+            return f.read()

@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 
-from harness import ROOT, World
+from harness import ROOT, World, until
 
 SILOS = {"alder": "*/*.c", "birch": "*/*.h", "cedar": "docs/*"}
 ROUNDS = 3
@@ -18,9 +18,9 @@ ROUNDS = 3
 SPEC = {
     "name": "loop",
     "seed": 7,
-    "model": {"d_model": 32, "n_heads": 2, "n_layers": 2, "vocab_size": 320, "seq_len": 64,
+    "model": {"d_model": 64, "n_heads": 2, "n_layers": 3, "vocab_size": 320, "seq_len": 128,
               "position": "learned", "bias": True},
-    "federation": {"rounds": ROUNDS, "silos_per_round": 3, "min_silos": 3, "local_steps": 150},
+    "federation": {"rounds": ROUNDS, "silos_per_round": 3, "min_silos": 3, "local_steps": 240},
     "inner": {"optimizer": "adamw", "lr": 3e-3, "batch": 8, "warmup": 20},
     "eval": {"every": 1, "windows": 8},
 }
@@ -50,7 +50,6 @@ def final(world, run_id):
     run = world.wait_finished(run_id)
     assert run["round"] == ROUNDS, run["round"]
     head = run["head_checkpoint"]
-    world.tool("--version")
     return run, head["sha256"]
 
 
@@ -67,9 +66,10 @@ def undisturbed(build, results):
 def a_silo_killed_in_mid_round_changes_nothing(build, results):
     world, run_id = begin(build)
     with world:
-        world.wait_training(run_id, 2, "birch")
+        world.wait_snapshot(run_id, 2, "birch")
         world.kill("birch")
         world.start("birch")
+        until("birch to go on from its snapshot", lambda: "goes on from step" in world.log_of("birch"))
         _, digest = final(world, run_id)
         assert digest == results["digest"], (digest, results["digest"])
 
@@ -77,7 +77,7 @@ def a_silo_killed_in_mid_round_changes_nothing(build, results):
 def the_server_killed_in_mid_round_changes_nothing(build, results):
     world, run_id = begin(build)
     with world:
-        world.wait_training(run_id, 2, "cedar")
+        world.wait_snapshot(run_id, 2, "cedar")
         world.kill_server()
         begin_s = time.monotonic()
         world.start_server()
@@ -89,7 +89,7 @@ def the_server_killed_in_mid_round_changes_nothing(build, results):
 def everything_killed_at_once_changes_nothing(build, results):
     world, run_id = begin(build)
     with world:
-        world.wait_training(run_id, 2, "alder")
+        world.wait_snapshot(run_id, 2, "alder")
         for name in SILOS:
             world.kill(name)
         world.kill_server()

@@ -4,24 +4,11 @@
 #include <math.h>
 
 #include "common/json.h"
+#include "common/memory_plan.h"
 #include "server/checkpoint.h"
 
 /* A silo's name of average length: the header is padded to 8 bytes, so it hardly matters. */
 static const char SOME_SILO[] = "silo-name";
-
-/*
- * fp32 weights, gradients and two moments and the bf16 working copy: 18 bytes a parameter. For one
- * sequence, the activations kept for the backward pass: per layer about 34 d + 5 heads T bytes a
- * token in bf16 (Korthikanti et al. 2022), here without the attention matrix, which is recomputed;
- * and the logits of the sequence, in bf16 and fp32.
- */
-static int64_t silo_memory_bytes(const struct model_spec *m, int64_t params)
-{
-    int64_t tokens = m->seq_len;
-    int64_t layers = (int64_t)34 * m->d_model * m->n_layers * tokens;
-    int64_t logits = (int64_t)6 * m->vocab_size * tokens;
-    return 18 * params + layers + logits;
-}
 
 static void warn(struct buf *b, const struct run_spec *s, struct arena *a)
 {
@@ -66,7 +53,8 @@ void plan_print(struct buf *b, struct arena *a, const struct run_spec *s)
     jw_int(b, "download_bytes_per_round", checkpoint * seats);
     jw_int(b, "tokens_per_round", tokens);
     jw_int(b, "tokens", tokens * s->federation.rounds);
-    jw_int(b, "silo_memory_bytes", silo_memory_bytes(&s->model, params));
+    jw_int(b, "silo_memory_bytes",
+           memory_plan_silo(&s->model, s->inner.batch, s->inner.micro_batch));
     jw_array(b, "warnings");
     warn(b, s, a);
     jw_end_array(b);

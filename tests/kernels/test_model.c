@@ -209,6 +209,25 @@ static void gradients_are_the_slopes_of_the_loss_under_every_switch(void)
     }
 }
 
+static void losses_are_those_of_a_second_writing_of_the_model(void)
+{
+    // Printed by golden.py beside this file. With gradients held to slopes, a loss that agrees
+    // under every switch leaves no freedom in the architecture.
+    static const double want[4] = {
+        4.937819171441694,
+        5.442963981697939,
+        4.845844439235887,
+        5.162563391018177,
+    };
+    for (int switches = 0; switches < 4; switches++) {
+        struct model_spec spec = tiny_spec(switches);
+        struct model_config c = config(&spec, DTYPE_F64);
+        struct fixture f = fixture_on(tiny_backend("ref", DTYPE_F64), &c);
+        CHECK_NEAR(eval_loss(&f), want[switches], 1e-13);
+        fixture_end(&f);
+    }
+}
+
 /* ---- the engines against the oracle ---- */
 
 static void compare_grads(const struct param_table *t, const float *got, const float *want,
@@ -483,6 +502,7 @@ int main(void)
     RUN(what_cannot_be_opened_is_refused_with_a_reason);
     RUN(memory_that_is_refused_anywhere_leaves_nothing_behind);
     RUN(gradients_are_the_slopes_of_the_loss_under_every_switch);
+    RUN(losses_are_those_of_a_second_writing_of_the_model);
     on_every_engine(on_this_engine);
     return check_end();
 }

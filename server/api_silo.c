@@ -3,34 +3,25 @@
 #include <inttypes.h>
 #include <math.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "common/clock.h"
 #include "common/id.h"
 #include "common/limits.h"
 #include "common/log.h"
 #include "common/version.h"
-#include "server/accept.h"
 #include "server/api.h"
 #include "server/auth.h"
 #include "server/checkpoint.h"
 #include "server/db_silo.h"
-#include "server/db_upload.h"
 #include "server/hub.h"
 #include "server/server.h"
-#include "server/upload_file.h"
 
 enum {
-    CHUNK_BYTES = 8 * 1024 * 1024,
     AGENT_MAX = 80,
     TEXT_MAX = 120,
     DETAIL_MAX = 500,
     METRIC_NAME_MAX = 40,
-    FINISH_WAIT_S = 15, // well below what a client waits for an answer
 };
-
-/* Room that uploads may not take: PostgreSQL may live on the same disk. */
-static const int64_t DISK_FLOOR = 128 * 1024 * 1024;
 
 /* ---- refusals ---- */
 
@@ -91,8 +82,8 @@ enum status respond_disk_full(struct request *rq, struct response *rs)
 /* ---- reading requests ---- */
 
 /* A member that must be a whole number; false: rs is a 422. */
-static bool want_int(struct request *rq, struct response *rs, const char *key, int64_t min,
-                     int64_t max, int64_t *out)
+bool silo_want_int(struct request *rq, struct response *rs, const char *key, int64_t min,
+                   int64_t max, int64_t *out)
 {
     struct err e = {0};
     if (json_want_int(rq->json, key, min, max, out, &e) == ST_OK) {
@@ -103,8 +94,8 @@ static bool want_int(struct request *rq, struct response *rs, const char *key, i
 }
 
 /* A number that may be absent or null, which gives NAN. */
-static bool optional_number(struct request *rq, struct response *rs, const struct json *o,
-                            const char *key, double min, double *out)
+bool silo_number(struct request *rq, struct response *rs, const struct json *o, const char *key,
+                 double min, double *out)
 {
     const struct json *v = json_get(o, key);
     *out = NAN;
@@ -121,8 +112,8 @@ static bool optional_number(struct request *rq, struct response *rs, const struc
 }
 
 /* A short string; "" when it may be absent and is. NULL: rs is a 422. */
-static const char *short_text(struct request *rq, struct response *rs, const char *key, size_t max,
-                              bool required)
+const char *silo_text(struct request *rq, struct response *rs, const char *key, size_t max,
+                      bool required)
 {
     const struct json *v = json_get(rq->json, key);
     if (!required && (!v || json_kind(v) == JSON_NULL)) {
@@ -136,7 +127,7 @@ static const char *short_text(struct request *rq, struct response *rs, const cha
     return text;
 }
 
-static bool path_id(struct request *rq, struct response *rs, char prefix, const char *what)
+bool silo_path_id(struct request *rq, struct response *rs, char prefix, const char *what)
 {
     if (id_valid(prefix, rq->params[0])) {
         return true;
@@ -153,7 +144,7 @@ static enum status join(struct request *rq, struct response *rs, struct err *e)
     if (!silo_protocol(rq, rs) || !only_members(rq, rs, keys)) {
         return ST_OK;
     }
-    const char *name = short_text(rq, rs, "name", 63, true);
+    const char *name = silo_text(rq, rs, "name", 63, true);
     if (!name) {
         return ST_OK;
     }
@@ -199,14 +190,14 @@ static bool read_hello(struct request *rq, struct response *rs, struct silo_hell
         "train_tokens", "heldout_tokens", NULL};
     *h = (struct silo_hello){0};
     return only_members(rq, rs, keys) &&
-           (h->agent = short_text(rq, rs, "agent", AGENT_MAX, true)) != NULL &&
-           (h->version = short_text(rq, rs, "version", TEXT_MAX, true)) != NULL &&
-           (h->device = short_text(rq, rs, "device", TEXT_MAX, true)) != NULL &&
-           (h->tokenizer_sha256 = short_text(rq, rs, "tokenizer_sha256", DIGEST_HEX, false)) !=
+           (h->agent = silo_text(rq, rs, "agent", AGENT_MAX, true)) != NULL &&
+           (h->version = silo_text(rq, rs, "version", TEXT_MAX, true)) != NULL &&
+           (h->device = silo_text(rq, rs, "device", TEXT_MAX, true)) != NULL &&
+           (h->tokenizer_sha256 = silo_text(rq, rs, "tokenizer_sha256", DIGEST_HEX, false)) !=
                NULL &&
-           optional_number(rq, rs, rq->json, "tokens_per_s", 0.0, &h->tokens_per_s) &&
-           want_int(rq, rs, "train_tokens", 0, INT64_MAX, &h->train_tokens) &&
-           want_int(rq, rs, "heldout_tokens", 0, INT64_MAX, &h->heldout_tokens);
+           silo_number(rq, rs, rq->json, "tokens_per_s", 0.0, &h->tokens_per_s) &&
+           silo_want_int(rq, rs, "train_tokens", 0, INT64_MAX, &h->train_tokens) &&
+           silo_want_int(rq, rs, "heldout_tokens", 0, INT64_MAX, &h->heldout_tokens);
 }
 
 static enum status hello(struct request *rq, struct response *rs, struct err *e)
@@ -241,9 +232,7 @@ static int64_t silo_ordinal(const char *name)
     return (int64_t)(h & 0x7fffffffU);
 }
 
-/* A stored spec; what was once accepted parses again. */
-static enum status parse_spec(struct run_spec *out, struct arena *a, const char *text,
-                              struct err *e)
+enum status silo_parse_spec(struct run_spec *out, struct arena *a, const char *text, struct err *e)
 {
     const struct json *doc = NULL;
     struct spec_problem problems[SPEC_PROBLEMS_MAX];
@@ -263,7 +252,7 @@ static void print_plan(struct buf *b, const struct task *t, const struct run_spe
         jw_int(b, "local_steps", spec->federation.local_steps);
         jw_str(b, "codec", "f32");
         jw_int(b, "update_bytes", checkpoint_update_bytes(spec, silo_name));
-        jw_int(b, "chunk_bytes", CHUNK_BYTES);
+        jw_int(b, "chunk_bytes", SILO_CHUNK_BYTES);
         jw_int(b, "silo_ordinal", silo_ordinal(silo_name));
     }
     jw_end_object(b);
@@ -273,7 +262,7 @@ static enum status respond_task(struct request *rq, struct response *rs, const s
                                 struct err *e)
 {
     struct run_spec spec;
-    TRY(parse_spec(&spec, rq->arena, t->spec_text, e));
+    TRY(silo_parse_spec(&spec, rq->arena, t->spec_text, e));
     char hex[DIGEST_HEX + 1];
     digest_hex(&t->base_sha256, hex);
     struct buf b;
@@ -315,8 +304,8 @@ static struct poll *start_poll(struct request *rq, struct response *rs)
     double wait = 0.0;
     const char *agent = NULL;
     if (!silo_protocol(rq, rs) || !only_members(rq, rs, keys) ||
-        !(agent = short_text(rq, rs, "agent", AGENT_MAX, true)) ||
-        !optional_number(rq, rs, rq->json, "wait_s", 0.0, &wait)) {
+        !(agent = silo_text(rq, rs, "agent", AGENT_MAX, true)) ||
+        !silo_number(rq, rs, rq->json, "wait_s", 0.0, &wait)) {
         return NULL;
     }
     struct poll *p = arena_alloc(rq->arena, sizeof(*p));
@@ -364,13 +353,13 @@ static enum status heartbeat(struct request *rq, struct response *rs, struct err
     static const char *const keys[] = {"epoch", "step", "phase", "tokens_per_s", NULL};
     static const char *const phases[] = {"download", "train", "encode", "upload", "evaluate", NULL};
     struct heartbeat hb = {0};
-    if (!silo_protocol(rq, rs) || !path_id(rq, rs, 't', "task") || !only_members(rq, rs, keys) ||
-        !want_int(rq, rs, "epoch", 0, INT64_MAX, &hb.epoch) ||
-        !want_int(rq, rs, "step", 0, LIMIT_STEPS, &hb.step) ||
-        !optional_number(rq, rs, rq->json, "tokens_per_s", 0.0, &hb.tokens_per_s)) {
+    if (!silo_protocol(rq, rs) || !silo_path_id(rq, rs, 't', "task") ||
+        !only_members(rq, rs, keys) || !silo_want_int(rq, rs, "epoch", 0, INT64_MAX, &hb.epoch) ||
+        !silo_want_int(rq, rs, "step", 0, LIMIT_STEPS, &hb.step) ||
+        !silo_number(rq, rs, rq->json, "tokens_per_s", 0.0, &hb.tokens_per_s)) {
         return ST_OK;
     }
-    const char *phase = short_text(rq, rs, "phase", 16, false);
+    const char *phase = silo_text(rq, rs, "phase", 16, false);
     if (!phase) {
         return ST_OK;
     }
@@ -417,7 +406,7 @@ static bool read_points(struct request *rq, struct response *rs, const struct js
             (void)bad_member(rq, rs, at, e.msg[0] ? e.msg : "is no point of a curve");
             return false;
         }
-        if (!optional_number(rq, rs, p, "value", -INFINITY, &m.value)) {
+        if (!silo_number(rq, rs, p, "value", -INFINITY, &m.value)) {
             return false;
         }
         if (isfinite(m.value)) {
@@ -431,8 +420,8 @@ static enum status metrics(struct request *rq, struct response *rs, struct err *
 {
     static const char *const keys[] = {"epoch", "points", NULL};
     int64_t epoch = 0;
-    if (!silo_protocol(rq, rs) || !path_id(rq, rs, 't', "task") || !only_members(rq, rs, keys) ||
-        !want_int(rq, rs, "epoch", 0, INT64_MAX, &epoch)) {
+    if (!silo_protocol(rq, rs) || !silo_path_id(rq, rs, 't', "task") ||
+        !only_members(rq, rs, keys) || !silo_want_int(rq, rs, "epoch", 0, INT64_MAX, &epoch)) {
         return ST_OK;
     }
     const struct json *list = json_get(rq->json, "points");
@@ -459,7 +448,7 @@ static enum status metrics(struct request *rq, struct response *rs, struct err *
     return ST_OK;
 }
 
-static void wake_run(struct request *rq, const char *run_id)
+void silo_wake_run(struct request *rq, const char *run_id)
 {
     hub_wake(rq->server->hub, arena_fmt(rq->arena, "run:%s", run_id));
 }
@@ -470,13 +459,13 @@ static enum status result(struct request *rq, struct response *rs, struct err *e
                                        "seconds", "download_s", NULL};
     struct eval_result r = {0};
     int64_t epoch = 0;
-    if (!silo_protocol(rq, rs) || !path_id(rq, rs, 't', "task") || !only_members(rq, rs, keys) ||
-        !want_int(rq, rs, "epoch", 0, INT64_MAX, &epoch) ||
-        !optional_number(rq, rs, rq->json, "nll", 0.0, &r.nll) ||
-        !want_int(rq, rs, "tokens", 1, INT64_MAX, &r.tokens) ||
-        !want_int(rq, rs, "bytes", 0, INT64_MAX, &r.bytes) ||
-        !optional_number(rq, rs, rq->json, "seconds", 0.0, &r.seconds) ||
-        !optional_number(rq, rs, rq->json, "download_s", 0.0, &r.download_s)) {
+    if (!silo_protocol(rq, rs) || !silo_path_id(rq, rs, 't', "task") ||
+        !only_members(rq, rs, keys) || !silo_want_int(rq, rs, "epoch", 0, INT64_MAX, &epoch) ||
+        !silo_number(rq, rs, rq->json, "nll", 0.0, &r.nll) ||
+        !silo_want_int(rq, rs, "tokens", 1, INT64_MAX, &r.tokens) ||
+        !silo_want_int(rq, rs, "bytes", 0, INT64_MAX, &r.bytes) ||
+        !silo_number(rq, rs, rq->json, "seconds", 0.0, &r.seconds) ||
+        !silo_number(rq, rs, rq->json, "download_s", 0.0, &r.download_s)) {
         return ST_OK;
     }
     if (isnan(r.nll)) {
@@ -488,7 +477,7 @@ static enum status result(struct request *rq, struct response *rs, struct err *e
     if (no.code) {
         return respond_refusal(rq, rs, &no);
     }
-    wake_run(rq, run_id);
+    silo_wake_run(rq, run_id);
     respond_json(rq, rs, 200, "{\"counted\":true}");
     return ST_OK;
 }
@@ -499,12 +488,12 @@ static enum status release(struct request *rq, struct response *rs, struct err *
     static const char *const codes[] = {"oom",       "disk_full", "bad_data", "diverged",
                                         "transient", "shutdown",  NULL};
     int64_t epoch = 0;
-    if (!silo_protocol(rq, rs) || !path_id(rq, rs, 't', "task") || !only_members(rq, rs, keys) ||
-        !want_int(rq, rs, "epoch", 0, INT64_MAX, &epoch)) {
+    if (!silo_protocol(rq, rs) || !silo_path_id(rq, rs, 't', "task") ||
+        !only_members(rq, rs, keys) || !silo_want_int(rq, rs, "epoch", 0, INT64_MAX, &epoch)) {
         return ST_OK;
     }
-    const char *code = short_text(rq, rs, "code", 32, true);
-    const char *detail = code ? short_text(rq, rs, "detail", DETAIL_MAX, false) : NULL;
+    const char *code = silo_text(rq, rs, "code", 32, true);
+    const char *detail = code ? silo_text(rq, rs, "detail", DETAIL_MAX, false) : NULL;
     if (!detail) {
         return ST_OK;
     }
@@ -522,249 +511,6 @@ static enum status release(struct request *rq, struct response *rs, struct err *
     return ST_OK;
 }
 
-/* ---- uploads ---- */
-
-static bool read_timings(struct request *rq, struct response *rs, struct upload_wanted *w)
-{
-    static const char *const keys[] = {"download_s", "train_s", "encode_s", NULL};
-    const struct json *t = json_get(rq->json, "timings");
-    w->download_s = w->train_s = w->encode_s = NAN;
-    if (!t || json_kind(t) == JSON_NULL) {
-        return true;
-    }
-    struct err e = {0};
-    if (json_kind(t) != JSON_OBJECT || json_only(t, keys, &e)) {
-        (void)bad_member(rq, rs, "/timings", e.msg[0] ? e.msg : "must be an object");
-        return false;
-    }
-    return optional_number(rq, rs, t, "download_s", 0.0, &w->download_s) &&
-           optional_number(rq, rs, t, "train_s", 0.0, &w->train_s) &&
-           optional_number(rq, rs, t, "encode_s", 0.0, &w->encode_s);
-}
-
-static bool read_wanted(struct request *rq, struct response *rs, struct upload_wanted *w)
-{
-    static const char *const keys[] = {"task",   "epoch", "sha256",     "bytes",   "codec",
-                                       "tokens", "steps", "train_loss", "timings", NULL};
-    *w = (struct upload_wanted){0};
-    const char *sha256 = NULL;
-    const char *codec = NULL;
-    if (!only_members(rq, rs, keys) || !(w->task_id = want_member(rq, rs, "task")) ||
-        !(sha256 = want_member(rq, rs, "sha256")) || !(codec = want_member(rq, rs, "codec")) ||
-        !want_int(rq, rs, "epoch", 0, INT64_MAX, &w->epoch) ||
-        !want_int(rq, rs, "bytes", 1, LIMIT_BLOB, &w->bytes) ||
-        !want_int(rq, rs, "tokens", 1, INT64_MAX, &w->tokens) ||
-        !want_int(rq, rs, "steps", 1, LIMIT_STEPS, &w->steps) ||
-        !optional_number(rq, rs, rq->json, "train_loss", -INFINITY, &w->train_loss) ||
-        !read_timings(rq, rs, w)) {
-        return false;
-    }
-    if (!id_valid('t', w->task_id)) {
-        (void)not_found(rq, rs, "task");
-    } else if (digest_parse(&w->sha256, sha256, NULL)) {
-        (void)bad_member(rq, rs, "/sha256", "must be 64 lower-case hex digits");
-    } else if (strcmp(codec, "f32") != 0) {
-        (void)bad_member(rq, rs, "/codec", "must be 'f32', as the plan says");
-    } else {
-        return true;
-    }
-    return false;
-}
-
-static const char *upload_json(struct request *rq, const struct upload *u)
-{
-    return arena_fmt(
-        rq->arena, "{\"upload\":\"%s\",\"offset\":%" PRId64 ",\"chunk_bytes\":%d,\"state\":\"%s\"}",
-        u->id, u->received, CHUNK_BYTES, u->state);
-}
-
-/* Planned and free? False: rs says why not. */
-static enum status may_create(struct request *rq, struct response *rs,
-                              const struct upload_wanted *w, bool *may, struct err *e)
-{
-    const char *spec_text = NULL;
-    const char *silo_name = NULL;
-    struct run_spec spec;
-    *may = false;
-    enum status st =
-        db_upload_plan(rq->db, rq->arena, w->task_id, rq->who.silo_id, &spec_text, &silo_name, e);
-    if (st == ST_NOT_FOUND) {
-        return not_found(rq, rs, "training task");
-    }
-    TRY(st);
-    TRY(parse_spec(&spec, rq->arena, spec_text, e));
-    int64_t planned = checkpoint_update_bytes(&spec, silo_name);
-    if (w->bytes != planned) {
-        struct refusal no;
-        refuse(&no, 413, "NOT_THE_PLANNED_SIZE",
-               "the update has %" PRId64 " bytes, the plan says %" PRId64, w->bytes, planned);
-        return respond_refusal(rq, rs, &no);
-    }
-    *may = true;
-    return ST_OK;
-}
-
-/*
- * The upload's file, made when it is not there. *lost: some of it was durable once and is gone, so
- * the upload cannot go on.
- */
-static enum status ensure_file(struct server *s, const struct upload *u, bool *lost, struct err *e)
-{
-    int fd = -1;
-    *lost = false;
-    enum status st = blob_tmp_open(s->blobs, u->id, &fd, e);
-    if (st == ST_NOT_FOUND && u->received > 0) {
-        *lost = true;
-        return ST_OK;
-    }
-    if (st == ST_NOT_FOUND) {
-        if (blob_free_bytes(s->blobs) - u->bytes < DISK_FLOOR) {
-            return err_set(e, ST_LIMIT, "the disk is nearly full");
-        }
-        st = blob_tmp_create(s->blobs, u->id, u->bytes, &fd, e);
-        if (st == ST_CONFLICT) {
-            return ST_OK; // a request beside this one was faster
-        }
-    }
-    if (fd >= 0) {
-        (void)close(fd);
-    }
-    return st;
-}
-
-static enum status create(struct request *rq, struct response *rs, struct err *e)
-{
-    struct upload_wanted w;
-    bool may = false;
-    if (!silo_protocol(rq, rs) || !read_wanted(rq, rs, &w)) {
-        return ST_OK;
-    }
-    TRY(may_create(rq, rs, &w, &may, e));
-    if (!may) {
-        return ST_OK;
-    }
-    for (int tries = 0; tries < 2; tries++) {
-        struct upload u;
-        struct refusal no = {0};
-        char dropped[ID_LEN + 1];
-        bool fresh = false;
-        bool lost = false;
-        TRY(db_upload_create(rq->db, rq->who.silo_id, &w, &u, &fresh, dropped, &no, e));
-        if (no.code) {
-            return respond_refusal(rq, rs, &no);
-        }
-        if (dropped[0]) {
-            upload_file_forget(dropped);
-            blob_tmp_remove(rq->server->blobs, dropped);
-        }
-        enum status st = ST_OK;
-        if (strcmp(u.state, "open") == 0) {
-            st = ensure_file(rq->server, &u, &lost, e);
-        }
-        if (st == ST_LIMIT) {
-            TRY(db_upload_expire(rq->db, u.id, e));
-            return respond_disk_full(rq, rs);
-        }
-        TRY(st);
-        if (!lost) {
-            respond_json(rq, rs, fresh ? 201 : 200, upload_json(rq, &u));
-            return ST_OK;
-        }
-        TRY(db_upload_expire(rq->db, u.id, e));
-    }
-    return err_set(e, ST_RETRY, "the upload was lost twice");
-}
-
-static enum status get_upload(struct request *rq, struct response *rs, struct err *e)
-{
-    struct upload u;
-    if (!silo_protocol(rq, rs) || !path_id(rq, rs, 'u', "upload")) {
-        return ST_OK;
-    }
-    enum status st = db_upload_get(rq->db, rq->params[0], rq->who.silo_id, &u, e);
-    if (st == ST_NOT_FOUND) {
-        return not_found(rq, rs, "upload");
-    }
-    TRY(st);
-    struct buf b;
-    buf_init(&b, 4096);
-    jw_object(&b, NULL);
-    jw_str(&b, "upload", u.id);
-    jw_str(&b, "state", u.state);
-    jw_int(&b, "offset", u.received);
-    jw_int(&b, "bytes", u.bytes);
-    if (strcmp(u.state, "accepted") == 0) {
-        jw_raw(&b, "outcome", "{\"accepted\":true}");
-    } else if (strcmp(u.state, "refused") == 0) {
-        jw_object(&b, "outcome");
-        jw_bool(&b, "accepted", false);
-        jw_str(&b, "code", u.code);
-        jw_str(&b, "detail", u.detail);
-        jw_end_object(&b);
-    } else {
-        jw_null(&b, "outcome");
-    }
-    jw_end_object(&b);
-    respond_buf(rq, rs, 200, &b);
-    return ST_OK;
-}
-
-/* What a finish keeps while a large file is being read. */
-struct finishing {
-    int64_t epoch;
-    double upload_s;
-    double until_s;
-};
-
-static struct finishing *start_finish(struct request *rq, struct response *rs)
-{
-    static const char *const keys[] = {"epoch", "upload_s", NULL};
-    struct finishing *f = arena_alloc(rq->arena, sizeof(*f));
-    if (!silo_protocol(rq, rs) || !path_id(rq, rs, 'u', "upload") || !only_members(rq, rs, keys) ||
-        !want_int(rq, rs, "epoch", 0, INT64_MAX, &f->epoch) ||
-        !optional_number(rq, rs, rq->json, "upload_s", 0.0, &f->upload_s)) {
-        return NULL;
-    }
-    f->until_s = clock_mono_s() + FINISH_WAIT_S;
-    return f;
-}
-
-static enum status finish(struct request *rq, struct response *rs, struct err *e)
-{
-    struct upload u;
-    if (!rq->state && !(rq->state = start_finish(rq, rs))) {
-        return ST_OK;
-    }
-    const struct finishing *f = rq->state;
-    enum status st = db_upload_get(rq->db, rq->params[0], rq->who.silo_id, &u, e);
-    if (st == ST_NOT_FOUND) {
-        return not_found(rq, rs, "upload");
-    }
-    TRY(st);
-    struct refusal no = {0};
-    bool pending = false;
-    TRY(accept_upload(rq->server, rq->db, &u, rq->who.silo_id, f->epoch, f->upload_s, &pending, &no,
-                      e));
-    if (no.code) {
-        return respond_refusal(rq, rs, &no);
-    }
-    if (pending && !rq->expired && clock_mono_s() < f->until_s) {
-        response_park(rs, "uploads", f->until_s); // looked at again each second
-        return ST_OK;
-    }
-    if (pending) {
-        respond_json(rq, rs, 202, "{\"accepted\":null}");
-        response_header(rs, "Retry-After", "1");
-        return ST_OK;
-    }
-    wake_run(rq, u.run_id);
-    log_info("update accepted run=%s round=%" PRId32 " silo=%s bytes=%" PRId64, u.run_id, u.number,
-             rq->who.name, u.bytes);
-    respond_json(rq, rs, 200,
-                 arena_fmt(rq->arena, "{\"accepted\":true,\"round\":%" PRId32 "}", u.number));
-    return ST_OK;
-}
-
 // clang-format off
 const struct route routes_silo[] = {
     {"POST", "/silo/v1/join",                    1U << ROLE_JOIN, LISTENER_CONTROL, LIMIT_CONTROL_BODY, join, NULL},
@@ -774,9 +520,9 @@ const struct route routes_silo[] = {
     {"POST", "/silo/v1/tasks/{task}/metrics",    ROLES_SILO, LISTENER_CONTROL, LIMIT_METRICS_BODY, metrics, NULL},
     {"POST", "/silo/v1/tasks/{task}/result",     ROLES_SILO, LISTENER_CONTROL, LIMIT_CONTROL_BODY, result, NULL},
     {"POST", "/silo/v1/tasks/{task}/release",    ROLES_SILO, LISTENER_CONTROL, LIMIT_CONTROL_BODY, release, NULL},
-    {"POST", "/silo/v1/uploads",                 ROLES_SILO, LISTENER_CONTROL, LIMIT_CONTROL_BODY, create, NULL},
-    {"GET",  "/silo/v1/uploads/{upload}",        ROLES_SILO, LISTENER_CONTROL, 0, get_upload, NULL},
-    {"POST", "/silo/v1/uploads/{upload}/finish", ROLES_SILO, LISTENER_CONTROL, LIMIT_CONTROL_BODY, finish, NULL},
+    {"POST", "/silo/v1/uploads",                 ROLES_SILO, LISTENER_CONTROL, LIMIT_CONTROL_BODY, api_upload_create, NULL},
+    {"GET",  "/silo/v1/uploads/{upload}",        ROLES_SILO, LISTENER_CONTROL, 0, api_upload_get, NULL},
+    {"POST", "/silo/v1/uploads/{upload}/finish", ROLES_SILO, LISTENER_CONTROL, LIMIT_CONTROL_BODY, api_upload_finish, NULL},
     {0},
 };
 // clang-format on

@@ -169,7 +169,8 @@ enum status blob_tmp_open(struct blob_store *s, const char *id, int *fd, struct 
     }
     int f = openat(s->tmp_fd, id, O_RDWR | O_NOFOLLOW | O_CLOEXEC);
     if (f < 0 && errno == EACCES) {
-        f = openat(s->tmp_fd, id, O_RDONLY | O_NOFOLLOW | O_CLOEXEC); // complete, about to be placed
+        f = openat(s->tmp_fd, id,
+                   O_RDONLY | O_NOFOLLOW | O_CLOEXEC); // complete, about to be placed
     }
     if (f < 0) {
         return err_set(e, errno == ENOENT ? ST_NOT_FOUND : ST_IO, "cannot open tmp/%s: %s", id,

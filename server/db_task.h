@@ -19,9 +19,11 @@
 #include "common/id.h"
 #include "common/status.h"
 #include "server/db.h"
+#include "server/round.h"
 
 enum {
-    LEASE_S = 60, /* of silence before a task is anybody's; each heartbeat and chunk renews it */
+    LEASE_S =
+        ROUND_LEASE_S, /* of silence before a task is anybody's; heartbeats and chunks renew it */
     HEARTBEAT_S = 15,
     TASK_ATTEMPTS = 3,
     SILO_FAILS_ASIDE = 3, /* failures in a row set a silo aside */

@@ -82,7 +82,7 @@ enum status update_check_header(int fd, const struct param_table *table,
                                 struct err *e)
 {
     struct arena *a = arena_new(LIMIT_REQUEST_ARENA);
-    struct st_header h;
+    struct st_header h = {0};
     enum status st = check_length(fd, a, table, want, e);
     if (!st) {
         st = st_read(&h, a, fd, e);

@@ -90,8 +90,8 @@ void trainer_reset_state(struct trainer *t); /* zero moments, t = 0 */
 
 /*
  * One local step at global step `step` (from 0). A step whose gradient is not finite changes
- * nothing and says so; ST_INVALID after eight of them in a row, or when a token is outside the
- * vocabulary.
+ * nothing and says so in the report; how many of them in a row are too many is the caller's to
+ * decide. ST_INVALID: a token outside the vocabulary.
  */
 enum status trainer_step(struct trainer *t, int64_t step, struct step_report *out,
                          struct err *e) MUST_CHECK;

@@ -18,8 +18,7 @@ struct trainer {
     struct model *model;
     enum dtype dtype;
 
-    int64_t t;       /* steps the moments have seen */
-    int skipped_run; /* steps in a row whose gradient was not finite */
+    int64_t t; /* steps the moments have seen */
 
     /* backend memory, owned */
     void *m;

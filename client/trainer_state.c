@@ -299,6 +299,5 @@ enum status trainer_load_state(struct trainer *t, const char *path, struct err *
     }
     tell_difference(t, &head);
     t->t = head.t;
-    t->skipped_run = 0;
     return backend_sync(t->be, e);
 }

@@ -496,6 +496,81 @@ static void on_this_engine(void)
     RUN_HERE(any_range_of_weights_is_put_and_got);
 }
 
+/* ---- what passes ask of a backend ---- */
+
+/* The reference, with an eye on what was asked for when. */
+static struct {
+    const struct backend_ops *ops;
+    struct gemm planned[64];
+    int count;
+    int missed;
+    int allocs;
+} spy;
+
+static bool was_planned(const struct gemm *g)
+{
+    for (int i = 0; i < spy.count; i++) {
+        const struct gemm *p = &spy.planned[i];
+        if (p->use == g->use && p->a_type == g->a_type && p->bias == g->bias &&
+            p->accumulate == g->accumulate && p->out_f32 == g->out_f32 && p->M == g->M &&
+            p->N == g->N && p->K == g->K) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static const char *spy_plan_gemm(struct backend *be, const struct gemm *g)
+{
+    (void)be;
+    CHECK(spy.count < 64);
+    if (!was_planned(g)) {
+        spy.planned[spy.count++] = *g;
+    }
+    return NULL;
+}
+
+static void spy_gemm(struct backend *be, const struct gemm *g, void *out, const void *a,
+                     const void *b, const void *bias)
+{
+    spy.missed += !was_planned(g);
+    spy.ops->gemm(be, g, out, a, b, bias);
+}
+
+static void *spy_alloc(struct backend *be, size_t size)
+{
+    spy.allocs++;
+    return spy.ops->alloc(be, size);
+}
+
+static void a_pass_takes_no_memory_and_no_product_that_was_not_planned(void)
+{
+    for (int switches = 0; switches < 4; switches++) {
+        struct backend *be = tiny_backend("ref", DTYPE_BF16);
+        memset(&spy, 0, sizeof(spy));
+        spy.ops = be->ops;
+        struct backend_ops table = *be->ops;
+        table.plan_gemm = spy_plan_gemm;
+        table.gemm = spy_gemm;
+        table.alloc = spy_alloc;
+        be->ops = &table;
+
+        struct model_spec spec = tiny_spec(switches);
+        struct model_config c = config(&spec, DTYPE_BF16);
+        c.micro_batch = 3; // and a ragged pass of one
+        c.logits_max = 7 * spec.vocab_size * 2;
+        c.recompute = switches;
+        struct fixture f = fixture_on(be, &c);
+        int allocs = spy.allocs;
+        model_train_pass(f.m, f.losses, f.tokens, f.targets, 3, inv_n(&f), true);
+        model_train_pass(f.m, f.losses, f.tokens, f.targets, 1, inv_n(&f), false);
+        model_eval_pass(f.m, f.losses, f.tokens, f.targets, 3);
+        CHECK_INT(spy.missed, 0);
+        CHECK_INT(spy.allocs, allocs);
+        fixture_end(&f);
+    }
+}
+
 int main(void)
 {
     RUN(alibis_slopes_are_those_of_mpt);
@@ -503,6 +578,7 @@ int main(void)
     RUN(memory_that_is_refused_anywhere_leaves_nothing_behind);
     RUN(gradients_are_the_slopes_of_the_loss_under_every_switch);
     RUN(losses_are_those_of_a_second_writing_of_the_model);
+    RUN(a_pass_takes_no_memory_and_no_product_that_was_not_planned);
     on_every_engine(on_this_engine);
     return check_end();
 }

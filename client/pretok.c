@@ -2,13 +2,14 @@
 
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <assert.h>
+#include <ctype.h>
 #include <pcre2.h>
 #include <string.h>
 
 #include "common/buf.h"
 #include "common/mem.h"
 
-enum { PATTERN_MAX = 8 * 1024, MATCH_LIMIT = 20 * 1000 * 1000, STACK_MIN = 32 * 1024 };
+enum { PATTERN_MAX = 8 * 1024, MATCH_LIMIT = 1000 * 1000, STACK_MIN = 32 * 1024 };
 enum { STACK_MAX = 8 * 1024 * 1024 };
 
 // Unicode's White_Space, for use inside [ ].
@@ -69,30 +70,59 @@ struct pretok *pretok_gpt2(void)
     return p;
 }
 
+static enum status unsupported(struct err *e, const char *what, int len)
+{
+    return err_set(e, ST_INVALID, "the pre-tokenizer's pattern has '%.*s', which is not supported",
+                   len, what);
+}
+
+/*
+ * What begins at c and means another thing, or nothing exact, in a stream cut into blocks: anchors,
+ * words and vertical space, references, inline options, verbs. How many bytes of it to show; 0:
+ * fine.
+ */
+static int strange(const char *c, bool class)
+{
+    if (*c == '\\') {
+        // sS are spelled out; p P d D mean the same to all, as do these characters.
+        return c[1] == '\0' || (isalnum((unsigned char)c[1]) && !strchr("sSpPdDnrtfx", c[1])) ? 2
+                                                                                              : 0;
+    }
+    if (class) {
+        // Oniguruma nests and intersects classes, PCRE2 takes these letters as they are.
+        return *c == '[' ? 1 : strncmp(c, "&&", 2) == 0 ? 2 : 0;
+    }
+    if (*c == '^' || *c == '$') {
+        return 1;
+    }
+    if (strncmp(c, "(*", 2) == 0 || strncmp(c, "[]", 2) == 0) {
+        return 2;
+    }
+    if (strncmp(c, "[^]", 3) == 0) {
+        return 3;
+    }
+    bool group = strncmp(c, "(?", 2) == 0;
+    return group && !(c[2] && strchr(":!=>", c[2])) && strncmp(c, "(?i:", 4) != 0 ? 3 : 0;
+}
+
 /* Spell \s and \S out, inside and outside of classes. */
 static enum status spell(struct buf *out, const char *pattern, struct err *e)
 {
     bool class = false;
     for (const char *c = pattern; *c; c++) {
+        int bad = strange(c, class);
+        if (bad > 0 || (class && c[0] == '\\' && c[1] == 'S')) {
+            return unsupported(e, c, bad > 0 ? bad : 2);
+        }
         if (*c == '\\' && c[1] == 's') {
             buf_str(out, class ? SPACES : "[" SPACES "]");
             c++;
-        } else if (*c == '\\' && c[1] == 'S' && class) {
-            return err_set(e, ST_INVALID,
-                           "the pre-tokenizer's pattern has \\S inside [ ], which "
-                           "is not supported");
         } else if (*c == '\\' && c[1] == 'S') {
             buf_str(out, "[^" SPACES "]");
             c++;
-        } else if (*c == '\\' && c[1]) {
+        } else if (*c == '\\') {
             buf_add(out, c, 2);
             c++;
-        } else if (class && (*c == '[' || (*c == '&' && c[1] == '&'))) {
-            // Oniguruma nests and intersects classes, PCRE2 takes these letters as they are.
-            return err_set(e, ST_INVALID,
-                           "the pre-tokenizer's pattern has '%c' inside [ ], which "
-                           "is not supported",
-                           *c);
         } else {
             class = *c == '[' || (class && *c != ']');
             buf_add(out, c, 1);

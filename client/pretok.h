@@ -2,7 +2,9 @@
  * pretok.h - cuts text into pieces by a regular expression. The only door to PCRE2.
  *
  * Tokenizers are written for Oniguruma or Rust's regex; here `\s` is spelled out as Unicode's
- * White_Space, because PCRE2's also takes U+180E. Matches and what lies between them are pieces
+ * White_Space, because PCRE2's also takes U+180E. What the engines understand differently, or what
+ * cannot be exact while text comes in blocks (anchors, looking behind), is refused by name. Matches
+ * and what lies between them are pieces
  * ("Isolated"). Tables are those of PCRE2 10.42: Unicode 14.
  */
 #ifndef CLIENT_PRETOK_H

@@ -341,7 +341,17 @@ static void what_is_not_supported_is_refused_by_name(void)
     refused(MORE, MERGES, "",
             "\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"(?<=a)b\"},"
             "\"behavior\":\"Isolated\"}",
-            "looks behind");
+            "'(?<'");
+    static const char *const strange[] = {"a$",      "^a",     "a\\\\b",   "\\\\w+",  "(?i)a",
+                                          "(*UTF)a", "[a[b]]", "(a)\\\\1", "[^\\\\S]"};
+    for (size_t i = 0; i < sizeof(strange) / sizeof(strange[0]); i++) {
+        char head[200];
+        (void)snprintf(head, sizeof(head),
+                       "\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"%s\"},"
+                       "\"behavior\":\"Isolated\"}",
+                       strange[i]);
+        refused(MORE, MERGES, "", head, "which is not supported");
+    }
     refused(MORE, MERGES, "",
             "\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"(\"},"
             "\"behavior\":\"Isolated\"}",

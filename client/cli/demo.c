@@ -271,7 +271,7 @@ static enum status publish(struct demo *d, struct err *e)
     TRY(file_read(from, token, sizeof(token), e));
     join_path(path, d, "admin-token", "");
     TRY(file_write(path, token, strlen(token), e));
-    struct api_options o = {.server = d->url, .quiet = true};
+    struct api_options o = {.server = d->url};
     static char token_path[DEMO_PATH_MAX];
     (void)snprintf(token_path, sizeof(token_path), "%s", path);
     o.token_file = token_path;

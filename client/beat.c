@@ -13,7 +13,13 @@
 #include "common/log.h"
 #include "common/mem.h"
 
-enum { POINTS_MAX = 20000, POINTS_EVERY_MS = 2000, ARENA_MAX = 16 * 1024 * 1024, BODY_MAX = 512 };
+enum {
+    POINTS_MAX = 20000,
+    TICK_LEAST_MS = 1000, // numbers and step go out together, so that a page moves while it trains
+    TICK_MOST_MS = 5000,
+    ARENA_MAX = 16 * 1024 * 1024,
+    BODY_MAX = 512
+};
 
 struct point {
     int64_t step;
@@ -34,8 +40,9 @@ struct beat {
     // under the lock
     const char *phase;
     int64_t step;
+    int64_t told_step; // the step of the newest heartbeat
     double tokens_per_s;
-    bool phase_is_new;
+    bool phase_is_new; // or the first step was taken: send it at once
     enum beat_order order;
     char reason[240];
     struct point *points; // a ring
@@ -84,6 +91,7 @@ static void send_beat(struct beat *b, struct arena *a)
     jw_num(&body, "tokens_per_s", b->tokens_per_s);
     jw_end_object(&body);
     b->phase_is_new = false;
+    b->told_step = b->step;
     (void)pthread_mutex_unlock(&b->lock);
 
     struct reply r;
@@ -186,26 +194,34 @@ static bool wait_until(struct beat *b, int64_t due_ms)
     return woken;
 }
 
+/* Between two looks at what there is to send: a fifth of the heartbeat's period, within bounds. */
+static int64_t tick_ms(const struct beat *b)
+{
+    int64_t ms = (int64_t)(b->heartbeat_s * 1000.0 / 5.0);
+    return ms < TICK_LEAST_MS ? TICK_LEAST_MS : ms > TICK_MOST_MS ? TICK_MOST_MS : ms;
+}
+
 static void *beat_loop(void *ctx)
 {
     struct beat *b = ctx;
-    int64_t next_beat = clock_mono_ms();
-    int64_t next_points = next_beat + POINTS_EVERY_MS;
+    int64_t last_beat = clock_mono_ms() - (int64_t)(b->heartbeat_s * 1000.0); // due at once
+    int64_t next_tick = clock_mono_ms();
     while (!atomic_load(&b->quit)) {
-        bool woken = wait_until(b, next_beat < next_points ? next_beat : next_points);
+        bool woken = wait_until(b, next_tick);
         if (atomic_load(&b->quit)) {
             break;
         }
         struct arena *a = arena_new(ARENA_MAX);
-        int64_t now = clock_mono_ms();
-        if (woken || now >= next_beat) {
+        bool due = (double)(clock_mono_ms() - last_beat) >= b->heartbeat_s * 1000.0;
+        bool numbers = points_waiting(b) > 0;
+        if (woken || due || numbers) {
             send_beat(b, a);
-            next_beat = clock_mono_ms() + (int64_t)(b->heartbeat_s * 1000.0);
+            last_beat = clock_mono_ms();
         }
-        if (now >= next_points) {
+        if (numbers) {
             (void)send_points(b, a);
-            next_points = clock_mono_ms() + POINTS_EVERY_MS;
         }
+        next_tick = clock_mono_ms() + tick_ms(b);
         arena_free(a);
     }
     for (bool ok = true; ok && points_waiting(b) > 0 && clock_mono_ms() < b->flush_until_ms;) {
@@ -273,7 +289,7 @@ void beat_stop(struct beat *b, double flush_s)
 void beat_report(struct beat *b, const char *phase, int64_t step, double tokens_per_s)
 {
     (void)pthread_mutex_lock(&b->lock);
-    if (b->phase != phase) {
+    if (b->phase != phase || (b->told_step == 0 && step > 0)) {
         b->phase_is_new = true;
         (void)pthread_cond_signal(&b->wake);
     }

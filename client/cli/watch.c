@@ -96,7 +96,37 @@ static void say_rounds(struct follow *f, const struct json *run, const struct js
     }
 }
 
-static void show_live(struct follow *f, const struct json *run)
+/* How far the live round's training is: the mean over its silos. */
+static void add_steps(struct follow *f, struct arena *a, struct progress_values *v)
+{
+    struct reply r;
+    struct err unused = {0};
+    const char *path = arena_fmt(a, "/api/v1/runs/%s/rounds/%" PRId64, f->w->run, v->round);
+    if (transport_call(f->w->api->transport, a, "GET", path, NULL, &r, &unused) || !r.json) {
+        return;
+    }
+    const struct json *tasks = json_get(r.json, "tasks");
+    int count = tasks && json_kind(tasks) == JSON_ARRAY ? json_len(tasks) : 0;
+    int64_t done = 0;
+    int64_t all = 0;
+    int64_t silos = 0;
+    for (int i = 0; i < count; i++) {
+        const struct json *t = json_at(tasks, i);
+        int64_t steps = api_integer(t, "steps", 0);
+        if (strcmp(api_text(t, "kind", ""), "train") == 0 && steps > 0) {
+            bool whole = strcmp(api_text(t, "state", ""), "done") == 0;
+            done += whole ? steps : api_integer(t, "step", 0);
+            all += steps;
+            silos++;
+        }
+    }
+    if (silos > 0) {
+        v->step = done / silos;
+        v->steps = all / silos;
+    }
+}
+
+static void show_live(struct follow *f, struct arena *a, const struct json *run)
 {
     if (f->w->api->json || f->w->api->quiet) {
         return;
@@ -117,6 +147,7 @@ static void show_live(struct follow *f, const struct json *run)
         (void)snprintf(note, sizeof(note), "%s, %" PRId64 " of %" PRId64 " updates in",
                        api_text(live, "state", ""), api_integer(live, "accepted", 0),
                        api_integer(live, "silos_expected", 0));
+        add_steps(f, a, &v);
     }
     if (waiting) {
         (void)snprintf(note, sizeof(note), "waiting for %s", waiting);
@@ -180,7 +211,7 @@ static enum status look(struct follow *f, struct arena *a, bool *over, int *rc, 
                        &list, e));
     say_rounds(f, run, list.json ? json_get(list.json, "items") : NULL, *over && last_eval);
     if (!*over) {
-        show_live(f, run);
+        show_live(f, a, run);
         return ST_OK;
     }
     *rc = strcmp(state, "finished") == 0 ? EXIT_DONE : EXIT_FAILED;

@@ -386,7 +386,8 @@ void jw_num(struct buf *b, const char *key, double value)
         return;
     }
     char text[32];
-    for (int digits = 6; digits <= 17; digits++) {
+    // Any decimal of up to 15 digits survives a double, so with 15 a shorter one shows as it is.
+    for (int digits = 15; digits <= 17; digits++) {
         (void)snprintf(text, sizeof(text), "%.*g", digits, value);
         double back = 0.0;
         (void)sscanf(text, "%lf", &back);

@@ -11,7 +11,12 @@
 #include "server/server.h"
 #include "server/stream.h"
 
-enum { RUNS_MAX = 64, ANSWER_MAX = 256 * 1024 * 1024, POINTS_DEFAULT = 1500 };
+enum {
+    RUNS_MAX = 64,
+    ANSWER_MAX = 64 * 1024 * 1024,
+    POINTS_DEFAULT = 1500,
+    THIN_MEMORY = 4 * 1024 * 1024
+};
 
 struct wish {
     const char *runs[RUNS_MAX];
@@ -153,9 +158,9 @@ static double bucket_max(const struct series_bucket *b)
     return b->max;
 }
 
-static void print_series(struct buf *b, struct arena *a, const struct series *s,
-                         const struct series_want *want)
+static void print_series(struct buf *b, const struct series *s, const struct series_want *want)
 {
+    struct arena *a = arena_new(THIN_MEMORY);
     struct series_bucket *buckets = NULL;
     int64_t points = 0;
     int32_t n = series_thin(&buckets, a, &points, s->points, s->count, want);
@@ -176,12 +181,40 @@ static void print_series(struct buf *b, struct arena *a, const struct series *s,
     column(b, "mins", buckets, n, bucket_min);
     column(b, "maxs", buckets, n, bucket_max);
     jw_end_object(b);
+    arena_free(a);
 }
 
 /* False: rs holds the problem. */
 static bool read_wish(struct wish *w, struct request *rq, struct response *rs)
 {
     return read_what(w, rq, rs) && read_how(w, rq, rs);
+}
+
+typedef void print_fn(struct buf *b, const struct series *s, const struct wish *w);
+
+/* Run by run, so that memory is that of one run's points and the answer. */
+static enum status print_runs(struct buf *b, struct request *rq, const struct wish *w,
+                              print_fn *print, struct err *e)
+{
+    for (int i = 0; i < w->run_count; i++) {
+        struct arena *a = arena_new(LIMIT_REQUEST_ARENA);
+        struct series_list list = {0};
+        enum status st = series_read(&list, a, rq->db, w->runs[i], w->metric, w->x, w->silo, e);
+        for (int k = 0; st == ST_OK && k < list.count; k++) {
+            print(b, &list.items[k], w);
+        }
+        arena_free(a);
+        if (st) {
+            buf_release(b);
+            return st;
+        }
+    }
+    return ST_OK;
+}
+
+static void json_series(struct buf *b, const struct series *s, const struct wish *w)
+{
+    print_series(b, s, &w->want);
 }
 
 static enum status get_series(struct request *rq, struct response *rs, struct err *e)
@@ -196,17 +229,7 @@ static enum status get_series(struct request *rq, struct response *rs, struct er
     jw_str(&b, "metric", w.metric->name);
     jw_str(&b, "x", w.x_name);
     jw_array(&b, "series");
-    for (int i = 0; i < w.run_count; i++) {
-        struct series_list list;
-        enum status st = series_read(&list, rq->arena, rq->db, w.runs[i], w.metric, w.x, w.silo, e);
-        if (st) {
-            buf_release(&b);
-            return st;
-        }
-        for (int k = 0; k < list.count; k++) {
-            print_series(&b, rq->arena, &list.items[k], &w.want);
-        }
-    }
+    TRY(print_runs(&b, rq, &w, json_series, e));
     jw_end_array(&b);
     jw_end_object(&b);
     respond_buf(rq, rs, 200, &b);
@@ -254,23 +277,12 @@ static enum status get_csv(struct request *rq, struct response *rs, struct err *
     struct buf b;
     buf_init(&b, ANSWER_MAX);
     buf_fmt(&b, "run,run_name,silo,silo_name,%s,%s\r\n", w.x_name, w.metric->name);
-    for (int i = 0; i < w.run_count; i++) {
-        struct series_list list;
-        enum status st = series_read(&list, rq->arena, rq->db, w.runs[i], w.metric, w.x, w.silo, e);
-        if (st) {
-            buf_release(&b);
-            return st;
-        }
-        for (int k = 0; k < list.count; k++) {
-            csv_series(&b, &list.items[k], &w);
-        }
-    }
-    if (b.full) {
-        buf_release(&b);
-        return err_set(e, ST_LIMIT, "the table is larger than one answer; try fewer runs or silos");
-    }
+    TRY(print_runs(&b, rq, &w, csv_series, e));
     rs->content_type = "text/csv; charset=utf-8; header=present";
     respond_buf(rq, rs, 200, &b);
+    if (rs->status != 200) {
+        return ST_OK;
+    }
     response_header(rs, "Content-Disposition",
                     arena_fmt(rq->arena, "attachment; filename=\"%s.csv\"", w.metric->name));
     return ST_OK;

@@ -22,7 +22,6 @@
 #include "server/http_int.h"
 #include "server/http_listen.h"
 #include "server/server.h"
-#include "server/static_files.h"
 #include "server/stats.h"
 
 enum {
@@ -577,7 +576,6 @@ enum status http_start(struct http **out, struct server *server, const struct ht
     h->listen_fds[LISTENER_CONTROL] = -1;
     h->listen_fds[LISTENER_BULK] = -1;
     conns_init(&h->conns);
-    static_files_load(server->web_dir);
     server->streams = streams_new(server);
     h->work = work_new(h, c->workers);
 

@@ -30,7 +30,7 @@ struct conn {
     double since_s; /* when the phase began */
     int64_t bytes;  /* of the body, since mark_s */
     double mark_s;
-    bool cut; /* shut down already */
+    bool cut;              /* shut down already */
     struct stream *stream; /* while it carries one */
 };
 

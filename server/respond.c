@@ -29,6 +29,12 @@ void respond_json(struct request *rq, struct response *rs, int status, const cha
 
 void respond_buf(struct request *rq, struct response *rs, int status, struct buf *b)
 {
+    if (b->full) { // half a document must never look like a whole one
+        buf_release(b);
+        (void)problem(rq, rs, 429, "LIMIT", "ask for less at once", "the answer is too large");
+        response_header(rs, "Retry-After", "2");
+        return;
+    }
     rs->status = status;
     if (!rs->content_type) {
         rs->content_type = "application/json";

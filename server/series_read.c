@@ -101,10 +101,13 @@ static enum status read_history(struct history *h, struct arena *a, struct db *d
         .begin = number_at(&rows, 0, 4),
     };
     TRY(db_query(db, a, SQL_HISTORY, 1, &run_id, &rows, e));
-    size_t size = ((size_t)rows.count + 1) * sizeof(double);
-    h->tokens = arena_alloc(a, size);
-    h->bytes = arena_alloc(a, size);
-    h->time = arena_alloc(a, size);
+    size_t n = (size_t)rows.count + 1;
+    void *block = NULL;
+    TRY(mem_alloc_large(&block, 3 * n * sizeof(double), e));
+    arena_defer(a, mem_free, block);
+    h->tokens = block;
+    h->bytes = h->tokens + n;
+    h->time = h->bytes + n;
     h->count = rows.count;
     for (int i = 0; i < rows.count; i++) {
         h->tokens[i] = number_at(&rows, i, 1);
@@ -159,16 +162,17 @@ static double place(const struct history *h, enum series_x x, double round, doub
  * add up in speed. $3: ids wanted, or null for all.
  */
 static const char SQL_DENSE[] =
-    "SELECT NULL, NULL, step, extract(epoch FROM max(at)),"
+    "SELECT NULL, NULL, step, date_part('epoch', max(at)),"
     " CASE WHEN $2 = 'tokens_per_s' THEN sum(value) ELSE avg(value) END"
     " FROM metric WHERE run_id = $1 AND name = $2 AND $3::text[] IS NULL"
     " GROUP BY step ORDER BY step LIMIT 4000001";
 
+/* Silo by silo, each along the index: no sort of the whole. */
 static const char SQL_DENSE_SILOS[] =
-    "SELECT m.silo_id, s.name, m.step, extract(epoch FROM max(m.at)), avg(m.value)"
-    " FROM metric m JOIN silo s ON s.id = m.silo_id"
-    " WHERE m.run_id = $1 AND m.name = $2 AND ($3::text[] IS NULL OR m.silo_id = ANY ($3))"
-    " GROUP BY m.silo_id, s.name, m.step ORDER BY s.name, m.silo_id, m.step LIMIT 4000001";
+    "SELECT s.id, s.name, p.step, p.at, p.value FROM silo s CROSS JOIN LATERAL ("
+    "   SELECT step, date_part('epoch', max(at)) AS at, avg(value) AS value FROM metric"
+    "    WHERE run_id = $1 AND name = $2 AND silo_id = s.id GROUP BY step ORDER BY step) p"
+    " WHERE $3::text[] IS NULL OR s.id = ANY ($3) ORDER BY s.name, s.id, p.step LIMIT 4000001";
 
 static const char SQL_EVAL[] =
     "SELECT NULL, NULL, number, NULL, CASE WHEN $2 = 'eval_bpb'"

@@ -52,6 +52,7 @@ struct coordinator {
     bool listener_started;
     int stop_pipe[2]; // readable once stopping: ends the listener's wait
     int64_t files_at_ms;
+    char run_error[sizeof(((struct err *)0)->msg)]; // said last: not again at every tick
 };
 
 /* ---- sleeping and waking ---- */
@@ -99,8 +100,8 @@ static int64_t jittered(int64_t ms)
     return ms - ms / 8 + ms / 4 * r / 256;
 }
 
-/* A task that is done or free, or a run that changed, is work for the tender; a seal, for the folder,
- * is an event. */
+/* A task that is done or free, or a run that changed, is work for the tender; a seal, for the
+ * folder, is an event. */
 static void on_wake(void *ctx, const char *topic)
 {
     struct coordinator *c = ctx;
@@ -176,8 +177,10 @@ static enum status tend_runs(struct coordinator *c, struct db *db, struct arena 
         if (st == ST_RETRY) {
             return st;
         }
-        if (st) { // one run that is broken must not stand in the way of the others
+        // One run that is broken must not stand in the way of the others.
+        if (st && strcmp(c->run_error, e->msg) != 0) {
             log_error("run %s: %s", r.id, e->msg);
+            (void)snprintf(c->run_error, sizeof(c->run_error), "%s", e->msg);
         }
     }
     return ST_OK;
@@ -258,14 +261,14 @@ static enum status start_run(struct coordinator *c, struct db *db, struct arena 
 }
 
 /* What to do about a fold that failed. Repeating a full disk or a lost connection may help. */
-static enum status fold_failed(struct db *db, const struct fold *f, enum status st, int corrupt,
-                               struct err *e)
+static enum status fold_failed(struct coordinator *c, struct db *db, const struct fold *f,
+                               enum status st, int corrupt, struct err *e)
 {
     char why[sizeof(e->msg)];
     (void)snprintf(why, sizeof(why), "%s", e->msg);
     log_error("round %" PRId32 " of %s cannot be aggregated: %s", f->number, f->run_id, why);
     if (st == ST_CORRUPT && corrupt >= 0) {
-        return db_fold_corrupt(db, f, corrupt, why, e);
+        return db_fold_corrupt(db, c->server->blobs, f, corrupt, why, e);
     }
     if (st == ST_CORRUPT || st == ST_INVALID) {
         return db_fold_give_up(db, f, st == ST_INVALID, why, e);
@@ -291,7 +294,7 @@ static enum status fold_one(struct coordinator *c, struct db *db, const struct f
     int corrupt = -1;
     enum status st = checkpoint_next(&job, &files, &stats, &corrupt, e);
     if (st) {
-        return fold_failed(db, f, st, corrupt, e);
+        return fold_failed(c, db, f, st, corrupt, e);
     }
     bool published = false;
     TRY(db_fold_publish(db, c->server->blobs, f, &files, &stats, &published, e));

@@ -342,6 +342,7 @@ enum status db_fold_publish(struct db *db, struct blob_store *blobs, const struc
 /* ---- damaged inputs ---- */
 
 struct damage {
+    struct blob_store *blobs;
     const struct fold *f;
     int index;
     bool fail;
@@ -349,7 +350,8 @@ struct damage {
 };
 
 static const char SQL_CORRUPT[] =
-    "WITH u AS (UPDATE update SET state = 'corrupt' WHERE id = $1 AND state = 'accepted'"
+    "WITH u AS (UPDATE update SET state = 'corrupt', kept = false WHERE id = $1 AND state = "
+    "'accepted'"
     "           RETURNING id, round_id, slot, silo_id)"
     " INSERT INTO event (kind, run_id, round, slot, silo_id, update_id, message, detail)"
     " SELECT 'update_corrupt', $2, $3, u.slot, u.silo_id, u.id,"
@@ -358,6 +360,19 @@ static const char SQL_CORRUPT[] =
 static const char SQL_NEW_MANIFEST[] =
     "UPDATE round q SET manifest = m.m, manifest_rev = manifest_rev + 1, agg_epoch = agg_epoch + 1"
     "  FROM manifest_now m WHERE q.id = $1 AND m.round_id = q.id AND m.n >= q.quorum";
+
+/*
+ * The damaged file goes, under its row's lock: else the same update, sent again, would be taken for
+ * the file that is already there.
+ */
+static enum status drop_damaged(struct db *db, struct arena *a, const struct damage *d,
+                                struct err *e)
+{
+    const struct digest *digest = &d->f->updates[d->index].sha256;
+    const char *argv[] = {db_arg_digest(a, digest)};
+    TRY(db_exec(db, "UPDATE blob SET state = 'dead' WHERE digest = $1", 1, argv, NULL, e));
+    return blob_remove(d->blobs, digest, e);
+}
 
 static enum status corrupt_tx(struct db *db, struct arena *a, void *ctx, struct err *e)
 {
@@ -373,17 +388,18 @@ static enum status corrupt_tx(struct db *db, struct arena *a, void *ctx, struct 
     const char *round[] = {db_arg_int(a, d->f->round_id)};
     int64_t enough = 0;
     TRY(db_exec(db, SQL_CORRUPT, 4, argv, NULL, e));
+    TRY(drop_damaged(db, a, d, e));
     TRY(db_exec(db, SQL_NEW_MANIFEST, 1, round, &enough, e));
     return enough ? ST_OK
                   : db_round_abort(db, a, d->f->run_id, d->f->round_id,
                                    "a stored update was damaged", e);
 }
 
-enum status db_fold_corrupt(struct db *db, const struct fold *f, int i, const char *why,
-                            struct err *e)
+enum status db_fold_corrupt(struct db *db, struct blob_store *blobs, const struct fold *f, int i,
+                            const char *why, struct err *e)
 {
     assert(i >= 0 && i < f->update_count);
-    struct damage d = {.f = f, .index = i, .why = why};
+    struct damage d = {.blobs = blobs, .f = f, .index = i, .why = why};
     return db_tx(db, corrupt_tx, &d, e);
 }
 

@@ -232,7 +232,7 @@ static enum status carry(struct db *db, const struct opening *o, const struct se
     return db_exec(
         db,
         "UPDATE task SET state = 'done', lease_until = NULL, done_at = clock_timestamp(),"
-        "       step = steps, tokens = u.tokens, train_loss = u.train_loss"
+        "       step = task.steps, tokens = u.tokens, train_loss = u.train_loss"
         "  FROM update u WHERE task.id = $1 AND u.id = $2",
         2, argv, NULL, e);
 }

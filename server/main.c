@@ -115,10 +115,16 @@ static enum status connect_patiently(struct program *p, struct db **db, struct e
     }
 }
 
+/* A refusal that only another setting can change: exit code 3, whatever the part called it. */
+static enum status as_config(enum status st)
+{
+    return st == ST_CONFLICT || st == ST_DENIED ? ST_INVALID : st;
+}
+
 static enum status prepare_database(struct program *p, struct db *db, struct err *e)
 {
-    TRY(settings_check(db, p->o.unsafe_database, e));
-    TRY(migrate(db, beside(p->sql, p->o.sql, "sql", "0001_rules.sql"), e));
+    TRY(as_config(settings_check(db, p->o.unsafe_database, e)));
+    TRY(as_config(migrate(db, beside(p->sql, p->o.sql, "sql", "0001_rules.sql"), e)));
     return p->o.check ? ST_OK : admin_token_ensure(db, p->data, p->secret, &p->fresh, e);
 }
 
@@ -185,7 +191,8 @@ static enum status start(struct program *p, struct err *e)
                                  .tls_cert = p->o.tls_cert,
                                  .tls_key = p->o.tls_key,
                                  .workers = p->o.workers};
-    return http_start(&p->http, &p->server, &config, e);
+    enum status st = http_start(&p->http, &p->server, &config, e);
+    return st == ST_DENIED ? as_config(st) : st; // plain HTTP off loopback
 }
 
 static void stop(struct program *p)

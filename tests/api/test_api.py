@@ -8,6 +8,7 @@ import generic
 import kit
 import pages
 import people
+import rounds
 import silos
 import streams
 
@@ -18,7 +19,7 @@ def main():
     try:
         server.start()
         fixture.load(server)
-        passed, failed = kit.run_tests(server, [generic, people, pages, framing, streams, silos])
+        passed, failed = kit.run_tests(server, [generic, people, pages, framing, streams, silos, rounds])
         server.stop()
     except Exception as error:  # the counts must come out whatever happens
         failed += 1

@@ -114,10 +114,10 @@ export class Chart {
     this.#Y = s.yRange(p.lines, this.#X, p.ly, s.metric(p.metric).zero) ?? (p.ly ? [1, 10] : [0, 1]);
   }
 
-  /** Faint raw lines first, so that they lie behind; the first line last, on top. @returns {{line: s.Line, raw: boolean}[]} */
+  /** Faint raw lines first, so that they lie behind; what is for all silos last, over each of them. @returns {{line: s.Line, raw: boolean}[]} */
   #layers() {
     const { lines } = /** @type {Picture} */ (this.#p);
-    return [...lines.filter((l) => l.smooth).map((line) => ({ line, raw: true })), ...[...lines].reverse().map((line) => ({ line, raw: false }))];
+    return [...lines.filter((l) => l.smooth).map((line) => ({ line, raw: true })), ...lines.filter((l) => l.silo).map((line) => ({ line, raw: false })), ...lines.filter((l) => !l.silo).map((line) => ({ line, raw: false }))];
   }
 
   #data() {

@@ -36,6 +36,21 @@ export function eventsTable() {
   return table;
 }
 
+const LATEST = 12;
+
+/** The newest few events beside the curve: a page that lives. */
+export function latestList() {
+  const list = h('ol.latest');
+  return { root: h('div.latest-box', null, h('h3', null, 'Latest'), list), update: (/** @type {any[]} */ events) => {
+    const few = events.filter(isTold).slice(0, LATEST);
+    const mark = few.map((e) => e.id).join();
+    if (list.dataset.mark === mark) return;
+    list.dataset.mark = mark;
+    list.replaceChildren(...few.map((e) => h('li', { title: f.stamp(e.at) }, h('time', { datetime: e.at }, f.stamp(e.at).slice(11, 16)),
+      h('span', { dataset: { tone: tone(e.kind) } }, e.message || e.kind.replaceAll('_', ' ')))));
+  } };
+}
+
 export const checkpointsTable = () => dataTable({ label: 'Checkpoints', key: (c) => String(c.number), empty: 'No checkpoint yet.', columns: [
   { key: 'number', label: 'Checkpoint', num: true, text: (c) => String(c.number), title: (c) => (c.number === 0 ? 'the initial model' : `after round ${c.number}`) },
   { key: 'ppl', label: 'Perplexity', num: true, text: (c) => f.perplexity(c.eval_ppl), title: (c) => `loss ${f.loss(c.eval_loss)}` },

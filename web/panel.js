@@ -36,10 +36,12 @@ export function linesOf(answers, { runs, silos, metrics, shade }) {
       const what = s.metric(answer.metric);
       const ordinal = one.silo ? silo + 1 : many ? run : Math.min(part, metrics - 1);
       const { colour, dash } = lineStyle(ordinal, shade);
+      // As many bytes go down as come up, often: one line must not hide the other.
+      const broken = answer.metric === 'download_bytes' && !many && !one.silo && part > 0;
       lines.push({
         key: one.silo ?? (many ? one.run : answer.metric),
         label: one.silo ? one.silo_name ?? one.silo : many ? runs[run]?.name ?? one.run_name : perSilo ? 'all silos' : what.short ?? what.label,
-        metric: answer.metric, run: one.run, silo: one.silo ?? null, colour, dash,
+        metric: answer.metric, run: one.run, silo: one.silo ?? null, colour, dash: broken ? [7, 4] : dash,
         width: one.silo ? 1.25 : many ? 1.5 : 2,
         xs: one.xs, ys: one.ys, smooth: one.smooth ?? null,
         mins: one.shown < one.points ? one.mins ?? null : null, maxs: one.shown < one.points ? one.maxs ?? null : null,

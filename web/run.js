@@ -4,7 +4,7 @@
 import * as f from './format.js';
 import { all, get, post } from './api.js';
 import { comparePath, experimentPath } from './address.js';
-import { checkpointsTable, eventsTable, isTold, merged, specView } from './details.js';
+import { checkpointsTable, eventsTable, isTold, latestList, merged, specView } from './details.js';
 import { confirmed, h, icon, ICONS, pill, progress, segmented, setText, toast } from './dom.js';
 import { Feed } from './feed.js';
 import { Panel } from './panel.js';
@@ -131,6 +131,7 @@ export function runPage(app, main, id) {
   const bar = h('div');
   const controls = chartControls(app, { silos: true });
   const now = nowTable();
+  const latest = latestList();
   const nowTitle = h('h2', null, 'Silos now');
   const tables = { '': roundsTable(id), silos: runSilosTable(() => app.view().sort, (sort) => app.change({ sort })),
     checkpoints: checkpointsTable(), events: eventsTable(), spec: specView() };
@@ -142,7 +143,7 @@ export function runPage(app, main, id) {
   main.replaceChildren(
     h('div.head', null, h('div', null, crumb, h('div.row', null, name, state), sub), h('span.grow'), actions),
     banner, strip, doing, notice ?? '', controls.root,
-    h('div.stage', null, ppl.root, h('section.card.now', { 'aria-label': 'Silos now' }, h('header', null, nowTitle), now.root)),
+    h('div.stage', null, ppl.root, h('section.card.now', { 'aria-label': 'Silos now' }, h('header', null, nowTitle), now.root, latest.root)),
     h('div.trio', null, ...small.map((p) => p.root)),
     h('div.tabs', { role: 'tablist', 'aria-label': 'Details' }, ...tabs), tabpanel);
 
@@ -230,6 +231,7 @@ export function runPage(app, main, id) {
     paintHead();
     paintVitals();
     now.update(silos);
+    latest.update(events);
     setText(nowTitle, silos.length ? `Silos now · ${silos.filter((s) => !['gone', 'revoked'].includes(s.status)).length} of ${silos.length} here` : 'Silos now');
     if (key === '') tables[''].update(rounds);
     if (key === 'silos') tables.silos.update(silos);
@@ -255,6 +257,7 @@ export function runPage(app, main, id) {
     },
     event: (_, e) => {
       events = merged(events, [e]);
+      latest.update(events);
       if (app.view().tab === 'events') tables.events.update(events.filter(isTold));
     },
     busy: () => run?.state === 'running',

@@ -3,7 +3,8 @@
 # Without Chromium, or without npm to fetch what drives it, each test is skipped and says why.
 cd "$(dirname "$0")/../../.." || exit 1
 modules=tests/web/node_modules
-if [ ! -e $modules/.package-lock.json ] || [ tests/web/package-lock.json -nt $modules/.package-lock.json ]; then
+# npm writes that file; an older one means that the lockfile has changed since.
+if [ -z "$(find $modules/.package-lock.json -newer tests/web/package-lock.json 2>/dev/null)" ]; then
     npm ci --prefix tests/web --ignore-scripts --no-audit --no-fund --loglevel=error >/dev/null 2>&1 &&
         touch $modules/.package-lock.json
 fi

@@ -1,5 +1,7 @@
 /* Opening the CPU backend: which lanes, how many threads, where memory comes from. */
 #include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -156,12 +158,25 @@ static const struct lanes *best_lanes(void)
     return &lanes_base;
 }
 
-/* The cores this process may run on, which under taskset or a cpuset are fewer than the machine's.
+/*
+ * The cores this process may use: under taskset or a cpuset fewer than the machine has, and in a
+ * container with a quota (cgroup v2, "quota period"; "max" is no number) as many as it pays for.
  */
 static int cores(void)
 {
     cpu_set_t set;
     int n = sched_getaffinity(0, sizeof(set), &set) ? 1 : CPU_COUNT(&set);
+    FILE *f = fopen("/sys/fs/cgroup/cpu.max", "r");
+    if (f) {
+        char text[64] = "";
+        char *end = text;
+        long quota = fgets(text, sizeof(text), f) ? strtol(text, &end, 10) : 0;
+        long period = strtol(end, NULL, 10);
+        if (quota > 0 && period > 0 && (quota + period - 1) / period < n) {
+            n = (int)((quota + period - 1) / period);
+        }
+        (void)fclose(f);
+    }
     return n > 0 ? n : 1;
 }
 

@@ -1,5 +1,18 @@
 /*
  * ops.h - the CPU backend: the op table of kernels/backend.h, fast, on the machine's own cores.
+ *
+ * Matrix products are oneDNN's where it was found at build time, else our own; the rest is OpenMP
+ * over kernels that exist once per instruction set, of which the best is taken at open. BF16 is
+ * offered where the processor multiplies it (avx512_bf16), F32 everywhere.
+ *
+ * Bits: they do not depend on the number of threads, save where oneDNN splits a long sum over a
+ * small output; hence the number is fixed at open and belongs to a silo's saved state. Between
+ * instruction sets bits differ, except those of the optimizer.
+ *
+ * Waiting: GNU OpenMP's idle threads spin before they sleep, for which there is no call, only the
+ * environment: where several processes share the cores, start them with OMP_WAIT_POLICY=passive.
+ * With more work than cores a step without it takes several times as long, since a spinning thread
+ * holds the core that another waits for.
  */
 #ifndef KERNELS_CPU_OPS_H
 #define KERNELS_CPU_OPS_H
@@ -7,7 +20,8 @@
 #include "kernels/backend.h"
 
 /*
- * Open the backend on this many threads (0: all the cores this process may use). The caller owns
+ * Open the backend on this many threads (0: all the cores this process may use; a
+ * container's quota counts). The caller owns
  * *out and ends it through its table's close().
  */
 enum status cpu_open(struct backend **out, int threads, struct err *e) MUST_CHECK;

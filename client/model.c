@@ -40,11 +40,14 @@ static struct weight find(const struct model *m, const char *name)
     if (!p) {
         return (struct weight){NULL, NULL};
     }
-    int64_t at = m->offsets[p - m->params.items];
+    size_t at = (size_t)m->offsets[p - m->params.items];
     const char *weights = m->copy ? m->copy : m->weights;
-    size_t a_size = dtype_size(m->at);
-    size_t g_size = dtype_size(m->gt);
-    return (struct weight){weights + (size_t)at * a_size, (char *)m->grads + (size_t)at * g_size};
+    char *grads = m->grads;
+    struct weight found = {
+        .w = weights + at * dtype_size(m->at),
+        .dw = grads + at * dtype_size(m->gt),
+    };
+    return found;
 }
 
 static struct norm find_norm(const struct model *m, const char *name)
@@ -222,20 +225,10 @@ struct piece {
 
 static struct piece piece_at(const struct model *m, int64_t start, int64_t count)
 {
-    const struct param *items = m->params.items;
-    int32_t low = 0;
-    int32_t high = m->params.count - 1;
-    while (low < high) {
-        int32_t middle = low + (high - low + 1) / 2;
-        if (items[middle].offset <= start) {
-            low = middle;
-        } else {
-            high = middle - 1;
-        }
-    }
-    int64_t into = start - items[low].offset;
-    int64_t left = items[low].count - into;
-    return (struct piece){m->offsets[low] + into, left < count ? left : count};
+    const struct param *p = params_at(&m->params, start);
+    int64_t into = start - p->offset;
+    int64_t left = p->count - into;
+    return (struct piece){m->offsets[p - m->params.items] + into, left < count ? left : count};
 }
 
 /* One piece in double: converted by way of the stage. */

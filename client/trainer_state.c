@@ -210,6 +210,13 @@ static enum status read_all(struct reader *r, void *out, size_t size, struct err
     return ST_OK;
 }
 
+static bool same_model(const struct state_head *a, const struct state_head *b)
+{
+    return a->total == b->total && a->d_model == b->d_model && a->n_heads == b->n_heads &&
+           a->n_layers == b->n_layers && a->vocab_size == b->vocab_size &&
+           a->seq_len == b->seq_len && a->position == b->position && a->bias == b->bias;
+}
+
 static enum status check_head(const struct trainer *t, const struct state_head *h, const char *path,
                               struct err *e)
 {
@@ -221,9 +228,7 @@ static enum status check_head(const struct trainer *t, const struct state_head *
         return err_set(e, ST_CONFLICT, "'%s' has version %" PRIu32 ", this program writes %d", path,
                        h->version, STATE_VERSION);
     }
-    if (h->total != want.total || h->d_model != want.d_model || h->n_heads != want.n_heads ||
-        h->n_layers != want.n_layers || h->vocab_size != want.vocab_size ||
-        h->seq_len != want.seq_len || h->position != want.position || h->bias != want.bias) {
+    if (!same_model(h, &want)) {
         return err_set(e, ST_CONFLICT, "'%s' is of another model", path);
     }
     if (h->optimizer != want.optimizer) {

@@ -158,16 +158,14 @@ const struct param *params_find(const struct param_table *t, const char *name)
     return bsearch(&key, t->items, (size_t)t->count, sizeof(t->items[0]), by_name);
 }
 
-/* ---- first values ---- */
-
-/* The tensor that holds element `at` of the flat order. */
-static const struct param *param_at(const struct param_table *t, int64_t at)
+const struct param *params_at(const struct param_table *t, int64_t element)
 {
+    assert(element >= 0 && element < t->total);
     int32_t low = 0;
     int32_t high = t->count - 1;
     while (low < high) {
         int32_t middle = low + (high - low + 1) / 2;
-        if (t->items[middle].offset <= at) {
+        if (t->items[middle].offset <= element) {
             low = middle;
         } else {
             high = middle - 1;
@@ -176,13 +174,15 @@ static const struct param *param_at(const struct param_table *t, int64_t at)
     return &t->items[low];
 }
 
+/* ---- first values ---- */
+
 void params_init(const struct param_table *t, uint64_t seed, int64_t start, int64_t count,
                  float *out)
 {
     assert(start >= 0 && count >= 0 && start <= t->total - count);
     int64_t done = 0;
     while (done < count) {
-        const struct param *p = param_at(t, start + done);
+        const struct param *p = params_at(t, start + done);
         int64_t first = start + done - p->offset;
         int64_t n = p->count - first < count - done ? p->count - first : count - done;
         uint64_t key = rng_key(seed, p->name);

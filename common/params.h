@@ -47,11 +47,14 @@ struct param {
 
 struct param_table {
     int32_t count;
-    int64_t total; /* elements */
+    int64_t total;             /* elements */
     const struct param *items; /* in flat order */
 };
 
-/* ST_INVALID names the field: a size of zero or over limits.h, d_model % n_heads, odd head sizes. */
+/*
+ * ST_INVALID names the field: a size of zero or over limits.h, d_model no multiple of n_heads, an
+ * odd head size.
+ */
 enum status model_spec_check(const struct model_spec *m, struct err *e) MUST_CHECK;
 
 /* Parameters without a table: V d + [T d] + L (12 d^2 + 2 d [+ 11 d]) + d [+ d]. */
@@ -62,6 +65,9 @@ struct param_table params_table(struct arena *a, const struct model_spec *m);
 
 /* NULL when the table has no such tensor. */
 const struct param *params_find(const struct param_table *t, const char *name);
+
+/* The tensor that holds this element of the flat order. */
+const struct param *params_at(const struct param_table *t, int64_t element);
 
 /* out[0..count) = first values of elements [start, start + count) of the flat order. */
 void params_init(const struct param_table *t, uint64_t seed, int64_t start, int64_t count,

@@ -17,6 +17,7 @@ void ref_xent(struct backend *be, enum dtype at, void *logits, void *loss, const
         for (int64_t v = 0; v < V; v++) {
             sum += exp(ref_load(logits, at, row + v) - max);
         }
+        // cppcheck-suppress invalidFunctionArg ; a row has a largest logit, so the sum is 1 or more
         double lse = max + log(sum);
         ref_store(loss, ref_g(at), r, target < 0 ? 0.0 : lse - ref_load(logits, at, row + target));
         for (int64_t v = 0; train && v < V; v++) {

@@ -70,6 +70,8 @@ static void the_order_is_strcmps_and_every_name_is_found(void)
     for (int32_t i = 0; i < t.count; i++) {
         CHECK(i == 0 || strcmp(t.items[i - 1].name, t.items[i].name) < 0);
         CHECK(params_find(&t, t.items[i].name) == &t.items[i]);
+        CHECK(params_at(&t, t.items[i].offset) == &t.items[i]);
+        CHECK(params_at(&t, t.items[i].offset + t.items[i].count - 1) == &t.items[i]);
     }
     // Eleven layers: "10." sorts before "2.".
     CHECK(params_find(&t, "transformer.blocks.10.norm_1.bias")->offset <

@@ -204,7 +204,7 @@ test-all: all web $(C_TESTS)
 	@tests/all.sh unit 'tests/run.sh $(UNIT_TESTS)' -- engine 'tests/run.sh $(ENGINE_TESTS)' -- \
 	  fault 'tests/run.sh $(FAULT_TESTS)' -- schema 'tests/support/pg_temp.sh tests/api/schema.sh' -- \
 	  api 'tests/api/run.sh $(B)' -- web 'tests/web/run.sh $(wildcard tests/web/*.test.mjs)' -- \
-	  page 'tests/web/page/run.sh $(B)' -- e2e 'tests/e2e/run.sh $(B)'
+	  page 'tests/web/page/run.sh $(B)' -- oracle 'tests/oracle/run.sh $(B)' -- e2e 'tests/e2e/run.sh $(B)'
 test-c: $(C_TESTS) $(PLUGIN)
 	@tests/run.sh $(C_TESTS)
 test-engine: engine

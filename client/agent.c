@@ -1,14 +1,10 @@
 #include "client/agent.h"
 
-#include <dirent.h>
-#include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <math.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "client/agent_int.h"
@@ -18,14 +14,11 @@
 #include "common/limits.h"
 #include "common/log.h"
 #include "common/rng.h"
-#include "common/safetensors.h"
 #include "common/version.h"
 #include "kernels/backend.h"
 
 enum {
     TASK_ARENA_MAX = 64 * 1024 * 1024,
-    CACHE_KEEP = 2, // the base of the round, and the checkpoint that is evaluated beside it
-    DIGEST_TRIES = 3,
     PART_S = 5 // for the last requests before leaving
 };
 
@@ -155,140 +148,6 @@ enum task_end agent_fail(struct agent *a, const char *code, const struct err *e)
     (void)snprintf(a->last_error, sizeof(a->last_error), "%s", e->msg);
     log_error("%s: %s", code, e->msg);
     return TASK_FAILED;
-}
-
-/* ---- checkpoints ---- */
-
-static void cache_path(const struct agent *a, const char *sha256, char out[STATE_PATH_MAX])
-{
-    (void)snprintf(out, STATE_PATH_MAX, "%.800s/cache/%.64s.safetensors", a->config->state_dir,
-                   sha256);
-}
-
-struct cached {
-    char name[96];
-    int64_t used_ns;
-};
-
-/* Keep the most recently used checkpoints; older ones can be fetched again. */
-static void cache_trim(const struct agent *a)
-{
-    char dir[STATE_PATH_MAX];
-    (void)snprintf(dir, sizeof(dir), "%.800s/cache", a->config->state_dir);
-    DIR *d = opendir(dir);
-    struct cached newest[CACHE_KEEP] = {0};
-    for (int pass = 0; d && pass < 2; pass++) {
-        rewinddir(d);
-        for (struct dirent *f = readdir(d); f; f = readdir(d)) {
-            struct stat s;
-            if (f->d_name[0] == '.' || fstatat(dirfd(d), f->d_name, &s, 0) != 0) {
-                continue;
-            }
-            struct cached c = {.used_ns =
-                                   (int64_t)s.st_mtim.tv_sec * 1000000000 + s.st_mtim.tv_nsec};
-            (void)snprintf(c.name, sizeof(c.name), "%.90s", f->d_name);
-            bool kept = false;
-            for (int i = 0; i < CACHE_KEEP; i++) {
-                kept = kept || strcmp(newest[i].name, c.name) == 0;
-            }
-            if (pass == 1 && !kept) {
-                (void)unlinkat(dirfd(d), f->d_name, 0);
-            }
-            for (int i = 0; pass == 0 && i < CACHE_KEEP; i++) {
-                if (c.used_ns > newest[i].used_ns) { // insert; the smaller one moves down
-                    struct cached moved = newest[i];
-                    newest[i] = c;
-                    c = moved;
-                }
-            }
-        }
-    }
-    if (d) {
-        (void)closedir(d);
-    }
-}
-
-static enum status fetch_base(struct agent *a, const struct task *t, struct beat *b,
-                              const char *path, struct arena *arena, struct err *e)
-{
-    struct download d = {.path = arena_fmt(arena, "/silo/v1/blobs/%s", t->base_sha256),
-                         .file = path,
-                         .digest = &t->base,
-                         .bytes = t->base_bytes};
-    int corrupt = 0;
-    for (int attempt = 0;; attempt++) {
-        struct reply r;
-        d.received = 0;
-        enum status st = transport_download(a->bulk, arena, &d, &r, e);
-        a->received_bytes += d.received;
-        corrupt += st == ST_CORRUPT ? 1 : 0;
-        bool again = st == ST_NET || st == ST_RETRY || (st == ST_CORRUPT && corrupt < DIGEST_TRIES);
-        if (!st || !again || r.cancelled) {
-            return st;
-        }
-        if (d.received > 0) {
-            attempt = 0; // it moves
-        }
-        uint64_t draw = 0;
-        random_bytes(&draw, sizeof(draw));
-        int64_t wait = retry_delay_ms(attempt, rng_unit(draw, 0), r.retry_after_s);
-        log_info("%s; the download goes on in %.1f s", e->msg, (double)wait / 1000.0);
-        for (int64_t until = clock_mono_ms() + wait; clock_mono_ms() < until;) {
-            if (agent_stopping() || beat_order(b) != BEAT_CONTINUE) {
-                return err_set(e, ST_CONFLICT, "the task is not ours any more");
-            }
-            clock_sleep_ms(100);
-        }
-    }
-}
-
-static enum status have_base(struct agent *a, const struct task *t, struct beat *b,
-                             const char *path, struct arena *arena, double *seconds, struct err *e)
-{
-    if (access(path, R_OK) == 0) {
-        if (strcmp(a->verified, t->base_sha256) == 0) {
-            return ST_OK;
-        }
-        struct digest d;
-        struct err unused = {0};
-        if (sha256_file(path, &d, NULL, &unused) == ST_OK && digest_equal(&d, &t->base)) {
-            return ST_OK;
-        }
-        log_warn("a cached checkpoint is damaged and fetched again");
-        (void)unlink(path);
-    }
-    double begin = clock_mono_s();
-    TRY(fetch_base(a, t, b, path, arena, e));
-    *seconds = clock_mono_s() - begin;
-    return ST_OK;
-}
-
-enum status agent_base(struct agent *a, const struct task *t, struct beat *b, struct arena *arena,
-                       int *fd, int64_t *offset, double *seconds, struct err *e)
-{
-    char path[STATE_PATH_MAX];
-    cache_path(a, t->base_sha256, path);
-    agent_doing(a, t, "downloading", 0);
-    *seconds = 0.0;
-    TRY(have_base(a, t, b, path, arena, seconds, e));
-    (void)snprintf(a->verified, sizeof(a->verified), "%s", t->base_sha256);
-    (void)utimensat(AT_FDCWD, path, NULL, 0); // used now
-    cache_trim(a);
-    int f = open(path, O_RDONLY | O_CLOEXEC);
-    if (f < 0) {
-        return err_set(e, ST_IO, "cannot open %s: %s", path, strerror(errno));
-    }
-    struct st_header h;
-    struct param_table table = params_table(arena, &t->spec.model);
-    enum status st = st_read(&h, arena, f, e);
-    st = st ? st : st_check_params(&h, &table, e);
-    if (st) {
-        (void)close(f);
-        return st;
-    }
-    *fd = f;
-    *offset = h.data_offset;
-    return ST_OK;
 }
 
 /* ---- speaking to the server ---- */

@@ -23,8 +23,6 @@ enum {
     CONNECT_MS = 15000,
     STALL_BYTES_PER_S = 1024,
     STALL_S = 60,
-    WAIT_MAX_MS = 60000,
-    WAIT_FIRST_MS = 1000,
     SLICE_MS = 100
 };
 
@@ -39,84 +37,6 @@ struct transport {
     double timeout_s;
     char error[CURL_ERROR_SIZE];
 };
-
-/* ---- rules ---- */
-
-enum status reply_status(int http)
-{
-    if (http >= 200 && http < 300) {
-        return ST_OK;
-    }
-    switch (http) {
-    case 0:
-        return ST_NET;
-    case 401:
-    case 403:
-        return ST_DENIED;
-    case 404:
-        return ST_NOT_FOUND;
-    case 409:
-    case 410:
-    case 412:
-        return ST_CONFLICT;
-    case 413:
-        return ST_LIMIT;
-    case 408:
-    case 425:
-    case 429:
-        return ST_RETRY;
-    default:
-        return http >= 500 ? ST_RETRY : ST_INVALID;
-    }
-}
-
-bool retry_allowed(int http)
-{
-    enum status st = reply_status(http);
-    return st == ST_RETRY || st == ST_NET;
-}
-
-int64_t retry_delay_ms(int attempt, double unit, double retry_after_s)
-{
-    int64_t most = WAIT_MAX_MS;
-    if (attempt < 6) {
-        most = (int64_t)WAIT_FIRST_MS << attempt;
-    }
-    if (most > WAIT_MAX_MS) {
-        most = WAIT_MAX_MS;
-    }
-    int64_t wait = (int64_t)(unit * (double)most);
-    // A server that asks for an absurd wait is asked again after an hour at the latest.
-    double asked = retry_after_s > 3600.0 ? 3600.0 : retry_after_s;
-    int64_t least = asked > 0.0 ? (int64_t)(asked * 1000.0) : 0;
-    return wait > least ? wait : least + (least > 0 ? wait / 10 : 0);
-}
-
-static const char *text_or(const struct json *o, const char *key)
-{
-    const char *s = json_str(json_get(o, key));
-    return s ? s : "";
-}
-
-void reply_read_problem(struct reply *r, struct arena *a)
-{
-    r->code = "";
-    r->detail = "";
-    r->hint = "";
-    if (!r->json || json_kind(r->json) != JSON_OBJECT || r->http < 400) {
-        return;
-    }
-    r->code = text_or(r->json, "code");
-    r->detail = text_or(r->json, "detail");
-    r->hint = text_or(r->json, "hint");
-    const struct json *errors = json_get(r->json, "errors");
-    const struct json *first =
-        errors && json_kind(errors) == JSON_ARRAY ? json_at(errors, 0) : NULL;
-    if (first && json_kind(first) == JSON_OBJECT && *text_or(first, "detail")) {
-        r->detail = arena_fmt(a, "%s%s%s: %s", r->detail, *r->detail ? ": " : "",
-                              text_or(first, "pointer"), text_or(first, "detail"));
-    }
-}
 
 /* ---- addresses ---- */
 
@@ -459,40 +379,18 @@ static void fill_reply(struct exchange *x, struct arena *a, struct reply *out)
     reply_read_problem(out, a);
 }
 
-static enum status say_refused(const struct reply *r, struct err *e)
-{
-    enum status st = reply_status(r->http);
-    if (st == ST_OK) {
-        return ST_OK;
-    }
-    const char *hint = r->hint;
-    if (!*hint && r->http == 401) {
-        hint = "a valid token (--token-file, PHOTON_TOKEN; a silo: photon-client join again)";
-    } else if (!*hint && r->http == 403) {
-        hint = "a token with a higher role";
-    }
-    return err_set(e, st, "%s%s%s%s%s", *r->code ? r->code : "", *r->code ? ": " : "",
-                   *r->detail ? r->detail : "the server refused the request", *hint ? "; try " : "",
-                   hint);
-}
-
-static void blank(struct reply *out)
-{
-    *out = (struct reply){.text = "", .code = "", .detail = "", .hint = "", .retry_after_s = -1.0};
-}
-
 /* Perform, read the answer, release the exchange. */
 static enum status finish(struct exchange *x, struct arena *a, struct reply *out, struct err *e)
 {
     (void)curl_easy_setopt(x->t->curl, CURLOPT_HTTPHEADER, x->headers);
-    blank(out);
+    reply_clear(out);
     CURLcode c = curl_easy_perform(x->t->curl);
     enum status st = ST_OK;
     if (c != CURLE_OK) {
         st = fail_net(x->t, c, out, e);
     } else {
         fill_reply(x, a, out);
-        st = say_refused(out, e);
+        st = reply_error(out, e);
     }
     curl_slist_free_all(x->headers);
     buf_release(&x->body);
@@ -663,7 +561,7 @@ static enum status download_into(struct transport *t, struct arena *a, struct do
 enum status transport_download(struct transport *t, struct arena *a, struct download *d,
                                struct reply *out, struct err *e)
 {
-    blank(out);
+    reply_clear(out);
     const char *part = arena_fmt(a, "%s.part", d->file);
     int fd = open(part, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     if (fd < 0) {

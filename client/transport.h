@@ -7,11 +7,7 @@
  * What an outcome means: a reply with an error status is a *decision* of the server; no reply is
  * *unknown*, and the same request may be sent again, because every changing request of the protocol
  * is harmless to repeat. transport_call() makes one try; transport_call_retry() repeats by the
- * policy below until a decision comes, the time is over or the caller cancels.
- *
- * Policy: transport errors, 408, 425, 429 and 5xx are tried again after a wait drawn uniformly from
- * 0 to min(60 s, 1 s * 2^attempt) ("full jitter"), never sooner than Retry-After asks; every other
- * 4xx is final, 401 and 403 with advice.
+ * policy of client/reply.h until a decision comes, the time is over or the caller cancels.
  */
 #ifndef CLIENT_TRANSPORT_H
 #define CLIENT_TRANSPORT_H
@@ -20,9 +16,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "client/reply.h"
 #include "common/arena.h"
 #include "common/hash.h"
-#include "common/json.h"
 #include "common/status.h"
 
 struct transport;
@@ -34,19 +30,6 @@ struct transport_config {
     int64_t max_upload_bytes_per_s; /* 0: unlimited */
     bool (*cancelled)(void *ctx);   /* asked at least once a second; NULL: never */
     void *cancel_ctx;
-};
-
-/* What came back. Strings live in the arena given to the call, never NULL. */
-struct reply {
-    int http;                /* 0: no answer */
-    const struct json *json; /* the body when it is a JSON document, else NULL */
-    const char *text;
-    size_t len;
-    const char *code; /* of a problem document, else "" */
-    const char *detail;
-    const char *hint;
-    double retry_after_s; /* -1: not given */
-    bool cancelled;
 };
 
 /* ST_INVALID: not a URL, or plain http to a host that is not loopback. */
@@ -108,20 +91,5 @@ struct chunk {
 /* Send one piece of an open file as multipart/form-data (meta, chunk), streamed by position. */
 enum status transport_chunk(struct transport *t, struct arena *a, const struct chunk *c,
                             struct reply *out, struct err *e) MUST_CHECK;
-
-/* ---- the rules, free of any connection ---- */
-
-/* What a caller can do about this HTTP status; 0 (no answer) is ST_NET. */
-enum status reply_status(int http);
-
-/* May the same request be sent again after this status? */
-bool retry_allowed(int http);
-
-/* How long to wait before try attempt + 1 (attempt from 0); unit in [0, 1); retry_after_s < 0:
- * none. */
-int64_t retry_delay_ms(int attempt, double unit, double retry_after_s);
-
-/* Fill code, detail, hint of a reply from its problem document; what is missing becomes "". */
-void reply_read_problem(struct reply *r, struct arena *a);
 
 #endif

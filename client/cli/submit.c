@@ -81,7 +81,7 @@ static int send_spec(struct api *api, const char *spec, bool dry_run)
                           api_text(r.json, "id", ""));
         }
     }
-    return rc;
+    return EXIT_DONE;
 }
 
 int run_submit(int argc, char **argv)

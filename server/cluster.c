@@ -280,7 +280,11 @@ static enum status make_files(struct cluster *c, struct err *e)
     pid_t pid = 0;
     int status = 0;
     if (access(fresh, F_OK) == 0) {
-        TRY(spawn(c, rm, &pid, e));
+        bool drop = c->drop;
+        c->drop = false; // whoever owns what is in there
+        enum status st = spawn(c, rm, &pid, e);
+        c->drop = drop;
+        TRY(st);
         (void)waitpid(pid, &status, 0);
     }
     TRY(private_folder(c, fresh, e));

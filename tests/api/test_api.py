@@ -2,6 +2,7 @@
 
 import sys
 
+import cluster
 import fixture
 import framing
 import generic
@@ -19,7 +20,7 @@ def main():
     try:
         server.start()
         fixture.load(server)
-        passed, failed = kit.run_tests(server, [generic, people, pages, framing, streams, silos, rounds])
+        passed, failed = kit.run_tests(server, [generic, people, pages, framing, streams, silos, rounds, cluster])
         server.stop()
     except Exception as error:  # the counts must come out whatever happens
         failed += 1

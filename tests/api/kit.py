@@ -16,6 +16,8 @@ import traceback
 import jsonschema
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+# What is promised within a second, on a machine that is busy with other tests.
+SOON_S = 3.0
 METHODS = ("get", "post", "put", "patch", "delete")
 
 

@@ -6,7 +6,7 @@ import json
 import math
 
 from fixture import NOBODY, OTHER, RUN, SILOS, SPEC
-from kit import psql, sha256, until
+from kit import SOON_S, psql, sha256, until
 
 BASE = "/api/v1/runs/" + RUN
 
@@ -303,7 +303,7 @@ def test_a_token_revoked_or_expired_behind_our_back_is_refused_within_a_second(s
         token = server.post("/api/v1/tokens", {"role": "viewer", "name": "soon gone"}).json()
         assert server.get("/api/v1/me", token=token["secret"]).status == 200
         psql("UPDATE token SET %s WHERE id = '%s'" % (change, token["id"]))
-        until("the token to be refused", lambda: server.get("/api/v1/me", token=token["secret"]).status == 401, 1.5)
+        until("the token to be refused", lambda: server.get("/api/v1/me", token=token["secret"]).status == 401, SOON_S)
 
 
 def test_no_secret_is_stored(server):

@@ -74,7 +74,9 @@ void reply_read_problem(struct reply *r, struct arena *a)
     const struct json *errors = json_get(r->json, "errors");
     const struct json *first =
         errors && json_kind(errors) == JSON_ARRAY ? json_at(errors, 0) : NULL;
-    if (first && json_kind(first) == JSON_OBJECT && *text_or(first, "detail")) {
+    bool new = first &&json_kind(first) == JSON_OBJECT &&*text_or(first, "detail") &&
+               !strstr(r->detail, text_or(first, "detail"));
+    if (new) {
         r->detail = arena_fmt(a, "%s%s%s: %s", r->detail, *r->detail ? ": " : "",
                               text_or(first, "pointer"), text_or(first, "detail"));
     }
@@ -88,12 +90,12 @@ enum status reply_error(const struct reply *r, struct err *e)
     }
     const char *hint = r->hint;
     if (!*hint && r->http == 401) {
-        hint = "a valid token (--token-file, PHOTON_TOKEN; a silo: photon-client join again)";
+        hint = "try a valid token (--token-file, PHOTON_TOKEN; a silo: photon-client join again)";
     } else if (!*hint && r->http == 403) {
-        hint = "a token with a higher role";
+        hint = "try a token with a higher role";
     }
     return err_set(e, st, "%s%s%s%s%s", *r->code ? r->code : "", *r->code ? ": " : "",
-                   *r->detail ? r->detail : "the server refused the request", *hint ? "; try " : "",
+                   *r->detail ? r->detail : "the server refused the request", *hint ? "; " : "",
                    hint);
 }
 

@@ -45,7 +45,7 @@ void reply_read_problem(struct reply *r, struct arena *a);
 /* Nothing came: every member at its "none". */
 void reply_clear(struct reply *r);
 
-/* reply_status() with what the server said: "CODE: detail; try hint". */
+/* reply_status() with what the server said: "CODE: detail; hint". */
 enum status reply_error(const struct reply *r, struct err *e) MUST_CHECK;
 
 #endif

@@ -84,7 +84,8 @@ static bool print_token(void *ctx, const struct json *t)
 {
     const struct listing *l = ctx;
     const char *role = api_text(t, "role", "?");
-    bool wanted = l->role ? strcmp(role, l->role) == 0 : strcmp(role, "join") != 0;
+    bool wanted = l->role ? strcmp(role, l->role) == 0
+                          : strcmp(role, "viewer") == 0 || strcmp(role, "admin") == 0;
     if (!wanted) {
         return true;
     }

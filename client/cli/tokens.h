@@ -10,7 +10,7 @@
 int token_make(struct api *api, const char *role, const char *name, const char *ttl,
                struct reply *out);
 
-/* role NULL: all but join tokens. */
+/* role NULL: those of people, viewer and admin. */
 int tokens_list(int argc, char **argv, const char *program, const char *role);
 int tokens_revoke(int argc, char **argv, const char *program);
 

@@ -251,6 +251,12 @@ static void a_problem_document_is_taken_apart(void)
     CHECK_STR(r.code, "SPEC_INVALID");
     CHECK_STR(r.detail, "the spec is wrong: /model/d_model: must be even");
     CHECK_STR(r.hint, "");
+    static const char said[] = "{\"detail\":\"/a must be even\",\"errors\":[{\"pointer\":\"/a\","
+                               "\"detail\":\"must be even\"}]}";
+    struct reply twice = {.http = 422};
+    CHECK_INT(json_parse(&twice.json, a, said, sizeof(said) - 1, &e), ST_OK);
+    reply_read_problem(&twice, a);
+    CHECK_STR(twice.detail, "/a must be even"); // not said twice
     struct reply odd = {.http = 500};
     CHECK_INT(json_parse(&odd.json, a, "[1,{\"code\":5}]", 14, &e), ST_OK);
     reply_read_problem(&odd, a);
@@ -290,7 +296,7 @@ static void a_refusal_has_code_and_hint(void)
     struct err e = {0};
     CHECK_INT(transport_call_retry(t, a, "GET", "/problem", NULL, 0.0, &r, &e), ST_CONFLICT);
     CHECK_STR(r.code, "ROUND_CLOSED");
-    CHECK_STR(e.msg, "ROUND_CLOSED: round 3 is closed; try claim the next");
+    CHECK_STR(e.msg, "ROUND_CLOSED: round 3 is closed; claim the next");
     CHECK_INT(transport_call_retry(t, a, "GET", "/denied", NULL, 0.0, &r, &e), ST_DENIED);
     CHECK(strstr(e.msg, "a valid token") != NULL);
     arena_free(a);

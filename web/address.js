@@ -66,6 +66,7 @@ export function read(search) {
 
 /** @param {View} v @returns {string} '' or '?…' */
 export function write(v) {
+  /** @type {string[]} */
   const out = [];
   const put = (/** @type {string} */ k, /** @type {string} */ s) => out.push(`${k}=${escape(s)}`);
   if (v.runs.length) put('run', v.runs.join(','));

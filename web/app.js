@@ -94,6 +94,7 @@ function arrive(moved = false) {
   if (key === shown && page) return page.update();
   page?.destroy();
   shown = key;
+  live.hidden = route.page === 'missing';
   if (route.page === 'missing') {
     app.title('Not found');
     main.replaceChildren(h('section.blank', null, h('h1', null, 'There is nothing here'),
@@ -124,7 +125,6 @@ async function start(token) {
   if (token) await api.post('/api/v1/login', { token });
   app.me = await api.get('/api/v1/me');
   app.admin = app.me.role === 'admin';
-  live.hidden = false;
   who.replaceChildren(h('span.role', { title: `You are logged in as ${app.me.name || app.me.role}` }, app.me.name || app.me.role || NONE),
     h('button.quiet', { type: 'button', onclick: leave }, 'Log out'));
   arrive();

@@ -29,6 +29,7 @@ export async function load() {
 /**
  * @typedef {{lines: s.Line[], metric: string, x: string, lx: boolean, ly: boolean, xr: s.Range | null,
  *   shade: string, title: string}} Picture
+ * @typedef {{from: s.Range, x0: number, x1: number}} Pinch
  */
 
 const FONT = '11px system-ui, sans-serif';
@@ -44,7 +45,7 @@ export class Chart {
   /** @type {s.Range} */ #Y = [0, 1];
   /** @type {(Path2D | null)[]} */ #dots = [];
   /** @type {Map<number, PointerEvent>} */ #fingers = new Map();
-  /** @type {{at: number, from: s.Range, x0: number, x1: number} | null} */ #pinch = null;
+  /** @type {Pinch | null} where two fingers began */ #pinch = null;
   /** @type {number | null} */ #dragFrom = null;
   /** @type {number | null} */ #cursor = null;
   /** @type {number | undefined} where the pointer was */ #y;
@@ -254,7 +255,8 @@ export class Chart {
     over.addEventListener('pointerdown', (e) => this.#pressed(e));
     over.addEventListener('pointerup', (e) => this.#released(e, true));
     over.addEventListener('pointercancel', (e) => this.#released(e, false));
-    over.addEventListener('pointerleave', () => this.#fingers.size === 0 && this.#share(null));
+    // A lifted finger leaves too, but what it pointed at stays until something else is touched.
+    over.addEventListener('pointerleave', (e) => e.pointerType === 'mouse' && this.#fingers.size === 0 && this.#share(null));
     over.addEventListener('dblclick', () => this.#o.onzoom(null, true));
     over.addEventListener('keydown', (e) => this.#key(e));
     over.addEventListener('blur', () => this.#share(null));
@@ -277,10 +279,10 @@ export class Chart {
     if (e.pointerType === 'mouse' && e.button === 0) {
       this.#dragFrom = this.#at(e);
       this.over.setPointerCapture(e.pointerId);
-    }
+    } else if (this.#fingers.size === 1) this.#share(this.#value(this.#at(e)), e.clientY);
     if (this.#fingers.size === 2) {
       const [a, b] = [...this.#fingers.values()].map(this.#at);
-      this.#pinch = { at: 0, from: this.#X, x0: Math.min(a, b), x1: Math.max(a, b) };
+      this.#pinch = { from: this.#X, x0: Math.min(a, b), x1: Math.max(a, b) };
     }
   }
 
@@ -298,7 +300,7 @@ export class Chart {
   }
 
   #pinched() {
-    const pinch = /** @type {NonNullable<typeof this.#pinch>} */ (this.#pinch);
+    const pinch = /** @type {Pinch} */ (this.#pinch);
     const [a, b] = [...this.#fingers.values()].map(this.#at).sort((m, n) => m - n);
     if (b - a < 10) return;
     const { lx } = /** @type {Picture} */ (this.#p);

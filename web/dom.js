@@ -69,7 +69,7 @@ export function setText(el, text) {
  * and then `text` must change whenever the drawing would. A `mute` label is there for screen readers alone.
  * @template T
  * @typedef {{key: string, label: string, num?: boolean, wide?: boolean, mute?: boolean, hint?: string, sort?: (row: T) => number | string | null,
- *   text: (row: T) => string, title?: (row: T) => string, draw?: (row: T) => Node | (Node | string)[], head?: () => Node}} Column
+ *   text: (row: T) => string, title?: (row: T) => string, draw?: (row: T) => Node | string | (Node | string)[], head?: () => Node}} Column
  */
 
 /**

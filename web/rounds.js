@@ -87,6 +87,7 @@ export function roundsTable(run) {
   /** @type {Map<string, {number: number, table: ReturnType<typeof dataTable>, live: boolean}>} */
   const open = new Map();
   const table = dataTable({ label: 'Rounds', columns: columns(expand), key: keyOf, empty: 'No round has been opened yet.' });
+  table.root.classList.add('rounds');
 
   /** @param {HTMLElement} button @param {any} round */
   function expand(button, round) {

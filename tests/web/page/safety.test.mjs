@@ -19,10 +19,13 @@ after(() => server.close());
 const ROUTES = ['/', '/runs/r_01RUN', '/runs/r_01RUN?silos=1&tab=silos', '/runs/r_01RUN?tab=events', '/runs/r_01RUN?tab=checkpoints', '/runs/r_01RUN?tab=spec',
   '/compare?run=r_01RUN,r_01OLD&same=1', '/experiments/demo', '/silos', '/silos/s_01C', '/nothing/is/here'];
 
+/** Loaded and drawn; the page for what does not exist has nothing to load. */
+const arrived = (page, route) => (route.startsWith('/nothing') ? page.locator('h1').waitFor() : settled(page));
+
 for (const route of ROUTES) {
   test(`${route}: no console error, no 404`, { skip }, async () => {
     const { page, close } = await open(b(), server.url + route);
-    if (!route.startsWith('/nothing')) await settled(page);
+    await arrived(page, route);
     assert.ok((await page.locator('h1').innerText()).length > 0);
     await close();
   });
@@ -64,7 +67,7 @@ for (const scheme of ['light', 'dark']) {
     const axe = await readFile(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
     for (const route of ROUTES) {
       const { page, close } = await open(b(), server.url + route, { scheme });
-      if (!route.startsWith('/nothing')) await settled(page);
+      await arrived(page, route);
       await page.evaluate(axe);
       const { violations } = await page.evaluate(() => window.axe.run());
       assert.deepEqual(violations.map((v) => `${v.id}: ${v.nodes.map((n) => n.html.slice(0, 160)).join(' | ')}`), [], route);
@@ -95,7 +98,7 @@ test('axe finds nothing in dialogs, an open round and an open table', { skip }, 
 test('at 360 × 640 nothing scrolls sideways', { skip }, async () => {
   for (const route of ROUTES) {
     const { page, close } = await open(b(), server.url + route, { width: 360, height: 640, touch: true });
-    if (!route.startsWith('/nothing')) await settled(page);
+    await arrived(page, route);
     const wide = await page.evaluate(() => {
       scrollTo(500, 0);
       return [document.documentElement.scrollWidth - innerWidth, scrollX];
@@ -115,6 +118,7 @@ test('on a phone, targets are large enough for a finger and a finger reads the c
   await over.scrollIntoViewIfNeeded();
   const box = await over.boundingBox();
   await page.touchscreen.tap(box.x + box.width / 2, box.y + box.height / 2);
+  await page.locator('.chart[data-metric=eval_ppl] .tip').waitFor();
   await close();
 });
 

@@ -70,6 +70,7 @@ void cpu_round_weights(struct backend *be, void *copy, const float *w, int64_t n
 void cpu_zero(struct backend *be, void *p, size_t size)
 {
     enum { PIECE = 1 << 18 };
+    (void)be; // without OpenMP nobody asks how many threads
     int64_t pieces = (int64_t)((size + PIECE - 1) / PIECE);
 #pragma omp parallel for num_threads(be->threads) schedule(static)
     for (int64_t i = 0; i < pieces; i++) {

@@ -4,8 +4,8 @@
  * `photon data prepare` writes a folder: manifest.json (tokenizer's SHA-256, vocabulary, documents,
  * bytes, tokens, shards with their SHA-256) and shards `train-00000.bin`, `heldout-00000.bin` in
  * llm.c's format (256 x int32 head; u16 tokens up to a vocabulary of 65,536, else u32). Shards are
- * mapped read-only; a folder made with a tokenizer.json holds a copy of it, whose digest must be the
- * manifest's. A silo mixes several such folders ("sources") by weight.
+ * mapped read-only; a folder made with a tokenizer.json holds a copy of it, whose digest must be
+ * the manifest's. A silo mixes several such folders ("sources") by weight.
  *
  * Row r of step s is a pure function of (seed, silo ordinal, s, r): its draw number is
  * s * rows + r, so `rows` must be the same for a whole run. A block of 4096 draws holds each source
@@ -47,8 +47,8 @@ void data_close(struct data *d);
 void data_info(const struct data *d, struct data_info *out);
 
 /*
- * rows x (seq_len + 1) tokens for one local step; inputs are [0, seq_len), targets [1, seq_len + 1).
- * ST_LIMIT when a source is shorter than one row.
+ * rows x (seq_len + 1) tokens for one local step; inputs are [0, seq_len), targets [1, seq_len +
+ * 1). ST_LIMIT when a source is shorter than one row.
  */
 enum status data_train_rows(const struct data *d, uint64_t seed, int32_t silo_ordinal, int64_t step,
                             int32_t rows, int32_t seq_len, int32_t *out, struct err *e) MUST_CHECK;

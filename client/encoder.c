@@ -145,7 +145,7 @@ static enum status pieces(struct encoder *n, bool last, struct err *e)
     while (at < b->len) {
         bool force = last || b->len - at >= ENCODER_PIECE_MAX;
         size_t begin = b->len;
-        size_t end = b->len;
+        size_t end = begin;
         bool more = !force;
         if (n->t->stage_count > 0) {
             TRY(pretok_next(n->match[0], b->data, b->len, at, force, &begin, &end, &more, e));

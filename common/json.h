@@ -27,19 +27,19 @@ enum status json_parse(const struct json **out, struct arena *a, const char *tex
 
 enum json_kind json_kind(const struct json *v);
 const struct json *json_get(const struct json *object, const char *key); /* NULL: absent */
-int json_len(const struct json *v);                                     /* items or members */
-const struct json *json_at(const struct json *v, int index);            /* item or member value */
+int json_len(const struct json *v);                                      /* items or members */
+const struct json *json_at(const struct json *v, int index);             /* item or member value */
 const char *json_key_at(const struct json *object, int index);
 /* A walk over items or members, in order; the two above count from the start each time. */
-const struct json *json_first(const struct json *v); /* NULL: none */
-const struct json *json_next(const struct json *v);  /* NULL: it was the last */
-const char *json_key(const struct json *v);          /* a member's; NULL for an item */
-const char *json_str(const struct json *v);        /* NULL when it is no string */
-double json_num(const struct json *v);             /* asserts the kind */
-bool json_bool(const struct json *v);              /* asserts the kind */
+const struct json *json_first(const struct json *v);              /* NULL: none */
+const struct json *json_next(const struct json *v);               /* NULL: it was the last */
+const char *json_key(const struct json *v);                       /* a member's; NULL for an item */
+const char *json_str(const struct json *v);                       /* NULL when it is no string */
+double json_num(const struct json *v);                            /* asserts the kind */
+bool json_bool(const struct json *v);                             /* asserts the kind */
 bool json_is_int(const struct json *v, int64_t min, int64_t max); /* a whole number in range? */
-int64_t json_int(const struct json *v);            /* after json_is_int() */
-char *json_print(struct arena *a, const struct json *v); /* compact text */
+int64_t json_int(const struct json *v);                           /* after json_is_int() */
+char *json_print(struct arena *a, const struct json *v);          /* compact text */
 
 /*
  * Required members by name: ST_INVALID "'key' is missing", or is not of that kind, or out of range.

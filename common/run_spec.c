@@ -95,7 +95,7 @@ static void PRINTF_LIKE(3, 4) complain(const struct part *p, const char *key, co
 static const char *shown(const char *text, char out[41])
 {
     int n = 0;
-    for (; text[n] && n < 40; n++) {
+    for (; n < 40 && text[n]; n++) {
         out[n] = text[n] >= 0x20 && text[n] < 0x7f ? text[n] : '?';
     }
     out[n] = '\0';

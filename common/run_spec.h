@@ -27,7 +27,7 @@ struct run_spec {
     char experiment[64]; /* may be empty */
     uint64_t seed;       /* < 2^53 */
     struct model_spec model;
-    char preset[16];          /* "" or 125m, 1b, 3b, 7b: defaults of model and inner */
+    char preset[16];           /* "" or 125m, 1b, 3b, 7b: defaults of model and inner */
     char tokenizer_sha256[65]; /* digest of tokenizer.json; "" = the byte tokenizer */
     struct {
         int32_t rounds;
@@ -63,7 +63,8 @@ enum { SPEC_PROBLEMS_MAX = 16 };
 
 /*
  * ST_INVALID with problems[0..*count) filled (count may be 1 or more); *out is untouched then.
- * Presets, defaults and cross-field rules (quorum <= silos, tau >= 1, finite rates) are applied here.
+ * Presets, defaults and cross-field rules (quorum <= silos, tau >= 1, finite rates) are applied
+ * here.
  */
 enum status run_spec_parse(struct run_spec *out, const struct json *doc,
                            struct spec_problem *problems, int *count, struct err *e) MUST_CHECK;

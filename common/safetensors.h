@@ -40,7 +40,8 @@ struct st_header {
     const struct st_meta *meta;
 };
 
-/* From the first bytes of a file (at least 8 + N). file_bytes is the file's length. ST_CORRUPT says what is wrong. */
+/* From the first bytes of a file (at least 8 + N). file_bytes is the file's length. ST_CORRUPT says
+ * what is wrong. */
 enum status st_parse(struct st_header *out, struct arena *a, const void *bytes, int64_t len,
                      int64_t file_bytes, struct err *e) MUST_CHECK;
 

@@ -18,12 +18,12 @@ struct streams;
 
 struct server {
     const char *data_dir;
-    const char *web_dir;     /* the dashboard's files */
-    const char *public_url;  /* how silos and browsers reach control; NULL: as they came */
-    const char *bulk_url;    /* how silos reach bulk; NULL: the request's host with bulk's port */
+    const char *web_dir;    /* the dashboard's files */
+    const char *public_url; /* how silos and browsers reach control; NULL: as they came */
+    const char *bulk_url;   /* how silos reach bulk; NULL: the request's host with bulk's port */
     int control_port, bulk_port;
     bool tls;
-    int64_t started_ms;      /* Unix time */
+    int64_t started_ms; /* Unix time */
     int aggregate_threads;
     struct db_pool *pool;
     struct blob_store *blobs;

@@ -322,8 +322,8 @@ static int cmd_prepare(int argc, char **argv)
 struct learning {
     struct bpe_trainer *trainer;
     struct meter meter;
-    const struct doc_list *list;
-    const struct doc_counts *counts;
+    struct doc_list list;
+    struct doc_counts counts;
     int64_t documents;
     int64_t max_bytes; // of text to learn from
     int64_t bytes;
@@ -347,7 +347,7 @@ static enum status learn_end(void *ctx, struct err *e)
     format_count(docs, (double)l->documents);
     (void)snprintf(text, sizeof(text), "reading, %s documents", docs);
     (void)snprintf(pairs, sizeof(pairs), "phase=read documents=%" PRId64, l->documents);
-    meter_show(&l->meter, l->counts->consumed, l->list->bytes, text, pairs);
+    meter_show(&l->meter, l->counts.consumed, l->list.bytes, text, pairs);
     return bpe_trainer_end(l->trainer, e);
 }
 
@@ -369,18 +369,18 @@ static void on_learned(void *ctx, int32_t ids)
     meter_show(&l->meter, ids, l->vocab, text, pairs);
 }
 
-static enum status read_all(struct learning *l, const struct doc_list *list,
-                            struct doc_counts *counts, const char *text_key, struct err *e)
+static enum status read_all(struct learning *l, const char *text_key, struct err *e)
 {
+    const struct doc_list *list = &l->list;
     for (int32_t i = 0; i < list->count && l->bytes < l->max_bytes; i++) {
         struct doc_options d = {.text_key = text_key,
                                 .split = docs_split_size(list, &list->files[i])};
         struct doc_sink sink = {
             .ctx = l, .text = learn_text, .tokens = learn_tokens, .end = learn_end};
-        TRY(docs_read(&list->files[i], &d, &sink, counts, e));
+        TRY(docs_read(&list->files[i], &d, &sink, &l->counts, e));
     }
     if (l->documents == 0) {
-        return err_set(e, ST_NOT_FOUND, "no text found; %.180s", counts->first_bad);
+        return err_set(e, ST_NOT_FOUND, "no text found; %.180s", l->counts.first_bad);
     }
     return ST_OK;
 }
@@ -412,12 +412,8 @@ static enum status learn(struct learning *l, struct arena *a, const struct token
                          enum doc_format format, const char *const *inputs, int count,
                          struct buf *out, int32_t *ids, struct err *e)
 {
-    struct doc_list list;
-    struct doc_counts counts = {0};
-    TRY(docs_list(&list, a, inputs, count, format, NULL, e));
-    l->list = &list;
-    l->counts = &counts;
-    TRY(read_all(l, &list, &counts, p->text_key, e));
+    TRY(docs_list(&l->list, a, inputs, count, format, NULL, e));
+    TRY(read_all(l, p->text_key, e));
     meter_end(&l->meter);
     meter_init(&l->meter, "tokenizer", p->quiet);
     TRY(bpe_trainer_learn(l->trainer, l->vocab, on_learned, l, out, ids, e));

@@ -27,10 +27,15 @@ VARIANT    ?= release
 FUZZ_S     ?= 30
 B          := build/$(VARIANT)
 Q          := $(if $(V),,@)
+comma      := ,
 
 # ---- what this machine has -------------------------------------------------------
 NVCC ?= $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
 CUDA ?= $(if $(NVCC),1,0)
+CUDA_HOME := $(if $(NVCC),$(abspath $(dir $(NVCC))..))
+CUDA_LIB  := $(firstword $(wildcard $(CUDA_HOME)/lib64 $(CUDA_HOME)/targets/x86_64-linux/lib))
+LT        := $(wildcard $(CUDA_HOME)/include/cublasLt.h)
+CXX_FOUND := $(shell command -v $(CXX))
 DNNL ?= $(if $(wildcard /usr/include/dnnl.h /usr/local/include/dnnl.h),1,0)
 SM   ?= 80 90
 
@@ -42,6 +47,10 @@ ifneq ($(filter tsan fuzz,$(VARIANT)),)
 override DNNL := 0
 endif
 OPENMP := $(if $(filter tsan fuzz,$(VARIANT)),,-fopenmp)
+ifeq ($(CUDA)$(LT),1)
+$(info nvcc is here, but not cublasLt.h: the CUDA backend is not built)
+override CUDA := 0
+endif
 
 # ---- flags -----------------------------------------------------------------------
 # No fused a*b+c: the reference must give the same bits with and without FMA hardware.
@@ -66,13 +75,17 @@ OPT := $(or $(OPT.$(VARIANT)),$(error unknown VARIANT=$(VARIANT)))
 CFLAGS  = $(BASE) $(OPT) $(WARN) $(if $(WERROR),-Werror) $(INC)
 # The CUDA object is looked for beside the program: from bin/, and from tests/<kind>/.
 LDFLAGS = $(filter -fsanitize% --coverage,$(OPT)) -Wl,-rpath,'$$ORIGIN/../lib:$$ORIGIN/../../lib'
-NVCCFLAGS := -O3 -std=c++17 -I. -Xcompiler -fPIC,-fvisibility=hidden \
-             $(foreach s,$(SM),-gencode arch=compute_$(s),code=sm_$(s))
+# Machine code for each of $(SM), and PTX of the last for the GPUs that come after. Never
+# --use_fast_math. The step has the CPU's bits: no fused multiply-add. A kernel on tensor cores
+# that spills registers is no faster than one without: that is an error.
+NVCCFLAGS := -O3 -std=c++20 -I. -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra$(if $(WERROR),$(comma)-Werror) \
+             $(foreach s,$(SM),-gencode arch=compute_$(s),code=sm_$(s)) \
+             -gencode arch=compute_$(lastword $(SM)),code=compute_$(lastword $(SM))
 
 LIBS_engine := $(if $(filter 1,$(DNNL)),-ldnnl) $(OPENMP) -ldl -lm -lpthread
 LIBS_server := $(shell $(PKG_CONFIG) --libs libpq libmicrohttpd libcjson libcrypto 2>/dev/null) -lm -lpthread
 LIBS_client := $(shell $(PKG_CONFIG) --libs libcurl libcjson libcrypto libpcre2-8 libutf8proc zlib 2>/dev/null)
-LIBS_cuda   := # -lcublasLt -lnccl, once they are used
+LIBS_cuda   := $(addprefix -L,$(CUDA_LIB)) -lcublasLt $(addprefix -Xlinker -rpath -Xlinker ,$(CUDA_LIB))
 
 # ---- sources: adding a file edits nothing here ----------------------------------------
 objs = $(patsubst %,$(B)/%.o,$(1))
@@ -88,7 +101,9 @@ CLIENT  := $(filter-out client/main.c $(ENGINE),$(wildcard client/*.c))
 SERVER  := $(filter-out server/main.c,$(wildcard server/*.c))
 PLUGIN  := $(if $(filter 1,$(CUDA)),$(if $(wildcard kernels/cuda/*.cu),$(B)/lib/photon-cuda.so))
 
-ENGINE_TESTS := $(patsubst %.c,$(B)/%,$(wildcard tests/kernels/test_*.c))
+# The CUDA kernels run on the host too, emulated by fibers, of which sanitizers know nothing.
+EMULATED     := $(if $(CXX_FOUND),$(if $(filter release debug,$(VARIANT)),$(B)/tests/kernels/test_cuda_emulated))
+ENGINE_TESTS := $(filter-out %_emulated,$(patsubst %.c,$(B)/%,$(wildcard tests/kernels/test_*.c))) $(EMULATED)
 UNIT_TESTS   := $(patsubst %.c,$(B)/%,$(wildcard tests/unit/test_*.c))
 FAULT_TESTS  := $(patsubst %.c,$(B)/%,$(wildcard tests/fault/test_*.c))
 C_TESTS      := $(UNIT_TESTS) $(ENGINE_TESTS) $(FAULT_TESTS)
@@ -126,6 +141,8 @@ $(B)/server/api_misc.c.o: $(B)/commit
 $(B)/server/api_misc.c.o: CFLAGS += -DPHOTON_COMMIT='"$(COMMIT)"'
 $(B)/server/openapi.c.o: docs/openapi.json
 
+$(B)/kernels/cuda/step.cu.o: NVCCFLAGS += -fmad=false
+$(B)/kernels/cuda/attn.cu.o: NVCCFLAGS += -Xptxas -Werror,-warn-spills,-warn-lmem-usage
 $(B)/%.cu.o: %.cu $(B)/nvflags
 	@mkdir -p $(@D)
 	$(if $(V),,@echo '  NVCC $<')
@@ -134,7 +151,15 @@ $(B)/%.cu.o: %.cu $(B)/nvflags
 $(B)/lib/photon-cuda.so: $(call objs,$(wildcard kernels/cuda/*.cu))
 	@mkdir -p $(@D)
 	$(if $(V),,@echo '  LINK $@')
-	$(Q)$(NVCC) -shared $^ $(LIBS_cuda) -o $@
+	$(Q)$(NVCC) -shared $^ $(LIBS_cuda) -Xlinker --exclude-libs=ALL -o $@
+
+EMULFLAGS := -std=c++20 -O2 -g -U_FORTIFY_SOURCE -ffp-contract=off -fno-strict-aliasing -I. -Wall -Wextra \
+             -Wno-unknown-pragmas $(if $(WERROR),-Werror) -include tests/support/cuda_emul.hpp -x c++
+EMUL_OBJS := $(patsubst %,$(B)/emulated/%.o,$(filter-out %/gemm_lt.cu,$(wildcard kernels/cuda/*.cu)) tests/support/cuda_emul.cpp)
+$(EMUL_OBJS): $(B)/emulated/%.o: %
+	@mkdir -p $(@D)
+	$(if $(V),,@echo '  CXX  $<')
+	$(Q)$(CXX) $(EMULFLAGS) -MMD -MP -c $< -o $@
 
 $(B)/lib%.a:
 	@mkdir -p $(@D)
@@ -161,8 +186,11 @@ $(B)/bin/photon-client: $(B)/client/main.c.o $(CLIENT_LIBS)
 	$(call link,$(LIBS_client) $(LIBS_engine))
 $(B)/bin/photon: $(call objs,$(wildcard client/cli/*.c)) $(CLIENT_LIBS)
 	$(call link,$(LIBS_client) $(LIBS_engine))
-$(ENGINE_TESTS) $(B)/tests/bench/bench_engine: %: %.c.o $(KIT) $(ENGINE_LIBS)
+$(filter-out $(EMULATED),$(ENGINE_TESTS)) $(B)/tests/bench/bench_engine: %: %.c.o $(KIT) $(ENGINE_LIBS)
 	$(call link,$(LIBS_engine))
+$(B)/tests/kernels/test_cuda $(EMULATED): $(B)/tests/support/gpu_parity.c.o
+$(EMULATED): %: %.c.o $(KIT) $(EMUL_OBJS) $(ENGINE_LIBS)
+	$(call link,$(LIBS_engine) -lstdc++)
 $(UNIT_TESTS): %: %.c.o $(KIT) $(B)/libserver.a $(CLIENT_LIBS)
 	$(call link,$(LIBS_server) $(LIBS_client) $(LIBS_engine))
 $(FAULT_TESTS): %: %.c.o $(KIT) $(B)/tests/support/fake_pq.c.o $(SERVER_LIBS)

@@ -9,8 +9,15 @@
 // Found through the program's own RUNPATH ($ORIGIN/../lib), then where the system looks.
 static const char CUDA_OBJECT[] = "photon-cuda.so";
 
+// The driver's own library. Asked for first: without it cuBLASLt would be loaded for nothing, which
+// takes a second.
+static const char CUDA_DRIVER[] = "libcuda.so.1";
+
 static enum status open_cuda(struct backend **out, struct err *e)
 {
+    if (!dlopen(CUDA_DRIVER, RTLD_LAZY | RTLD_LOCAL)) {
+        return err_set(e, ST_NOT_FOUND, "no CUDA backend: no NVIDIA driver here (%s)", CUDA_DRIVER);
+    }
     void *object = dlopen(CUDA_OBJECT, RTLD_NOW | RTLD_LOCAL); // stays for the life of the process
     if (!object) {
         return err_set(e, ST_NOT_FOUND, "no CUDA backend: %s", dlerror());

@@ -1,0 +1,265 @@
+/*
+ * Attention for any dtype and head size, plainly: a block per row, keys or queries a chunk at a
+ * time, one thread each. And the door to the tiled kernels, which do bf16 heads of 64 and 128.
+ */
+#include "kernels/cuda/attn.cuh"
+
+static const int CHUNK = 128;
+
+/* q_i k_j / sqrt(D) + slope (j - i) */
+template <typename T>
+static __device__ __forceinline__ float score(const struct attn &x, const T *q, const T *k,
+                                              float slope, int64_t i, int64_t j)
+{
+    float dot = 0.0f;
+    for (int64_t d = 0; d < x.D; d++) {
+        dot += widen(q[d]) * widen(k[d]);
+    }
+    return dot * x.scale + slope * (float)(j - i);
+}
+
+template <typename T>
+static __device__ __forceinline__ float dot_of(const T *a, const T *b, int64_t D)
+{
+    float dot = 0.0f;
+    for (int64_t d = 0; d < D; d++) {
+        dot += widen(a[d]) * widen(b[d]);
+    }
+    return dot;
+}
+
+template <typename T>
+static __global__ void __launch_bounds__(CHUNK)
+    attn_fwd_any(T *o, float *lse, const T *qkv, struct attn x)
+{
+    SHARED_DYNAMIC(bytes);
+    float *acc = reinterpret_cast<float *>(bytes); // D
+    __shared__ float p[CHUNK];
+    __shared__ float shared[32];
+    int64_t i = blockIdx.x;
+    int64_t head = blockIdx.y;
+    float slope = attn_slope(x, head);
+    const T *q = qkv + attn_qkv(x, head, i, PART_Q);
+    float max = -INFINITY;
+    float sum = 0.0f;
+    for (int64_t d = threadIdx.x; d < x.D; d += CHUNK) {
+        acc[d] = 0.0f;
+    }
+    for (int64_t j0 = 0; j0 <= i; j0 += CHUNK) {
+        int64_t j = j0 + threadIdx.x;
+        float s = j <= i ? score(x, q, qkv + attn_qkv(x, head, j, PART_K), slope, i, j) : -INFINITY;
+        float new_max = fmaxf(max, row_max(s, shared)); // j0 <= i, so it is finite
+        float shrink = expf(max - new_max);
+        float e = expf(s - new_max);
+        max = new_max;
+        sum = sum * shrink + row_sum(e, shared);
+        p[threadIdx.x] = widen(narrow<T>(e));
+        __syncthreads();
+        int count = (int)(i - j0 < CHUNK - 1 ? i - j0 + 1 : CHUNK);
+        for (int64_t d = threadIdx.x; d < x.D; d += CHUNK) {
+            float a = acc[d] * shrink;
+            for (int k = 0; k < count; k++) {
+                a += p[k] * widen(qkv[attn_qkv(x, head, j0 + k, PART_V) + d]);
+            }
+            acc[d] = a;
+        }
+        __syncthreads();
+    }
+    for (int64_t d = threadIdx.x; d < x.D; d += CHUNK) {
+        o[attn_o(x, head, i) + d] = narrow<T>(acc[d] / sum);
+    }
+    if (threadIdx.x == 0) {
+        lse[head * x.T + i] = max + logf(sum);
+    }
+}
+
+/* dq of one query, over keys in ascending order. */
+template <typename T>
+static __global__ void __launch_bounds__(CHUNK)
+    attn_dq_any(T *dqkv, const T *qkv, const T *dout, const float *lse, const float *delta,
+                struct attn x)
+{
+    SHARED_DYNAMIC(bytes);
+    float *acc = reinterpret_cast<float *>(bytes); // D
+    __shared__ float ds[CHUNK];
+    int64_t i = blockIdx.x;
+    int64_t head = blockIdx.y;
+    float slope = attn_slope(x, head);
+    const T *q = qkv + attn_qkv(x, head, i, PART_Q);
+    const T *g = dout + attn_o(x, head, i);
+    float row_lse = lse[head * x.T + i];
+    float row_delta = delta[head * x.T + i];
+    for (int64_t d = threadIdx.x; d < x.D; d += CHUNK) {
+        acc[d] = 0.0f;
+    }
+    for (int64_t j0 = 0; j0 <= i; j0 += CHUNK) {
+        int64_t j = j0 + threadIdx.x;
+        if (j <= i) {
+            float s = score(x, q, qkv + attn_qkv(x, head, j, PART_K), slope, i, j);
+            float dp = dot_of(g, qkv + attn_qkv(x, head, j, PART_V), x.D);
+            ds[threadIdx.x] = widen(narrow<T>(expf(s - row_lse) * (dp - row_delta) * x.scale));
+        }
+        __syncthreads();
+        int count = (int)(i - j0 < CHUNK - 1 ? i - j0 + 1 : CHUNK);
+        for (int64_t d = threadIdx.x; d < x.D; d += CHUNK) {
+            float a = acc[d];
+            for (int k = 0; k < count; k++) {
+                a += ds[k] * widen(qkv[attn_qkv(x, head, j0 + k, PART_K) + d]);
+            }
+            acc[d] = a;
+        }
+        __syncthreads();
+    }
+    for (int64_t d = threadIdx.x; d < x.D; d += CHUNK) {
+        dqkv[attn_qkv(x, head, i, PART_Q) + d] = narrow<T>(acc[d]);
+    }
+}
+
+/* dk and dv of one key, over queries in ascending order. */
+template <typename T>
+static __global__ void __launch_bounds__(CHUNK)
+    attn_dkv_any(T *dqkv, const T *qkv, const T *dout, const float *lse, const float *delta,
+                 struct attn x)
+{
+    SHARED_DYNAMIC(bytes);
+    float *acc_k = reinterpret_cast<float *>(bytes); // D
+    float *acc_v = acc_k + x.D;                      // D
+    __shared__ float p[CHUNK];
+    __shared__ float ds[CHUNK];
+    int64_t j = blockIdx.x;
+    int64_t head = blockIdx.y;
+    float slope = attn_slope(x, head);
+    const T *k = qkv + attn_qkv(x, head, j, PART_K);
+    const T *v = qkv + attn_qkv(x, head, j, PART_V);
+    for (int64_t d = threadIdx.x; d < x.D; d += CHUNK) {
+        acc_k[d] = 0.0f;
+        acc_v[d] = 0.0f;
+    }
+    for (int64_t i0 = j; i0 < x.T; i0 += CHUNK) {
+        int64_t i = i0 + threadIdx.x;
+        if (i < x.T) {
+            float s = score(x, qkv + attn_qkv(x, head, i, PART_Q), k, slope, i, j);
+            float e = expf(s - lse[head * x.T + i]);
+            float dp = dot_of(dout + attn_o(x, head, i), v, x.D);
+            p[threadIdx.x] = widen(narrow<T>(e));
+            ds[threadIdx.x] = widen(narrow<T>(e * (dp - delta[head * x.T + i]) * x.scale));
+        }
+        __syncthreads();
+        int count = (int)(x.T - i0 < CHUNK ? x.T - i0 : CHUNK);
+        for (int64_t d = threadIdx.x; d < x.D; d += CHUNK) {
+            float dk = acc_k[d];
+            float dv = acc_v[d];
+            for (int n = 0; n < count; n++) {
+                dk += ds[n] * widen(qkv[attn_qkv(x, head, i0 + n, PART_Q) + d]);
+                dv += p[n] * widen(dout[attn_o(x, head, i0 + n) + d]);
+            }
+            acc_k[d] = dk;
+            acc_v[d] = dv;
+        }
+        __syncthreads();
+    }
+    for (int64_t d = threadIdx.x; d < x.D; d += CHUNK) {
+        dqkv[attn_qkv(x, head, j, PART_K) + d] = narrow<T>(acc_k[d]);
+        dqkv[attn_qkv(x, head, j, PART_V) + d] = narrow<T>(acc_v[d]);
+    }
+}
+
+/* One warp per (position, head). */
+template <typename T>
+static __global__ void delta_rows(float *delta, const T *o, const T *dout, struct attn x)
+{
+    int64_t t = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
+    int64_t head = blockIdx.y;
+    if (t >= x.T) {
+        return; // a whole warp
+    }
+    int64_t at = attn_o(x, head, t);
+    float sum = 0.0f;
+    for (int64_t d = threadIdx.x; d < x.D; d += LANES) {
+        sum += widen(o[at + d]) * widen(dout[at + d]);
+    }
+    sum = warp_sum(sum);
+    if (threadIdx.x == 0) {
+        delta[head * x.T + t] = sum;
+    }
+}
+
+void attn_delta(struct cuda *c, enum dtype at, float *delta, const void *o, const void *dout,
+                const struct attn &x, int64_t B)
+{
+    const unsigned ROWS = 8;
+    dim3 grid(cuda_blocks(x.T, ROWS), (unsigned)(B * x.H));
+    dim3 block(LANES, ROWS);
+    if (at == DTYPE_BF16) {
+        cuda_launch(c, delta_rows<bf16>, grid, block, 0, delta, (const bf16 *)o, (const bf16 *)dout,
+                    x);
+    } else {
+        cuda_launch(c, delta_rows<float>, grid, block, 0, delta, (const float *)o,
+                    (const float *)dout, x);
+    }
+}
+
+template <typename T>
+static void fwd_any(struct cuda *c, void *o, void *lse, const void *qkv, const struct attn &x,
+                    int64_t B)
+{
+    cuda_launch(c, attn_fwd_any<T>, dim3((unsigned)x.T, (unsigned)(B * x.H)), CHUNK,
+                (size_t)x.D * sizeof(float), (T *)o, (float *)lse, (const T *)qkv, x);
+}
+
+template <typename T>
+static void bwd_any(struct cuda *c, void *dqkv, const void *qkv, const void *dout, const void *lse,
+                    const float *delta, const struct attn &x, int64_t B)
+{
+    dim3 grid((unsigned)x.T, (unsigned)(B * x.H));
+    size_t row = (size_t)x.D * sizeof(float);
+    cuda_launch(c, attn_dq_any<T>, grid, CHUNK, row, (T *)dqkv, (const T *)qkv, (const T *)dout,
+                (const float *)lse, delta, x);
+    cuda_launch(c, attn_dkv_any<T>, grid, CHUNK, 2 * row, (T *)dqkv, (const T *)qkv,
+                (const T *)dout, (const float *)lse, delta, x);
+}
+
+static struct attn describe(const float *slopes, int64_t T, int64_t H, int64_t D)
+{
+    return {.T = T, .H = H, .D = D, .slopes = slopes, .scale = (float)(1.0 / sqrt((double)D))};
+}
+
+/* Tiles move 16 bytes at a time. */
+static bool tiled(enum dtype at, int64_t D, const void *qkv, const void *o)
+{
+    return at == DTYPE_BF16 && (D == 64 || D == 128) && moves_wide<bf16>(D, qkv, o);
+}
+
+void cuda_attn_fwd(struct backend *be, enum dtype at, void *o, void *lse, const void *qkv,
+                   const float *slopes, int64_t B, int64_t T, int64_t H, int64_t D)
+{
+    struct cuda *c = cuda_of(be);
+    struct attn x = describe(slopes, T, H, D);
+    if (tiled(at, D, qkv, o)) {
+        attn_fwd_tiled(c, o, (float *)lse, qkv, x, B);
+    } else if (at == DTYPE_BF16) {
+        fwd_any<bf16>(c, o, lse, qkv, x, B);
+    } else {
+        fwd_any<float>(c, o, lse, qkv, x, B);
+    }
+}
+
+void cuda_attn_bwd(struct backend *be, enum dtype at, void *dqkv, const void *qkv, const void *o,
+                   const void *dout, const void *lse, const float *slopes, int64_t B, int64_t T,
+                   int64_t H, int64_t D)
+{
+    struct cuda *c = cuda_of(be);
+    struct attn x = describe(slopes, T, H, D);
+    float *delta = (float *)cuda_scratch(c, (size_t)(B * H * T) * sizeof(float));
+    if (!delta) {
+        return;
+    }
+    attn_delta(c, at, delta, o, dout, x, B);
+    if (tiled(at, D, qkv, dout) && moves_wide<bf16>(D, dqkv)) {
+        attn_bwd_tiled(c, dqkv, qkv, dout, (const float *)lse, delta, x, B);
+    } else if (at == DTYPE_BF16) {
+        bwd_any<bf16>(c, dqkv, qkv, dout, lse, delta, x, B);
+    } else {
+        bwd_any<float>(c, dqkv, qkv, dout, lse, delta, x, B);
+    }
+}

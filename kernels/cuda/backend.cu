@@ -1,0 +1,204 @@
+/* Opening the CUDA backend: the device, its stream and its memory. */
+#include <new>
+
+#include "kernels/cuda/cuda.cuh"
+
+void cuda_fail(struct cuda *c, const char *why)
+{
+    if (!c->failed) {
+        c->failed = why;
+    }
+}
+
+void cuda_check(struct cuda *c, cudaError_t err)
+{
+    if (err != cudaSuccess) {
+        cuda_fail(c, cudaGetErrorString(err));
+    }
+}
+
+void *cuda_scratch(struct cuda *c, size_t size)
+{
+    if (size > c->scratch_size) {
+        // What is enqueued may still use the old block.
+        cuda_check(c, cudaStreamSynchronize(c->stream));
+        cuda_check(c, cudaFree(c->scratch));
+        c->scratch = nullptr;
+        c->scratch_size = 0;
+        if (cudaMalloc(&c->scratch, size) != cudaSuccess) {
+            (void)cudaGetLastError();
+            c->scratch = nullptr;
+            cuda_fail(c, "out of device memory for working space");
+            return nullptr;
+        }
+        c->scratch_size = size;
+    }
+    return c->scratch;
+}
+
+static void cuda_close(struct backend *be)
+{
+    struct cuda *c = cuda_of(be);
+    (void)cudaStreamSynchronize(c->stream);
+    lt_close(c);
+    (void)cudaFree(c->scratch);
+    (void)cudaStreamDestroy(c->stream);
+    delete c;
+}
+
+/*
+ * Of the whole memory rather than of what is free at the moment: a plan made from it decides the
+ * size of a pass, and with that the bits of a training that is resumed another day.
+ */
+static void cuda_caps(struct backend *be, struct backend_caps *out)
+{
+    out->memory = cuda_of(be)->memory;
+    out->pass_tokens = 32768;
+}
+
+static void *cuda_alloc(struct backend *be, size_t size)
+{
+    struct cuda *c = cuda_of(be);
+    void *p = nullptr;
+    if (cudaMalloc(&p, size ? size : 1) != cudaSuccess) { // aligned to 256 bytes and more
+        (void)cudaGetLastError();                         // said through NULL, not again by sync()
+        return nullptr;
+    }
+    cuda_check(c, cudaMemsetAsync(p, 0, size, c->stream));
+    return p;
+}
+
+static void cuda_release(struct backend *be, void *p)
+{
+    struct cuda *c = cuda_of(be);
+    cuda_check(c, cudaStreamSynchronize(c->stream));
+    cuda_check(c, cudaFree(p));
+}
+
+/* The caller may reuse its memory at once, pinned or not: hence the wait. */
+static void cuda_put(struct backend *be, void *dst, const void *src, size_t size)
+{
+    struct cuda *c = cuda_of(be);
+    cuda_check(c, cudaMemcpyAsync(dst, src, size, cudaMemcpyHostToDevice, c->stream));
+    cuda_check(c, cudaStreamSynchronize(c->stream));
+}
+
+static void cuda_get(struct backend *be, void *dst, const void *src, size_t size)
+{
+    struct cuda *c = cuda_of(be);
+    cuda_check(c, cudaMemcpyAsync(dst, src, size, cudaMemcpyDeviceToHost, c->stream));
+    cuda_check(c, cudaStreamSynchronize(c->stream));
+}
+
+static void cuda_zero(struct backend *be, void *p, size_t size)
+{
+    struct cuda *c = cuda_of(be);
+    cuda_check(c, cudaMemsetAsync(p, 0, size, c->stream));
+}
+
+static const char *cuda_sync(struct backend *be)
+{
+    struct cuda *c = cuda_of(be);
+    cuda_check(c, cudaStreamSynchronize(c->stream));
+    cuda_check(c, cudaGetLastError());
+    const char *why = c->failed;
+    c->failed = nullptr;
+    return why;
+}
+
+static bool cuda_supports(struct backend *be, enum dtype a_type)
+{
+    (void)be;
+    return a_type == DTYPE_F32 || a_type == DTYPE_BF16;
+}
+
+static const struct backend_ops CUDA_OPS = {
+    .size = sizeof(struct backend_ops),
+    .name = "cuda",
+    .close = cuda_close,
+    .caps = cuda_caps,
+    .alloc = cuda_alloc,
+    .release = cuda_release,
+    .put = cuda_put,
+    .get = cuda_get,
+    .sync = cuda_sync,
+    .supports = cuda_supports,
+    .plan_gemm = cuda_plan_gemm,
+    .embed_fwd = cuda_embed_fwd,
+    .embed_bwd = cuda_embed_bwd,
+    .norm_fwd = cuda_norm_fwd,
+    .norm_bwd = cuda_norm_bwd,
+    .gemm = cuda_gemm,
+    .bias_bwd = cuda_bias_bwd,
+    .gelu_fwd = cuda_gelu_fwd,
+    .gelu_bwd = cuda_gelu_bwd,
+    .attn_fwd = cuda_attn_fwd,
+    .attn_bwd = cuda_attn_bwd,
+    .xent = cuda_xent,
+    .sqnorm = cuda_sqnorm,
+    .clip = cuda_clip,
+    .optim = cuda_optim,
+    .round_weights = cuda_round_weights,
+    .zero = cuda_zero,
+};
+
+/* What the device is. NULL, or why it will not do. */
+static const char *look_at_device(struct cuda *c)
+{
+    int major = 0;
+    size_t free_now = 0;
+    size_t total = 0;
+    cudaError_t err = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0);
+    if (err == cudaSuccess) {
+        err = cudaDeviceGetAttribute(&c->shared_max, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0);
+    }
+    if (err == cudaSuccess) {
+        err = cudaMemGetInfo(&free_now, &total); // creates the context: a busy device says so here
+    }
+    if (err == cudaSuccess) {
+        err = cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking);
+    }
+    if (err != cudaSuccess) {
+        return cudaGetErrorString(err);
+    }
+    if (major < 8) {
+        (void)cudaStreamDestroy(c->stream);
+        return "the GPU is older than compute capability 8.0";
+    }
+    // The context, the libraries' own memory and working space live in the rest.
+    const size_t reserve = (size_t)768 << 20;
+    c->memory = (int64_t)(total > 2 * reserve ? total - total / 32 - reserve : total / 2);
+    return nullptr;
+}
+
+/* The one symbol of the shared object. */
+extern "C" __attribute__((visibility("default"))) struct backend *photon_backend(const char **why)
+{
+    int devices = 0;
+    cudaError_t err = cudaGetDeviceCount(&devices);
+    if (err != cudaSuccess || devices == 0) {
+        (void)cudaGetLastError();
+        *why = err != cudaSuccess ? cudaGetErrorString(err) : "no GPU";
+        return nullptr;
+    }
+    struct cuda *c = new (std::nothrow) cuda{};
+    if (!c) {
+        *why = "out of memory";
+        return nullptr;
+    }
+    const char *text = look_at_device(c);
+    if (!text) {
+        text = lt_open(c);
+        if (text) {
+            (void)cudaStreamDestroy(c->stream);
+        }
+    }
+    if (text) {
+        delete c;
+        *why = text;
+        return nullptr;
+    }
+    c->be.ops = &CUDA_OPS;
+    c->be.threads = 1;
+    return &c->be;
+}

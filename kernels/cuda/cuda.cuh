@@ -1,0 +1,118 @@
+/*
+ * cuda.cuh - what the files of the CUDA backend share: the context, and how a kernel is launched.
+ *
+ * One device, the first that CUDA_VISIBLE_DEVICES leaves; one stream, so that ops run in the order
+ * they are enqueued in and may share one scratch block. Nothing here waits for the device but
+ * put(), get(), sync() and the rare growth of scratch. The first failure sticks until sync() tells
+ * it.
+ *
+ * Every sum has a fixed order: no atomics on floats, and block counts that depend on the shape
+ * alone, so the same device gives the same bits whenever it is asked.
+ */
+#ifndef KERNELS_CUDA_CUDA_CUH
+#define KERNELS_CUDA_CUDA_CUH
+
+#ifndef CUDA_EMULATED // tests compile the kernels for the host, with stand-ins for what follows
+#include <cuda_runtime.h>
+#endif
+#include <stdint.h>
+
+#include "kernels/backend.h"
+
+struct lt; /* cuBLASLt's handle and the products prepared so far: gemm_lt.cu */
+
+struct cuda {
+    struct backend be; /* first, so that a struct backend is one of these */
+    cudaStream_t stream;
+    const char *failed; /* static text, or NULL */
+    int64_t memory;
+    int shared_max; /* bytes of shared memory a block may ask for */
+    void *scratch;
+    size_t scratch_size;
+    struct lt *lt;
+};
+
+static inline struct cuda *cuda_of(struct backend *be)
+{
+    return reinterpret_cast<struct cuda *>(be);
+}
+
+/* Remember the first failure. */
+void cuda_fail(struct cuda *c, const char *why);
+void cuda_check(struct cuda *c, cudaError_t err);
+
+/* Working space for one op, good until the next op asks; NULL after a failure, which then sticks.
+ */
+void *cuda_scratch(struct cuda *c, size_t size);
+
+static inline unsigned cuda_blocks(int64_t n, int64_t per_block)
+{
+    return (unsigned)((n + per_block - 1) / per_block);
+}
+
+/* Enqueue a kernel. More than 48 KiB of shared memory have to be asked for by name. */
+template <typename... P, typename... A>
+static void cuda_launch(struct cuda *c, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared,
+                        A... args)
+{
+    if (shared > 48 * 1024) {
+        cuda_check(c,
+                   cudaFuncSetAttribute((const void *)kernel,
+                                        cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
+    }
+#ifdef CUDA_EMULATED
+    emulate_grid(grid, block, shared, [&] { kernel(args...); });
+#else
+    kernel<<<grid, block, shared, c->stream>>>(args...);
+#endif
+    cuda_check(c, cudaGetLastError());
+}
+
+/* ---- the ops; kernels/backend.h is their manual ---- */
+
+void cuda_embed_fwd(struct backend *be, enum dtype at, void *x, const int32_t *tokens,
+                    const void *wte, const void *wpe, int64_t B, int64_t T, int64_t C);
+void cuda_embed_bwd(struct backend *be, enum dtype at, void *dwte, void *dwpe,
+                    const int32_t *tokens, const void *dx, int64_t B, int64_t T, int64_t C);
+void cuda_norm_fwd(struct backend *be, enum dtype at, void *xs, void *out, void *mean, void *rstd,
+                   const void *x, const void *y, const void *g, const void *b, int64_t N,
+                   int64_t C);
+void cuda_norm_bwd(struct backend *be, enum dtype at, void *dx, void *dg, void *db,
+                   const void *dout, const void *xs, const void *mean, const void *rstd,
+                   const void *g, int64_t N, int64_t C);
+void cuda_gemm(struct backend *be, const struct gemm *g, void *out, const void *a, const void *b,
+               const void *bias);
+const char *cuda_plan_gemm(struct backend *be, const struct gemm *g);
+void cuda_bias_bwd(struct backend *be, enum dtype at, void *db, const void *dy, int64_t M,
+                   int64_t N);
+void cuda_gelu_fwd(struct backend *be, enum dtype at, void *a, const void *h, int64_t n);
+void cuda_gelu_bwd(struct backend *be, enum dtype at, void *dh, const void *h, const void *da,
+                   int64_t n);
+void cuda_attn_fwd(struct backend *be, enum dtype at, void *o, void *lse, const void *qkv,
+                   const float *slopes, int64_t B, int64_t T, int64_t H, int64_t D);
+void cuda_attn_bwd(struct backend *be, enum dtype at, void *dqkv, const void *qkv, const void *o,
+                   const void *dout, const void *lse, const float *slopes, int64_t B, int64_t T,
+                   int64_t H, int64_t D);
+void cuda_xent(struct backend *be, enum dtype at, void *logits, void *loss, const int32_t *targets,
+               double inv_n, bool train, int64_t rows, int64_t V);
+void cuda_sqnorm(struct backend *be, enum dtype gt, double *partials, const void *g, int64_t n);
+void cuda_clip(struct backend *be, struct clip_state *out, const double *partials, int64_t count,
+               double max_norm);
+void cuda_optim(struct backend *be, enum dtype gt, const struct optim_step *s,
+                const struct clip_state *clip, void *w, void *copy, void *m, void *v, const void *g,
+                int64_t n);
+void cuda_round_weights(struct backend *be, void *copy, const float *w, int64_t n);
+
+/* ---- products by cuBLASLt: gemm_lt.cu ---- */
+
+/* NULL, or why there is no handle. */
+const char *lt_open(struct cuda *c);
+void lt_close(struct cuda *c);
+/* Prepare one product for operands aligned to `align` bytes. false: cuBLASLt has no way to do it.
+ */
+bool lt_plan(struct cuda *c, const struct gemm *g, int align);
+/* Do it; false as above, and then nothing was enqueued. */
+bool lt_gemm(struct cuda *c, const struct gemm *g, void *out, const void *a, const void *b,
+             const void *bias);
+
+#endif

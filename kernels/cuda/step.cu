@@ -1,0 +1,222 @@
+/*
+ * The optimizer step: norm of the gradient, AdamW and ADOPT, compute weights.
+ *
+ * Compiled with -fmad=false: every operation of struct optim_step is rounded by itself, in the
+ * order written, so that the bits are those of the CPU. The kernels are bound by memory.
+ */
+#include "kernels/cuda/cuda.cuh"
+#include "kernels/cuda/device.cuh"
+
+static const int NORM_THREADS = 512;
+static const int CLIP_STAGE = 1024;
+static const int STEP_THREADS = 256;
+
+/* One block per chunk. Sums are double: squares of large gradients leave the range of fp32. */
+static __global__ void sqnorm(double *partials, const float *g, int64_t n)
+{
+    __shared__ double sums[NORM_THREADS];
+    int64_t start = (int64_t)blockIdx.x * NORM_CHUNK;
+    int64_t end = start + NORM_CHUNK < n ? start + NORM_CHUNK : n;
+    double sum = 0.0;
+    for (int64_t i = start + threadIdx.x; i < end; i += NORM_THREADS) {
+        double v = (double)g[i];
+        sum += v * v;
+    }
+    sums[threadIdx.x] = sum;
+    __syncthreads();
+    for (unsigned half = NORM_THREADS / 2; half > 0; half /= 2) {
+        if (threadIdx.x < half) {
+            sums[threadIdx.x] += sums[threadIdx.x + half];
+        }
+        __syncthreads();
+    }
+    if (threadIdx.x == 0) {
+        partials[blockIdx.x] = sums[0];
+    }
+}
+
+void cuda_sqnorm(struct backend *be, enum dtype gt, double *partials, const void *g, int64_t n)
+{
+    (void)gt; // there is no F64 here
+    if (n > 0) {
+        cuda_launch(cuda_of(be), sqnorm, cuda_blocks(n, NORM_CHUNK), NORM_THREADS, 0, partials,
+                    (const float *)g, n);
+    }
+}
+
+/* One thread adds, in the order the contract wants; the others fetch. */
+static __global__ void clip(struct clip_state *out, const double *partials, int64_t count,
+                            double max_norm)
+{
+    __shared__ double stage[CLIP_STAGE];
+    double sum = 0.0;
+    for (int64_t start = 0; start < count; start += CLIP_STAGE) {
+        int64_t left = count - start < CLIP_STAGE ? count - start : CLIP_STAGE;
+        if (threadIdx.x < left) {
+            stage[threadIdx.x] = partials[start + threadIdx.x];
+        }
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            for (int64_t i = 0; i < left; i++) {
+                sum += stage[i];
+            }
+        }
+        __syncthreads();
+    }
+    if (threadIdx.x == 0) {
+        double norm = sqrt(sum);
+        out->norm = norm;
+        out->factor = fmin(1.0, max_norm / (norm + 1e-6));
+        out->finite = isfinite(norm) ? 1 : 0;
+    }
+}
+
+void cuda_clip(struct backend *be, struct clip_state *out, const double *partials, int64_t count,
+               double max_norm)
+{
+    cuda_launch(cuda_of(be), clip, 1, CLIP_STAGE, 0, out, partials, count, max_norm);
+}
+
+/* Half away from zero on the bit pattern, see backend.h. */
+static __device__ __forceinline__ bf16 compute_weight(float w)
+{
+    return bf16{(uint16_t)((float_bits(w) + 0x8000u) >> 16)};
+}
+
+/* What struct optim_step says, each rounded to fp32 once. */
+struct step_consts {
+    float lr, keep, b1, b2, c1, c2, eps, bias1, bias2, bound;
+};
+
+struct adamw {
+    static __device__ __forceinline__ void step(const struct step_consts &k, float gi, float &w,
+                                                float &m, float &v)
+    {
+        w = w * k.keep;
+        m = k.b1 * m + k.c1 * gi;
+        v = k.b2 * v + k.c2 * (gi * gi);
+        w = w - (k.lr * (m / k.bias1)) / (sqrtf(v / k.bias2) + k.eps);
+    }
+};
+
+struct adopt_first {
+    static __device__ __forceinline__ void step(const struct step_consts &, float gi, float &,
+                                                float &, float &v)
+    {
+        v = gi * gi;
+    }
+};
+
+struct adopt {
+    static __device__ __forceinline__ void step(const struct step_consts &k, float gi, float &w,
+                                                float &m, float &v)
+    {
+        w = w * k.keep;
+        float root = sqrtf(v);
+        float n = gi / (root > k.eps ? root : k.eps);
+        n = n > k.bound ? k.bound : n < -k.bound ? -k.bound : n;
+        m = m + k.c1 * (n - m);
+        w = w - k.lr * m;
+        v = k.b2 * v + k.c2 * (gi * gi);
+    }
+};
+
+template <typename RULE, int V>
+static __global__ void optim(struct step_consts k, const struct clip_state *clip, float *w,
+                             bf16 *copy, float *m, float *v, const float *g, int64_t n)
+{
+    int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * V;
+    if (i >= n || !clip->finite) {
+        return;
+    }
+    float factor = (float)clip->factor;
+    pack<float, V> pw = load<V>(w + i);
+    pack<float, V> pm = load<V>(m + i);
+    pack<float, V> pv = load<V>(v + i);
+    pack<float, V> pg = load<V>(g + i);
+    pack<bf16, V> narrow_w;
+    for (int j = 0; j < V; j++) {
+        RULE::step(k, pg.v[j] * factor, pw.v[j], pm.v[j], pv.v[j]);
+        narrow_w.v[j] = compute_weight(pw.v[j]);
+    }
+    store<V>(w + i, pw);
+    store<V>(m + i, pm);
+    store<V>(v + i, pv);
+    if (copy) {
+        store<V>(copy + i, narrow_w);
+    }
+}
+
+template <typename RULE>
+static void optim_by(struct cuda *c, const struct step_consts &k, const struct clip_state *clip,
+                     float *w, bf16 *copy, float *m, float *v, const float *g, int64_t n)
+{
+    if (moves_wide<float>(n, w, m, v, g) && (uintptr_t)copy % 8 == 0) {
+        cuda_launch(c, optim<RULE, 4>, cuda_blocks(n, STEP_THREADS * 4), STEP_THREADS, 0, k, clip,
+                    w, copy, m, v, g, n);
+    } else {
+        cuda_launch(c, optim<RULE, 1>, cuda_blocks(n, STEP_THREADS), STEP_THREADS, 0, k, clip, w,
+                    copy, m, v, g, n);
+    }
+}
+
+void cuda_optim(struct backend *be, enum dtype gt, const struct optim_step *s,
+                const struct clip_state *clip, void *w, void *copy, void *m, void *v, const void *g,
+                int64_t n)
+{
+    (void)gt;
+    struct cuda *c = cuda_of(be);
+    const struct step_consts k = {
+        .lr = (float)s->lr,
+        .keep = (float)(1.0 - s->decay),
+        .b1 = (float)s->beta1,
+        .b2 = (float)s->beta2,
+        .c1 = (float)(1.0 - s->beta1),
+        .c2 = (float)(1.0 - s->beta2),
+        .eps = (float)s->eps,
+        .bias1 = (float)s->bias1,
+        .bias2 = (float)s->bias2,
+        .bound = (float)s->clamp,
+    };
+    if (n <= 0) {
+        return;
+    }
+    if (s->kind == OPTIM_ADAMW) {
+        optim_by<adamw>(c, k, clip, (float *)w, (bf16 *)copy, (float *)m, (float *)v,
+                        (const float *)g, n);
+    } else if (s->t == 1) {
+        optim_by<adopt_first>(c, k, clip, (float *)w, (bf16 *)copy, (float *)m, (float *)v,
+                              (const float *)g, n);
+    } else {
+        optim_by<adopt>(c, k, clip, (float *)w, (bf16 *)copy, (float *)m, (float *)v,
+                        (const float *)g, n);
+    }
+}
+
+template <int V> static __global__ void round_weights(bf16 *copy, const float *w, int64_t n)
+{
+    int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * V;
+    if (i >= n) {
+        return;
+    }
+    pack<float, V> pw = load<V>(w + i);
+    pack<bf16, V> out;
+    for (int j = 0; j < V; j++) {
+        out.v[j] = compute_weight(pw.v[j]);
+    }
+    store<V>(copy + i, out);
+}
+
+void cuda_round_weights(struct backend *be, void *copy, const float *w, int64_t n)
+{
+    if (n <= 0) {
+        return;
+    }
+    if (moves_wide<float>(n, w) && (uintptr_t)copy % 8 == 0) {
+        cuda_launch(cuda_of(be), round_weights<4>, cuda_blocks(n, STEP_THREADS * 4), STEP_THREADS,
+                    0, (bf16 *)copy, w, n);
+    } else {
+        cuda_launch(cuda_of(be), round_weights<1>, cuda_blocks(n, STEP_THREADS), STEP_THREADS, 0,
+                    (bf16 *)copy, w, n);
+    }
+}

@@ -1,0 +1,35 @@
+/*
+ * The CUDA backend on a device, op by op against the reference. Without a device the tests are
+ * skipped, unless PHOTON_REQUIRE_CUDA is set (make check-gpu): then its absence is a failure.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "kernels/backend.h"
+#include "tests/support/check.h"
+#include "tests/support/gpu_parity.h"
+
+static struct backend *gpu;
+
+static void the_device_answers(void)
+{
+    struct err e = {0};
+    enum status st = backend_open(&gpu, "cuda", 0, &e);
+    if (st == ST_NOT_FOUND && !getenv("PHOTON_REQUIRE_CUDA")) {
+        SKIP(e.msg);
+    }
+    if (st) {
+        (void)fprintf(stderr, "%s\n", e.msg);
+    }
+    CHECK_INT(st, ST_OK);
+}
+
+int main(void)
+{
+    RUN(the_device_answers);
+    if (gpu) {
+        gpu_parity(gpu, true);
+    }
+    backend_close(gpu);
+    return check_end();
+}

@@ -1,0 +1,24 @@
+/*
+ * The CUDA kernels on the host's emulation of a device (tests/support/cuda_emul.hpp), op by op
+ * against the reference. Products take the plain kernel: there is no cuBLASLt here.
+ */
+#include <stdio.h>
+
+#include "kernels/backend.h"
+#include "tests/support/check.h"
+#include "tests/support/gpu_parity.h"
+
+extern backend_cuda_fn photon_backend;
+
+int main(void)
+{
+    const char *why = "";
+    struct backend *gpu = photon_backend(&why);
+    if (!gpu) {
+        (void)fprintf(stderr, "%s\n", why);
+        return 1;
+    }
+    gpu_parity(gpu, false);
+    backend_close(gpu);
+    return check_end();
+}

@@ -1,0 +1,465 @@
+#include "tests/support/cuda_emul.hpp"
+
+#include <setjmp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include <map>
+#include <vector>
+
+#include "kernels/cuda/cuda.cuh"
+#include "kernels/cuda/device.cuh"
+
+dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+static void stop(const char *why)
+{
+    (void)fprintf(stderr, "cuda_emul: %s (block %u,%u thread %u,%u)\n", why, blockIdx.x, blockIdx.y,
+                  threadIdx.x, threadIdx.y);
+    abort();
+}
+
+// ---- memory -----------------------------------------------------------------------------------
+
+static const size_t PAGE = 4096;
+
+struct mapping {
+    void *base;
+    size_t size;
+};
+
+static std::map<void *, mapping> mappings;
+
+cudaError_t cudaMalloc(void **p, size_t size)
+{
+    size_t used = (size + 255) / 256 * 256;
+    if (size > (size_t)1 << 40) {
+        return cudaErrorMemoryAllocation;
+    }
+    size_t pages = (used + PAGE - 1) / PAGE * PAGE;
+    void *base = mmap(nullptr, pages + PAGE, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (base == MAP_FAILED || mprotect((char *)base + pages, PAGE, PROT_NONE)) {
+        return cudaErrorMemoryAllocation;
+    }
+    *p = (char *)base + pages - used;
+    memset(*p, 0xff, size); // fresh memory holds nothing useful
+    mappings[*p] = {base, pages + PAGE};
+    return cudaSuccess;
+}
+
+cudaError_t cudaFree(void *p)
+{
+    if (p) {
+        auto it = mappings.find(p);
+        if (it == mappings.end()) {
+            stop("freed what was not allocated");
+        }
+        (void)munmap(it->second.base, it->second.size);
+        mappings.erase(it);
+    }
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemsetAsync(void *p, int value, size_t size, cudaStream_t)
+{
+    memset(p, value, size);
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t size, int, cudaStream_t)
+{
+    memcpy(dst, src, size);
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t)
+{
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, int)
+{
+    *s = nullptr;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamDestroy(cudaStream_t)
+{
+    return cudaSuccess;
+}
+
+static cudaError_t last_error;
+
+cudaError_t cudaGetLastError()
+{
+    cudaError_t err = last_error;
+    last_error = cudaSuccess;
+    return err;
+}
+
+cudaError_t cudaGetDeviceCount(int *n)
+{
+    *n = 1;
+    return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetAttribute(int *value, int attr, int)
+{
+    *value = attr == cudaDevAttrComputeCapabilityMajor ? 9 : 227 * 1024;
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemGetInfo(size_t *free_now, size_t *total)
+{
+    *free_now = *total = (size_t)4 << 30;
+    return cudaSuccess;
+}
+
+cudaError_t cudaFuncSetAttribute(const void *, int, int)
+{
+    return cudaSuccess;
+}
+
+const char *cudaGetErrorString(cudaError_t)
+{
+    return "invalid configuration";
+}
+
+// ---- fibers -----------------------------------------------------------------------------------
+
+enum { THREADS_MAX = 1024, STACK = 96 * 1024, SLOT = 32 };
+
+/* One lane's copy, not delivered yet. */
+struct copy {
+    uint32_t to;
+    const void *from;
+    bool there;
+};
+
+struct fiber {
+    ucontext_t context;
+    jmp_buf back;
+    bool started, done;
+    std::vector<std::vector<copy>> groups;
+    std::vector<copy> open;
+};
+
+/* Where a set of threads waits for each other. */
+struct meeting {
+    unsigned alive, arrived, generation;
+    int kind;
+    unsigned char slots[2][32][SLOT]; /* of a warp: what each lane brought, this time and last */
+};
+
+static fiber fibers[THREADS_MAX];
+static meeting warps[THREADS_MAX / 32];
+static meeting block_meeting;
+static unsigned char *stacks;
+static unsigned char *shared_memory;
+static unsigned current;
+static uint64_t progress;
+static jmp_buf scheduler;
+static ucontext_t scheduler_context;
+static const std::function<void()> *body;
+
+unsigned char *emul_shared()
+{
+    return shared_memory;
+}
+
+static void yield()
+{
+    if (_setjmp(fibers[current].back) == 0) {
+        _longjmp(scheduler, 1);
+    }
+}
+
+static void complete(meeting *m)
+{
+    m->arrived = 0;
+    m->generation++;
+    progress++;
+}
+
+/* Wait for all who are still alive. */
+static void meet(meeting *m, int kind)
+{
+    if (m->arrived == 0) {
+        m->kind = kind;
+    } else if (m->kind != kind) {
+        stop("lanes of a warp are at different collectives");
+    }
+    unsigned mine = m->generation;
+    m->arrived++;
+    if (m->arrived == m->alive) {
+        complete(m);
+        return;
+    }
+    while (m->generation == mine) {
+        yield();
+    }
+}
+
+static void leave(meeting *m)
+{
+    m->alive--;
+    if (m->arrived > 0 && m->arrived == m->alive) {
+        complete(m);
+    }
+}
+
+static void run_fiber()
+{
+    (*body)();
+    fiber *f = &fibers[current];
+    f->done = true;
+    progress++;
+    leave(&warps[current / 32]);
+    leave(&block_meeting);
+    _longjmp(scheduler, 1);
+}
+
+static void resume(unsigned n)
+{
+    current = n;
+    threadIdx = dim3(n % blockDim.x, n / blockDim.x % blockDim.y, n / blockDim.x / blockDim.y);
+    if (_setjmp(scheduler) == 0) {
+        fiber *f = &fibers[n];
+        if (f->started) {
+            _longjmp(f->back, 1);
+        }
+        f->started = true;
+        (void)swapcontext(&scheduler_context, &f->context);
+    }
+}
+
+static void run_block(unsigned threads, size_t shared)
+{
+    memset(shared_memory, 0xff, shared);
+    block_meeting.alive = threads;
+    block_meeting.arrived = 0;
+    for (unsigned w = 0; w * 32 < threads; w++) {
+        warps[w].alive = threads - w * 32 < 32 ? threads - w * 32 : 32;
+        warps[w].arrived = 0;
+    }
+    for (unsigned n = 0; n < threads; n++) {
+        fiber *f = &fibers[n];
+        f->started = f->done = false;
+        f->groups.clear();
+        f->open.clear();
+        (void)getcontext(&f->context);
+        f->context.uc_stack.ss_sp = stacks + (size_t)n * STACK;
+        f->context.uc_stack.ss_size = STACK;
+        f->context.uc_link = nullptr;
+        makecontext(&f->context, run_fiber, 0);
+    }
+    for (bool left = true; left;) {
+        uint64_t before = progress;
+        left = false;
+        for (unsigned n = 0; n < threads; n++) {
+            if (!fibers[n].done) {
+                resume(n);
+                left = left || !fibers[n].done;
+            }
+        }
+        if (left && progress == before) {
+            stop("threads wait for each other for ever");
+        }
+    }
+}
+
+void emulate_grid(dim3 grid, dim3 block, size_t shared, const std::function<void()> &kernel)
+{
+    unsigned threads = block.x * block.y * block.z;
+    if (threads == 0 || threads > THREADS_MAX || shared > 227 * 1024 || grid.y > 65535 ||
+        grid.x == 0 || grid.y == 0 || grid.x > 0x7fffffffu) {
+        last_error = 9;
+        return;
+    }
+    if (!stacks) {
+        stacks = (unsigned char *)mmap(nullptr, (size_t)THREADS_MAX * STACK, PROT_READ | PROT_WRITE,
+                                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        shared_memory = (unsigned char *)aligned_alloc(1024, 228 * 1024);
+    }
+    body = &kernel;
+    gridDim = grid;
+    blockDim = block;
+    for (unsigned y = 0; y < grid.y; y++) {
+        for (unsigned x = 0; x < grid.x; x++) {
+            blockIdx = dim3(x, y, 0);
+            run_block(threads, shared);
+        }
+    }
+}
+
+void __syncthreads()
+{
+    meet(&block_meeting, 1);
+}
+
+/* Everyone's value to everyone: the slots, valid until the lane's next exchange but one. */
+static unsigned char (*exchange(const void *value, size_t size, int kind))[SLOT]
+{
+    meeting *w = &warps[current / 32];
+    unsigned parity = w->generation % 2;
+    memcpy(w->slots[parity][current % 32], value, size);
+    meet(w, kind);
+    return w->slots[parity];
+}
+
+float __shfl_xor_sync(unsigned mask, float v, int lane_mask)
+{
+    if (mask != 0xffffffffu) {
+        stop("a shuffle of less than a warp");
+    }
+    float other;
+    memcpy(&other, exchange(&v, sizeof(v), 2)[(current % 32) ^ (unsigned)lane_mask], sizeof(other));
+    return other;
+}
+
+// ---- instructions -----------------------------------------------------------------------------
+
+bf16 to_bf16(float v)
+{
+    uint32_t bits = float_bits(v);
+    if (v != v) {
+        return bf16{0x7fff};
+    }
+    return bf16{(uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16)};
+}
+
+uint32_t narrow2(float lo, float hi)
+{
+    return (uint32_t)to_bf16(lo).bits | (uint32_t)to_bf16(hi).bits << 16;
+}
+
+uint32_t shared_address(const void *p)
+{
+    return (uint32_t)((const unsigned char *)p - shared_memory);
+}
+
+void copy_async(uint32_t shared, const void *global, bool there)
+{
+    if (shared % 16 || (uintptr_t)global % 16) {
+        stop("cp.async is not aligned");
+    }
+    fibers[current].open.push_back({shared, global, there});
+}
+
+void copy_commit()
+{
+    fiber *f = &fibers[current];
+    f->groups.push_back(f->open);
+    f->open.clear();
+}
+
+void emul_copy_wait(int left)
+{
+    fiber *f = &fibers[current];
+    while (f->groups.size() > (size_t)left) {
+        for (const copy &c : f->groups.front()) {
+            static const unsigned char zeros[16] = {};
+            memcpy(shared_memory + c.to, c.there ? c.from : zeros, 16);
+        }
+        f->groups.erase(f->groups.begin());
+    }
+}
+
+/* The address of row `row` of matrix m, as the lane that is in charge of it said. */
+static const uint16_t *matrix_row(unsigned char (*slots)[SLOT], unsigned m, unsigned row)
+{
+    uint32_t at;
+    memcpy(&at, slots[m * 8 + row], sizeof(at));
+    if (at % 16) {
+        stop("ldmatrix is not aligned");
+    }
+    return (const uint16_t *)(shared_memory + at);
+}
+
+/* PTX manual, ldmatrix: lane l holds elements 2 (l % 4), +1 of row l / 4 of each matrix. */
+void load_matrices(uint32_t r[4], uint32_t row)
+{
+    unsigned lane = current % 32;
+    unsigned char(*slots)[SLOT] = exchange(&row, sizeof(row), 3);
+    for (unsigned m = 0; m < 4; m++) {
+        const uint16_t *p = matrix_row(slots, m, lane / 4) + 2 * (lane % 4);
+        r[m] = (uint32_t)p[0] | (uint32_t)p[1] << 16;
+    }
+}
+
+void load_transposed(uint32_t r[4], uint32_t row)
+{
+    unsigned lane = current % 32;
+    unsigned char(*slots)[SLOT] = exchange(&row, sizeof(row), 4);
+    for (unsigned m = 0; m < 4; m++) {
+        uint32_t lo = matrix_row(slots, m, 2 * (lane % 4))[lane / 4];
+        uint32_t hi = matrix_row(slots, m, 2 * (lane % 4) + 1)[lane / 4];
+        r[m] = lo | hi << 16;
+    }
+}
+
+static double half_of(const unsigned char *slot, unsigned i)
+{
+    uint16_t bits;
+    memcpy(&bits, slot + 2 * i, sizeof(bits));
+    return (double)bits_float((uint32_t)bits << 16);
+}
+
+/*
+ * PTX manual, mma.m16n8k16 with .bf16. With g = lane / 4 and t = lane % 4:
+ *     a_i: row g for i in {0, 1, 4, 5}, else g + 8; column 2 t + i % 2, + 8 for i >= 4
+ *     b_i: row 2 t + i % 2, + 8 for i >= 2; column g
+ *     c_i: row g for i < 2, else g + 8; column 2 t + i % 2
+ */
+void mma(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
+{
+    const uint32_t mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
+    unsigned char(*slots)[SLOT] = exchange(mine, sizeof(mine), 5);
+    double A[16][16];
+    double B[16][8];
+    for (unsigned lane = 0; lane < 32; lane++) {
+        unsigned g = lane / 4;
+        unsigned t = lane % 4;
+        for (unsigned i = 0; i < 8; i++) {
+            unsigned row = i == 0 || i == 1 || i == 4 || i == 5 ? g : g + 8;
+            A[row][2 * t + i % 2 + (i >= 4 ? 8 : 0)] = half_of(slots[lane], i);
+        }
+        for (unsigned i = 0; i < 4; i++) {
+            B[2 * t + i % 2 + (i >= 2 ? 8 : 0)][g] = half_of(slots[lane] + 16, i);
+        }
+    }
+    unsigned lane = current % 32;
+    for (unsigned i = 0; i < 4; i++) {
+        unsigned row = lane / 4 + (i < 2 ? 0 : 8);
+        unsigned column = 2 * (lane % 4) + i % 2;
+        double sum = 0.0;
+        for (unsigned k = 0; k < 16; k++) {
+            sum += A[row][k] * B[k][column];
+        }
+        c[i] = (float)((double)c[i] + sum);
+    }
+}
+
+// ---- cuBLASLt, which has no way here ------------------------------------------------------------
+
+const char *lt_open(struct cuda *)
+{
+    return nullptr;
+}
+
+void lt_close(struct cuda *)
+{
+}
+
+bool lt_plan(struct cuda *, const struct gemm *, int)
+{
+    return false;
+}
+
+bool lt_gemm(struct cuda *, const struct gemm *, void *, const void *, const void *, const void *)
+{
+    return false;
+}

@@ -14,9 +14,12 @@
 
 /* ---- what to aggregate ---- */
 
-static const char SQL_SEALED[] = "SELECT q.id, q.run_id FROM round q JOIN run r ON r.id = q.run_id"
-                                 " WHERE q.state = 'aggregating' AND r.state IN ('running', "
-                                 "'paused') ORDER BY q.sealed_at, q.id";
+/* A paused run closes its live round, unless that is what it was paused for. */
+static const char SQL_SEALED[] =
+    "SELECT q.id, q.run_id FROM round q JOIN run r ON r.id = q.run_id"
+    " WHERE q.state = 'aggregating'"
+    "   AND (r.state = 'running' OR (r.state = 'paused' AND q.reason IS NULL))"
+    " ORDER BY q.sealed_at, q.id";
 static const char SQL_RAISE[] =
     "UPDATE round SET agg_epoch = agg_epoch + 1 WHERE id = $1 AND state = 'aggregating'"
     " RETURNING id, run_id, number, agg_epoch";
@@ -209,7 +212,8 @@ struct publish {
 };
 
 static const char SQL_CLOSE[] =
-    "UPDATE round q SET state = 'closed', closed_at = clock_timestamp(), aggregate_s = $2,"
+    "UPDATE round q SET state = 'closed', reason = NULL, closed_at = clock_timestamp(),"
+    "       aggregate_s = $2,"
     "       delta_norm = $3, outer_step_norm = $4, tokens = x.tokens, train_loss = x.loss"
     "  FROM (SELECT sum(tokens) AS tokens,"
     "               sum(train_loss * tokens ORDER BY slot) / sum(tokens) FILTER (WHERE train_loss "
@@ -409,7 +413,12 @@ static enum status give_up_tx(struct db *db, struct arena *a, void *ctx, struct 
     struct run_row run;
     bool mine = false;
     TRY(lock_fenced(db, a, d->f, &run, &mine, e));
-    if (!mine || (run.state != RUN_RUNNING && !d->fail)) {
+    if (!mine) {
+        return ST_OK;
+    }
+    const char *round[] = {db_arg_int(a, d->f->round_id), d->why};
+    TRY(db_exec(db, "UPDATE round SET reason = $2 WHERE id = $1", 2, round, NULL, e));
+    if (run.state != RUN_RUNNING && !d->fail) {
         return ST_OK;
     }
     const char *argv[] = {d->f->run_id, d->why};

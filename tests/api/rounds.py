@@ -272,6 +272,10 @@ def test_a_damaged_base_pauses_the_run_with_the_reason(server):
     assert answer.status == 200, answer.body
     until("the run to pause", lambda: run_of(server, run)["state"] == "paused")
     assert run_of(server, run)["reason"], "no reason"
+    epoch = one("SELECT agg_epoch FROM round WHERE run_id = '%s'" % run)
+    beat = one("SELECT max(seen_at) + interval '2 s' FROM server_process")
+    until("two ticks", lambda: one("SELECT max(seen_at) > '%s' FROM server_process" % beat) == "t")
+    assert one("SELECT agg_epoch FROM round WHERE run_id = '%s'" % run) == epoch == "1", "it is tried over and over"
     with open(path, "r+b") as f:
         f.seek(-5, os.SEEK_END)
         f.write(sound)

@@ -50,6 +50,7 @@ struct agent {
     double tokens_per_s; /* of the last training; NAN before */
 
     char verified[65];     /* digest of the checkpoint that was checked last */
+    double fetched_s; // what fetching that checkpoint took; 0 when it was on disk already
     bool hello_due;        /* what hello said has changed */
     const char *fail_code; /* of TASK_FAILED: a literal of the release request */
     char fail_detail[240];

@@ -13,7 +13,6 @@ enum {
     LIMIT_METRICS_POINTS = 1000,             /* points in one batch                                    */
     LIMIT_META_PART      = 4 * 1024,         /* the JSON part before a chunk                           */
     LIMIT_CHUNK          = 64 * 1024 * 1024, /* a chunk; a cut costs at most one                       */
-    LIMIT_LEAF           = 64 * 1024 * 1024, /* blobs are digested by leaves of this size              */
     LIMIT_ST_HEADER      = 1024 * 1024,      /* a safetensors header: 7B needs 40 KiB                  */
     LIMIT_ST_TENSORS     = 4096,             /* tensors in one file: 256 layers need 3077              */
     LIMIT_ST_META        = 64,               /* strings of __metadata__                                */

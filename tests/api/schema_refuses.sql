@@ -105,7 +105,6 @@ SELECT pg_temp.refused('token_immutable', $q$UPDATE token SET silo_id = pg_temp.
 -- ---- blob, checkpoint ----
 SELECT pg_temp.refused('blob_digest_sha256', $q$INSERT INTO blob (digest, bytes) VALUES ('x', 1)$q$);
 SELECT pg_temp.refused('blob_bytes_counted', $q$INSERT INTO blob (digest, bytes) VALUES (pg_temp.d('z'), -1)$q$);
-SELECT pg_temp.refused('blob_leaves_whole', $q$INSERT INTO blob (digest, bytes, leaves) VALUES (pg_temp.d('z'), 1, 'x')$q$);
 SELECT pg_temp.refused('blob_state_known', $q$UPDATE blob SET state = 'undead'$q$);
 SELECT pg_temp.refused('blob_immutable', $q$UPDATE blob SET bytes = 101$q$);
 CREATE FUNCTION pg_temp.checkpoint(number integer, weights bytea, manifest bytea, params bigint, finite boolean) RETURNS void LANGUAGE sql AS $$
@@ -215,9 +214,6 @@ SELECT pg_temp.refused('upload_begins_open', $q$INSERT INTO upload (id, task_id,
 SELECT pg_temp.refused('upload_identity', $q$UPDATE upload SET received = 50; UPDATE upload SET received = 49$q$);
 SELECT pg_temp.refused('upload_identity', $q$UPDATE upload SET tokens = 501$q$);
 SELECT pg_temp.refused('upload_state_known', $q$ALTER TABLE upload DISABLE TRIGGER upload_step; UPDATE upload SET state = 'unheard'$q$);
-SELECT pg_temp.refused('upload_leaf_upload_fk', $q$INSERT INTO upload_leaf (upload_id, leaf, bytes) VALUES (pg_temp.id('u', 7), 0, 1)$q$);
-SELECT pg_temp.refused('upload_leaf_bounded', $q$INSERT INTO upload_leaf (upload_id, leaf, bytes) VALUES (pg_temp.id('u', 1), 0, 67108865)$q$);
-SELECT pg_temp.refused('upload_leaf_digests', $q$INSERT INTO upload_leaf (upload_id, leaf, bytes, sha256) VALUES (pg_temp.id('u', 1), 0, 1, 'x')$q$);
 
 -- ---- update ----
 UPDATE upload SET received = 100, state = 'placed';

@@ -10,10 +10,6 @@
 #include "common/clock.h"
 #include "common/mem.h"
 
-// A step without a finite gradient changes nothing, so a run of them is a round that trains
-// nothing.
-enum { SKIPPED_MAX = 8 };
-
 static const char *const DTYPE_NAMES[DTYPE_COUNT] = {"f32", "bf16", "f64"};
 
 /* ---- opening ---- */

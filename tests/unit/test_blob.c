@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "tests/support/check.h"
+#include "tests/support/synced.h"
 
 static char dir[64];
 
@@ -200,8 +201,34 @@ static void a_full_disk_is_a_limit_and_leaves_nothing_behind(void)
     CHECK(room > 0 && room < 1 << 20);
 }
 
+/* A crash at any point leaves a whole file under its name, or none. */
+static void a_blob_is_synced_before_it_is_named_and_its_folder_after(void)
+{
+    struct blob_store *s = fresh();
+    int fd = -1;
+    struct digest d;
+    sha256_of("durable", 7, &d);
+    CHECK_INT(blob_tmp_create(s, "u_1", 7, &fd, NULL), ST_OK);
+    CHECK_INT(pwrite(fd, "durable", 7, 0), 7);
+    CHECK_INT(close(fd), 0);
+    synced_clear();
+    CHECK_INT(blob_place(s, "u_1", &d, NULL), ST_OK);
+
+    char hex[DIGEST_HEX + 1];
+    char folder[16];
+    digest_hex(&d, hex);
+    (void)snprintf(folder, sizeof(folder), "blobs/%.2s/%.2s", hex, hex + 2);
+    int file = synced_at("tmp/u_1");
+    int name = synced_at("rename u_1");
+    CHECK(file >= 0 && name > file);
+    CHECK(synced_last(folder) > name);
+    CHECK(synced_at("blobs") < name && synced_at("blobs") >= 0); // the folders' own names before
+    gone(s);
+}
+
 int main(void)
 {
+    RUN(a_blob_is_synced_before_it_is_named_and_its_folder_after);
     RUN(what_is_placed_can_be_opened_by_its_digest);
     RUN(placing_the_same_content_again_changes_nothing);
     RUN(what_was_never_written_cannot_be_placed_or_opened);

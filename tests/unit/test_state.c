@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "tests/support/check.h"
+#include "tests/support/synced.h"
 
 static const char RUN_ID[] = "r_01J0000000000000000000000A";
 static char dir[128];
@@ -290,8 +291,23 @@ static void a_folder_has_one_agent(void)
     remove_dir();
 }
 
+static void a_file_is_synced_before_it_is_named_and_its_folder_after(void)
+{
+    fresh_dir();
+    char path[STATE_PATH_MAX];
+    (void)snprintf(path, sizeof(path), "%s/journal.json", dir);
+    synced_clear();
+    CHECK_INT(file_write(path, "{}", 2, NULL), ST_OK);
+    int file = synced_at("journal.json.tmp");
+    int name = synced_at("rename journal.json.tmp");
+    CHECK(file >= 0 && name > file);
+    CHECK(synced_last(dir) > name);
+    remove_dir();
+}
+
 int main(void)
 {
+    RUN(a_file_is_synced_before_it_is_named_and_its_folder_after);
     RUN(an_accepted_round_replaces_the_moments);
     RUN(a_refused_round_leaves_the_moments_of_before);
     RUN(an_undecided_round_may_not_be_forgotten);

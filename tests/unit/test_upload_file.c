@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "tests/support/check.h"
+#include "tests/support/synced.h"
 
 static const char id[] = "u_01ARZ3NDEKTSV4RRFFQ69G5FAV";
 static char dir[64];
@@ -193,8 +194,18 @@ static void more_uploads_than_digests_kept_still_end_well(void)
     gone(s);
 }
 
+static void a_chunk_is_on_the_disk_before_its_offset_may_be_committed(void)
+{
+    struct blob_store *s = fresh(5);
+    synced_clear();
+    CHECK_INT(chunk(s, 0, "hello", false), ST_OK); // without keep: the check alone must do it
+    CHECK(synced_at(id) >= 0);
+    gone(s);
+}
+
 int main(void)
 {
+    RUN(a_chunk_is_on_the_disk_before_its_offset_may_be_committed);
     RUN(chunks_add_up_to_the_digest_of_the_whole);
     RUN(after_a_restart_the_file_is_read_again);
     RUN(a_chunk_that_was_not_committed_is_written_over);

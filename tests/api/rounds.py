@@ -3,10 +3,11 @@
 import glob
 import os
 import signal
+import struct
 
 import kit
 from kit import psql, until
-from silo_client import code
+from silo_client import MODEL, code, read_safetensors
 from silos import begin, fresh_name, no_violations, other_runs_off
 
 
@@ -364,6 +365,26 @@ def test_files_past_their_keeping_are_removed_and_their_numbers_stay(server):
     assert [len(blob_path(server, r[1])) for r in updates] == [0, 0, 0, 1, 1, 1], updates
     answer = server.get("/api/v1/runs/%s/checkpoints/2" % run).json()
     assert answer["kept"] is False and answer["eval_loss"] is not None
+    no_violations()
+
+
+# ---- the sum ----
+
+def test_updates_are_folded_in_the_order_of_slots(server):
+    """x - x + tiny is not tiny + x - x: biases that were 0 show in which order three deltas were added."""
+    run, silos = begin(server, 3, silos_per_round=3, min_silos=3, rounds=1,
+                       model=dict(MODEL, bias=True))
+    held = seats(silos)
+    by_slot = sorted(silos, key=lambda s: held[s]["slot"])
+    values = dict(zip(by_slot, (2.0 ** -10, -2.0 ** -10, 2.0 ** -70)))
+    for s in (by_slot[2], by_slot[0], by_slot[1]):  # folded as they come, the tiny one would be lost
+        assert s.train(held[s], pattern=values[s]).status == 200
+    wait_round(run, 1, "closed")
+    weights = server.get("/api/v1/runs/%s/checkpoints/1/weights" % run).body
+    header, body = read_safetensors(weights)
+    at = next(v["data_offsets"][0] for k, v in header.items() if k.endswith("Wqkv.bias"))
+    (bias,) = struct.unpack("<f", body[at:at + 4])
+    assert bias == struct.unpack("<f", struct.pack("<f", -(2.0 ** -70) / 3))[0], bias
     no_violations()
 
 

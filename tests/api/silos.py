@@ -6,6 +6,7 @@ import math
 import random
 import socket
 import struct
+import subprocess
 import threading
 
 from kit import psql, until
@@ -491,6 +492,37 @@ def test_an_update_of_a_closed_round_is_not_counted(server):
     assert answer.status == 409 and code(answer) == "ROUND_CLOSED", answer.body
     again = silo.finish(task, done)
     assert again.status == 200, "what counted is said again, closed or not"
+    no_violations()
+
+
+def test_an_accept_waits_for_whoever_seals_the_round(server):
+    """A round being sealed is locked; an update that came in beside its manifest would count and be left out."""
+    run, (silo,) = begin(server)
+    task = silo.task()
+    data, tokens = silo.update(task)
+    upload = silo.send(task, data, tokens)
+    sealer = subprocess.Popen(["psql", "-X", "-q", "-A", "-t"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def say(sql):
+        sealer.stdin.write(sql + "\n")
+        sealer.stdin.flush()
+        return sealer.stdout.readline().strip()
+    try:
+        assert say("BEGIN; SELECT id FROM round WHERE run_id = '%s' AND state = 'open' FOR NO KEY UPDATE;" % run)
+        answers = []
+        finish = threading.Thread(target=lambda: answers.append(silo.finish(task, upload)))
+        finish.start()
+        waiting = ("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+                   " AND query LIKE '%FROM round q%FOR SHARE'")
+        until("the accept to wait, or to go past", lambda: answers or psql(waiting) != [["0"]])
+        assert not answers and psql("SELECT count(*) FROM update WHERE upload_id = '%s'" % upload) == [["0"]]
+        say("COMMIT; SELECT 'done';")
+        finish.join(20)
+        assert answers[0].status in (200, 503), answers[0].body  # 503: it waited longer than it may
+    finally:
+        sealer.kill()
+        sealer.communicate()
+    until("the update to count", lambda: silo.finish(task, upload).status == 200)
     no_violations()
 
 

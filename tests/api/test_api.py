@@ -20,7 +20,8 @@ def main():
     try:
         server.start()
         fixture.load(server)
-        passed, failed = kit.run_tests(server, [generic, people, pages, framing, streams, silos, rounds, cluster])
+        passed, failed = kit.run_tests(server, [generic, people, pages, framing, streams, silos, rounds, cluster],
+                                       sys.argv[2:])
         server.stop()
     except Exception as error:  # the counts must come out whatever happens
         failed += 1
@@ -33,7 +34,7 @@ def main():
             server.process.wait()
         server.remove()
     print("%d passed, %d failed" % (passed, failed))
-    return 1 if failed else 0
+    return 1 if failed or not passed else 0
 
 
 if __name__ == "__main__":

@@ -293,6 +293,54 @@ static void a_gradient_that_is_not_finite_leaves_everything_as_it_was(void)
     trainer_close(calm);
 }
 
+/* A silo that was not sampled before, or lost its state, still trains at the run's rate. */
+static void the_learning_rate_is_that_of_the_global_step(void)
+{
+    struct trainer_config c = config();
+    struct trainer *t = opened(&c);
+    CHECK(inner_lr(&c.inner, 120) != inner_lr(&c.inner, 0));
+    CHECK(step(t, 120).lr == inner_lr(&c.inner, 120));
+    CHECK(step(t, 121).lr == inner_lr(&c.inner, 121));
+    trainer_close(t);
+}
+
+/* Its first update is bounded by 1: t^(1/4) counts the steps before it, of which one measured. */
+static void adopts_first_update_moves_no_weight_by_more_than_the_rate(void)
+{
+    struct trainer_config c = config();
+    c.inner.optimizer = INNER_ADOPT;
+    c.inner.beta2 = 0.9999;
+    c.inner.eps = 1e-6;
+    c.inner.weight_decay = 0.0;
+    struct trainer *t = opened(&c);
+    (void)step(t, 0);
+    float *before = weights(t);
+    double most = step(t, 1).lr * (1.0 - c.inner.beta1);
+    float *after = weights(t);
+    double moved = 0.0;
+    for (int64_t i = 0; i < trainer_params(t)->total; i++) {
+        moved = fmax(moved, fabs((double)after[i] - (double)before[i]));
+    }
+    CHECK_NEAR(moved / most, 1.0, 0.01); // some weight is at the bound, none is over it
+    mem_free(before);
+    mem_free(after);
+    trainer_close(t);
+}
+
+/* The last token of a row is a target and nothing else, so the loss is all that can show it. */
+static void what_is_learned_is_the_next_token(void)
+{
+    struct trainer_config c = config();
+    struct trainer *t = opened(&c);
+    text.bad = 1;
+    double one = step(t, 0).loss;
+    trainer_close(t);
+    t = opened(&c);
+    text.bad = 2;
+    CHECK(step(t, 0).loss != one);
+    trainer_close(t);
+}
+
 static void a_delta_is_base_minus_local(void)
 {
     struct trainer_config c = config();
@@ -551,6 +599,9 @@ static void on_this_engine(void)
     RUN_HERE(a_kill_in_mid_round_changes_no_bit);
     RUN_HERE(between_rounds_moments_stay_and_weights_are_the_servers);
     RUN_HERE(a_gradient_that_is_not_finite_leaves_everything_as_it_was);
+    RUN_HERE(the_learning_rate_is_that_of_the_global_step);
+    RUN_HERE(adopts_first_update_moves_no_weight_by_more_than_the_rate);
+    RUN_HERE(what_is_learned_is_the_next_token);
     RUN_HERE(a_delta_is_base_minus_local);
     RUN_HERE(an_evaluation_adds_up_from_its_parts);
     if (strcmp(engine.device, "ref") != 0) {

@@ -6,7 +6,8 @@
 #   make test        every test, no GPU needed   make fuzz          each target for FUZZ_S s
 #   make bench       how fast                    make cover         lines and branches
 #   make deps        packages that are missing   make format, lint  the house style
-#   make config      what was detected           make clean
+#   make mutants     do tests see planted bugs   make config        what was detected
+#   make clean
 #
 # The engine alone, for which a C compiler is enough: make engine, test-engine, bench-engine.
 # Overridable: CC NVCC CUDA=0|1 DNNL=0|1 SM="80 90" WERROR=1 V=1 FUZZ_S=30 VARIANT=release|debug|...
@@ -113,7 +114,7 @@ C_FILES      := $(shell find $(FOLDERS) -name '*.[ch]' -o -name '*.cu')
 
 # ---- programs -----------------------------------------------------------------------
 .PHONY: all engine web deps demo demo-clean test test-all test-c test-engine test-schema test-api test-web test-page test-e2e check check-all asan tsan \
-        cover fuzz fuzz-all bench bench-engine format format-check lint check-headers config clean FORCE
+        cover mutants fuzz fuzz-all bench bench-engine format format-check lint check-headers config clean FORCE
 all: $(B)/bin/photon-server $(B)/bin/photon-client $(B)/bin/photon $(PLUGIN)
 engine: $(ENGINE_TESTS) $(B)/tests/bench/bench_engine $(PLUGIN)
 
@@ -252,6 +253,10 @@ asan tsan:
 cover:
 	@$(MAKE) --no-print-directory VARIANT=cover test-c
 	@tests/cover.sh build/cover
+
+# Do the tests see the bugs that tests/mutants/list.sh plants? BUG= takes those alone with that word.
+mutants: all
+	@BUILD=$(B) tests/mutants/run.sh "$(BUG)"
 
 BENCHES := $(patsubst %.c,$(B)/%,$(filter-out %/bench_engine.c,$(wildcard tests/bench/bench_*.c)))
 $(BENCHES): %: %.c.o $(KIT) $(SERVER_LIBS)

@@ -1,0 +1,97 @@
+# The bugs that the tests must see: mutant NAME FILE SED TEST [API-TEST]. Read by tests/mutants/run.sh.
+# shellcheck shell=sh disable=SC2016 # a dollar here is SQL's, or the end of a line
+
+# ---- the sum ----
+mutant 'a delta is added, not subtracted' server/aggregate.c \
+    's/x\[i\] -= lr \* delta\[i\];/x[i] += lr * delta[i];/' tests/unit/test_aggregate
+mutant 'nesterov does not look ahead' server/aggregate.c \
+    's/(delta\[i\] + momentum \* m\[i\])/(m[i])/' tests/unit/test_aggregate
+mutant 'updates are folded as they came, not by slot' server/db_publish.c \
+    "s/ORDER BY u.slot\"/ORDER BY u.id\"/" tests/api rounds.test_updates_are_folded_in_the_order_of_slots
+mutant 'every silo weighs the same' server/checkpoint.c \
+    's/: (double)j->updates\[k\].tokens;/: 1.0;/' tests/unit/test_checkpoint
+mutant 'a stored file is not compared with its digest' server/checkpoint.c \
+    's/if (!st && !digest_equal(&got, &in->want))/if (0)/' tests/unit/test_checkpoint
+mutant 'NaN passes for a number' server/update.c \
+    's/if ((bits & 0x7f800000U) == 0x7f800000U)/if (bits == 0x7f800000U)/' tests/unit/test_update
+mutant 'no bound on the norm of an update' server/accept.c \
+    's/if (c->norm > UPDATE_NORM_RATIO_MAX \* base)/if (0)/' tests/api silos.test_no_hostile_update_counts
+
+# ---- who may, and when ----
+mutant 'the epoch of a lease is not checked' server/db_task.c \
+    's/ || now != epoch) {/) {/' tests/api silos.test_claiming_again_gives_the_same_task_and_ends_the_old_epoch
+mutant 'accept does not lock the round' server/db_task.c \
+    's/^    " FOR SHARE";/    "";/' tests/api silos.test_an_accept_waits_for_whoever_seals_the_round
+mutant 'a revoked token is accepted' server/auth.c \
+    's/WHERE revoked_at IS NULL"/WHERE true"/' tests/api people.test_a_token_is_made_shown_once_and_revoked
+mutant 'an expired token is accepted' server/auth.c \
+    's/OR expires_at > clock_timestamp()/OR true/' \
+    tests/api people.test_a_token_revoked_or_expired_behind_our_back_is_refused_within_a_second
+mutant 'a cookie may write from any page' server/auth.c \
+    's/if (by_cookie \&\& is_write(rq) \&\& !origin_allowed(rq))/if (0)/' \
+    tests/api people.test_login_gives_a_cookie_that_needs_our_origin_to_write
+mutant 'a round is sealed one update short' server/round.c \
+    's/p->accepted >= p->expected/p->accepted + 1 >= p->expected/' tests/unit/test_round
+mutant 'seats do not depend on the round' server/sampling.c \
+    's/(uint64_t)round)/0)/' tests/unit/test_sampling
+mutant 'an update may claim more tokens than the plan' sql/0004_rounds.sql \
+    "s/WHEN NEW.tokens > t.plan_tokens THEN .*/WHEN false THEN ''/" tests/schema
+
+# ---- durable before it is said ----
+mutant 'a chunk is answered without a commit of its offset' server/api_bulk.c \
+    's/^    TRY(db_upload_commit(rq->db, /    if (0) TRY(db_upload_commit(rq->db, /' \
+    tests/api silos.test_an_upload_survives_a_restart_of_the_server
+mutant 'a failed transaction passes for committed' server/db.c \
+    's/return !st \&\& failed ? .*/return st;/' tests/fault/test_db
+mutant 'a blob is named before it is synced' server/blob.c \
+    's/if (fchmod(fd, 0400) || fsync(fd))/if (fchmod(fd, 0400))/' tests/unit/test_blob
+mutant 'the folder of a blob is not synced' server/blob.c \
+    '/^enum status blob_place/,/^}/s/return sync_folder(s->blobs_fd, n.inner, e);/return ST_OK;/' tests/unit/test_blob
+mutant 'a chunk is said to be durable before it is' server/upload_file.c \
+    's/} else if (fdatasync(f->fd))/} else if (0)/' tests/unit/test_upload_file
+mutant 'the journal of a silo is not synced' client/state.c \
+    '/^enum status file_place/,/^}/s/fd >= 0 ? fsync(fd) : -1/fd >= 0 ? 0 : -1/' tests/unit/test_state
+mutant 'the moments of a refused update are kept' client/state.c \
+    's/JOURNAL_SETTLED \&\& s->j.keep/JOURNAL_SETTLED/' tests/unit/test_state
+
+# ---- bytes on their way ----
+mutant 'the offset of a chunk is not checked' server/api_bulk.c \
+    's/if (c->offset != durable || /if (/' tests/api silos.test_an_upload_resumes_where_it_was
+mutant 'the digest of a chunk is not compared' server/upload_file.c \
+    's/if (!digest_equal(&got, chunk))/if (0)/' tests/unit/test_upload_file
+mutant 'the digest of an upload is not compared' server/accept.c \
+    's/if (!digest_equal(&got, &c->sha256))/if (0)/' \
+    tests/api silos.test_a_file_that_differs_from_its_declared_digest_is_refused
+mutant 'a download is taken as it is' client/transport.c \
+    's/if (d->digest \&\& !digest_equal(&got, d->digest))/if (0)/' tests/unit/test_transport
+mutant 'a hole in a safetensors file is accepted' common/safetensors.c \
+    's/if (t->begin != at)/if (t->begin < at)/' tests/unit/test_safetensors
+mutant 'an overlap in a safetensors file is accepted' common/safetensors.c \
+    's/if (t->begin != at)/if (t->begin > at)/' tests/unit/test_safetensors
+mutant 'the last byte of a range is left out' server/range.c \
+    's/size - 1) - first + 1;/size - 1) - first;/' tests/unit/test_range
+
+# ---- training ----
+mutant 'the learning rate follows the steps of this silo' client/trainer.c \
+    's/inner_lr(in, step)/inner_lr(in, t->t)/' tests/kernels/test_trainer
+mutant 'the rows do not depend on the silo' client/data.c \
+    's/(uint64_t)(uint32_t)silo_ordinal)/0)/' tests/unit/test_data
+mutant "ADOPT's clamp is one step ahead" client/trainer.c \
+    's/\.clamp = pow((double)(now - 1), 0.25)/.clamp = pow((double)now, 0.25)/' tests/kernels/test_trainer
+mutant 'weight decay pushes outward' kernels/ref/optim.c \
+    's/(REAL)(1.0 - s->decay)/(REAL)(1.0 + s->decay)/' tests/kernels/test_optim
+mutant "ALiBi's slope has the other sign" kernels/ref/attn.c \
+    's/(double)(j - i)/(double)(i - j)/' tests/kernels/test_ref
+mutant 'a token sees the next one' kernels/ref/attn.c \
+    's/j <= i; j++/j <= i + (i + 1 < s->T); j++/' tests/kernels/test_ref
+mutant 'GELU by its tanh approximation' kernels/ref/gelu.c \
+    's/return 0.5 \* erfc(-h \* ROOT_HALF);/return 0.5 * (1.0 + tanh(2.0 * ROOT_HALF * 1.1283791670955126 * ROOT_HALF * (h + 0.044715 * h * h * h)));/' \
+    tests/kernels/test_ref
+mutant 'targets are the inputs' client/trainer.c \
+    's/t->rows + r \* (T + 1) + 1, size/t->rows + r * (T + 1), size/' tests/kernels/test_trainer
+mutant 'a merge of a higher rank comes first' client/bpe.c \
+    's/with\[i\]->rank < with\[best\]->rank/with[i]->rank > with[best]->rank/' tests/unit/test_tokenizer
+
+# ---- what is shown ----
+mutant 'smoothing takes perplexities, not losses' server/series.c \
+    's/want->exp ? exp(s) : s/s/' tests/unit/test_series

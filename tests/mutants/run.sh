@@ -1,0 +1,77 @@
+#!/bin/sh
+# run.sh [WORD]: does the test suite notice? Plants the bugs of tests/mutants/list.sh, one at a time, in a
+# copy of the tree, and runs the test that each names: it must pass before, and fail with the bug.
+# WORD takes the bugs alone whose name or file holds it. With BUILD the objects there are a head start.
+set -u
+word=${1-}
+build=${BUILD:-build/release}
+tree=$(mktemp -d) || exit 1
+trap 'rm -rf "$tree"' EXIT
+trap 'exit 1' INT TERM
+git ls-files -z | xargs -0 cp -a --parents -t "$tree"
+if [ -d "$build" ]; then
+    mkdir -p "$tree/build"
+    cp -a "$build" "$tree/build/release"
+fi
+cd "$tree" || exit 1
+
+killed=0 survived=0 sound=' '
+log=$tree/mutant.log
+
+# What a test needs: its own program, or the server.
+make_for() {
+    case $1 in
+    tests/api) what=build/release/bin/photon-server ;;
+    tests/schema) return 0 ;;
+    *) what=build/release/$1 ;;
+    esac
+    make -s "-j$(nproc)" COMMIT=mutant "$what" >"$log" 2>&1
+}
+
+run_test() {
+    case $1 in
+    tests/api) timeout 180 tests/api/run.sh build/release "$2" ;;
+    tests/schema) timeout 60 tests/support/pg_temp.sh tests/api/schema.sh ;;
+    *) OMP_WAIT_POLICY=passive timeout 120 "build/release/$1" ;;
+    esac >"$log" 2>&1
+}
+
+fail() {
+    survived=$((survived + 1))
+    printf '  FAIL %s: %s\n' "$1" "$2"
+    tail -n 12 "$log" | sed 's/^/       /'
+}
+
+# mutant NAME FILE SED TEST [API-TEST]: SED edits FILE; TEST is a test program, tests/api or tests/schema.
+mutant() {
+    name=$1 file=$2 edit=$3 test=$4 which=${5-}
+    case "$name $file" in *"$word"*) ;; *) return ;; esac
+    : >"$log"
+    case $sound in
+    *" $test:$which "*) ;;
+    *) # A test that fails anyway would see every bug.
+        if ! make_for "$test" || ! run_test "$test" "$which"; then
+            fail "$name" "$test $which fails without it"
+            return
+        fi
+        sound="$sound$test:$which "
+        ;;
+    esac
+    cp "$file" "$tree/before"
+    sed -i "$edit" "$file"
+    if cmp -s "$file" "$tree/before"; then
+        fail "$name" "the edit no longer finds its place in $file"
+    elif ! make_for "$test"; then
+        fail "$name" 'does not build'
+    elif run_test "$test" "$which"; then
+        fail "$name" "$test $which saw nothing"
+    else
+        killed=$((killed + 1))
+        printf '  ok   %s: %s %s\n' "$name" "$test" "$which"
+    fi
+    cp "$tree/before" "$file"
+}
+
+. tests/mutants/list.sh
+printf '%d passed, %d failed\n' "$killed" "$survived"
+[ "$survived" -eq 0 ] && [ "$killed" -gt 0 ]

@@ -40,8 +40,8 @@ struct agent {
     double poll_s;
     struct progress progress;
 
-    /* Kept over the rounds of one run; opened anew when the spec's model or inner settings change.
-     */
+    /* Kept over the rounds of one run; opened anew when the spec's model
+     * or inner settings change. */
     struct trainer *trainer;
     char trainer_run[32];
     uint64_t row_seed;
@@ -50,7 +50,7 @@ struct agent {
     double tokens_per_s; /* of the last training; NAN before */
 
     char verified[65];     /* digest of the checkpoint that was checked last */
-    double fetched_s; // what fetching that checkpoint took; 0 when it was on disk already
+    double fetched_s;      // what fetching that checkpoint took; 0 when it was on disk already
     bool hello_due;        /* what hello said has changed */
     const char *fail_code; /* of TASK_FAILED: a literal of the release request */
     char fail_detail[240];

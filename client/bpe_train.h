@@ -27,8 +27,8 @@ enum status bpe_trainer_end(struct bpe_trainer *t, struct err *e) MUST_CHECK;
 
 /*
  * Learn up to `vocab` ids (258 and more) and append the file to out. *ids is how many it has:
- * fewer when the text has no more pairs. tick(ctx, ids so far) is called now and then; it may be
- * NULL.
+ * fewer when the text has no more pairs. tick(ctx, ids so far) is called now and then;
+ * it may be NULL.
  */
 enum status bpe_trainer_learn(struct bpe_trainer *t, int32_t vocab,
                               void (*tick)(void *ctx, int32_t ids), void *ctx, struct buf *out,

@@ -48,8 +48,8 @@ struct doc_list {
 
 /*
  * Files named and files in folders named. skip (may be NULL) is a folder not to enter: the
- * output's. ST_NOT_FOUND, ST_IO; ST_INVALID for a named file that cannot be read as the format
- * says.
+ * output's. ST_NOT_FOUND, ST_IO; ST_INVALID for a named file that cannot be read
+ * as the format says.
  */
 enum status docs_list(struct doc_list *out, struct arena *a, const char *const *inputs, int count,
                       enum doc_format format, const char *skip, struct err *e) MUST_CHECK;

@@ -1,8 +1,8 @@
 /*
  * Encoding, the second half of client/tokenizer.h: a chain of stages, each with a small buffer.
  *
- *     bytes -> repair -> scan[0]: added tokens -> NFC -> scan[1]: normalized ones -> pieces ->
- * merges
+ *     bytes -> repair -> scan[0]: added tokens -> NFC -> scan[1]: normalized ones
+ *           -> pieces -> merges
  *
  * A stage passes on what no later byte can change and keeps the rest. `last` says that the text
  * ends here: at an added token, or with the document.

@@ -78,8 +78,8 @@ static enum status unsupported(struct err *e, const char *what, int len)
 
 /*
  * What begins at c and means another thing, or nothing exact, in a stream cut into blocks: anchors,
- * words and vertical space, references, inline options, verbs. How many bytes of it to show; 0:
- * fine.
+ * words and vertical space, references, inline options, verbs. How many bytes of it
+ * to show; 0: fine.
  */
 static int strange(const char *c, bool class)
 {

@@ -35,8 +35,8 @@ enum status reply_status(int http);
 /* May the same request be sent again after this status? */
 bool retry_allowed(int http);
 
-/* How long to wait before try attempt + 1 (attempt from 0); unit in [0, 1); retry_after_s < 0:
- * none. */
+/* How long to wait before try attempt + 1 (attempt from 0); unit in [0, 1);
+ * retry_after_s < 0: none. */
 int64_t retry_delay_ms(int attempt, double unit, double retry_after_s);
 
 /* Fill code, detail, hint of a reply from its problem document; what is missing becomes "". */

@@ -12,8 +12,7 @@
  *
  *     train    moments.state is the state before the round; snapshots belong to this round's key
  *     trained  moments.next and the update are whole and synced; the server has not decided yet
- *     settled  keep: moments.next is, or is about to be renamed to, moments.state; else it is
- * dropped
+ *     settled  keep: moments.next is renamed to moments.state, or about to be; else it is dropped
  *
  * Whatever instant a process dies at, run_state_open() finishes or undoes the step it was in, and
  * moments.state is either before or after the round, as the journal says. The key (round, base
@@ -44,8 +43,8 @@ enum status file_read(const char *path, char *out, size_t size, struct err *e) M
 /* ENOSPC and EDQUOT are ST_LIMIT, everything else ST_IO. */
 enum status io_status(int errnum);
 
-/* Test hook: the n-th step of a durable change from now fails as a crash there would; < 0 disarms.
- */
+/* Test hook: the n-th step of a durable change from now fails as a crash
+ * there would; < 0 disarms. */
 void state_fail_after(int n);
 bool state_fail_fired(void);
 

@@ -220,8 +220,8 @@ enum status trainer_delta(struct trainer *t, int64_t start, int64_t count, const
 
 /* ---- a step ---- */
 
-/* Rows of seq_len + 1 tokens become inputs and, one to the left, targets; put where ops read them.
- */
+/* Rows of seq_len + 1 tokens become inputs and, one to the left, targets; put
+ * where ops read them. */
 static enum status put_rows(struct trainer *t, int32_t rows, struct err *e)
 {
     int64_t T = t->config.model.seq_len;
@@ -349,8 +349,8 @@ enum status trainer_eval(struct trainer *t, int64_t first, int64_t count, struct
     int32_t micro = model_plan(t->model)->request.micro_batch;
     struct eval_result r = {0};
     for (int64_t at = 0; at < count; at += micro) {
-        // Every pass has the full shape that the backend is ready for; the last repeats its last
-        // window.
+        // Every pass has the full shape that the backend is ready for; the last
+        // repeats its last window.
         int64_t n = count - at < micro ? count - at : micro;
         for (int64_t i = 0; i < micro; i++) {
             int32_t *row = t->rows + i * (T + 1);

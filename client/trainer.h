@@ -6,8 +6,8 @@
  * machine and backend: weights, moments, their step count and the global step are all saved, the
  * data row is a function of the step, and nothing else influences a step.
  *
- *     trainer_open -> trainer_load_weights -> [trainer_load_state] -> trainer_step ... ->
- * trainer_delta
+ *     trainer_open -> trainer_load_weights -> [trainer_load_state] -> trainer_step ...
+ *                  -> trainer_delta
  */
 #ifndef CLIENT_TRAINER_H
 #define CLIENT_TRAINER_H

@@ -7,8 +7,8 @@
 #include "client/model.h"
 #include "client/trainer.h"
 
-/* Floats that go through the host at once: 4 MiB, so that a file is read and written in few calls.
- */
+/* Floats that go through the host at once: 4 MiB, so that a file is read
+ * and written in few calls. */
 enum { STAGE_COUNT = 1 << 20 };
 
 struct trainer {

@@ -55,8 +55,8 @@ enum status transport_call(struct transport *t, struct arena *a, const char *met
                            const char *path, const char *body, struct reply *out,
                            struct err *e) MUST_CHECK;
 
-/* The same until a decision; give_up_s > 0 bounds the whole. ST_RETRY or ST_NET: gave up or
- * cancelled. */
+/* The same until a decision; give_up_s > 0 bounds the whole. ST_RETRY or ST_NET:
+ * gave up or cancelled. */
 enum status transport_call_retry(struct transport *t, struct arena *a, const char *method,
                                  const char *path, const char *body, double give_up_s,
                                  struct reply *out, struct err *e) MUST_CHECK;

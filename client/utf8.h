@@ -1,6 +1,6 @@
 /*
- * utf8.h - text as Unicode: validation, repair, and normalization form C. The only door to
- * utf8proc.
+ * utf8.h - text as Unicode: validation, repair, and normalization form C. The
+ * only door to utf8proc.
  *
  * Strict as the Unicode Standard, chapter 3: no surrogates, nothing overlong, nothing above
  * U+10FFFF. Repair puts one U+FFFD for each maximal subpart that cannot be decoded.

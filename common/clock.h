@@ -1,6 +1,6 @@
 /*
- * clock.h - the time, for logs, progress and timeouts. Decisions about rounds use the database's
- * clock.
+ * clock.h - the time, for logs, progress and timeouts. Decisions about rounds
+ * use the database's clock.
  */
 #ifndef COMMON_CLOCK_H
 #define COMMON_CLOCK_H

@@ -1,6 +1,6 @@
 /*
- * id.h - public identifiers: a letter, an underscore and a ULID (26 characters of Crockford's base
- * 32).
+ * id.h - public identifiers: a letter, an underscore and a ULID (26 characters
+ * of Crockford's base 32).
  *
  * Sortable by time of birth. r run, e experiment, s silo, t task, u upload, k token.
  */

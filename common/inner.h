@@ -25,8 +25,8 @@ struct inner_spec {
 
 /*
  * Learning rate at the run's global step (from 0), the same on every silo: lr * (step + 1) / warmup
- * while step < warmup, then a cosine from lr down to min_lr_ratio * lr at schedule_steps, then
- * flat.
+ * while step < warmup, then a cosine from lr down to min_lr_ratio * lr
+ * at schedule_steps, then flat.
  */
 double inner_lr(const struct inner_spec *s, int64_t step);
 

@@ -110,8 +110,8 @@ void memory_plan(struct memory_plan *out, const struct plan_request *r);
 enum status memory_plan_choose(struct memory_plan *out, const struct plan_request *r,
                                int64_t memory, int64_t pass_tokens, struct err *e) MUST_CHECK;
 
-/* Where a tensor begins in memory, in elements: its offset in the flat order plus the gaps before.
- */
+/* Where a tensor begins in memory, in elements: its offset in the flat order
+ * plus the gaps before. */
 void memory_plan_offsets(const struct param_table *t, int64_t *offsets);
 
 /*

@@ -63,8 +63,8 @@ enum { SPEC_PROBLEMS_MAX = 16 };
 
 /*
  * ST_INVALID with problems[0..*count) filled (count may be 1 or more); *out is untouched then.
- * Presets, defaults and cross-field rules (quorum <= silos, tau >= 1, finite rates) are applied
- * here.
+ * Presets, defaults and cross-field rules (quorum <= silos, tau >= 1, finite
+ * rates) are applied here.
  */
 enum status run_spec_parse(struct run_spec *out, const struct json *doc,
                            struct spec_problem *problems, int *count, struct err *e) MUST_CHECK;

@@ -36,8 +36,8 @@ static enum status open_cuda(struct backend **out, struct err *e)
         return err_set(e, ST_NOT_FOUND, "no CUDA backend: %s", why);
     }
     if (be->ops->size != sizeof(*be->ops)) {
-        // Its close() may lie elsewhere in the table, so the backend is left to the end of the
-        // process.
+        // Its close() may lie elsewhere in the table, so the backend is left to the
+        // end of the process.
         return err_set(e, ST_INVALID, "%s is from another build", CUDA_OBJECT);
     }
     *out = be;

@@ -131,8 +131,8 @@ static enum status write_block(int fd, int64_t offset, const float *in, int64_t 
     return ST_OK;
 }
 
-/* An exponent of all ones is Inf or NaN; looked at as bits, so that no compiler flag can hide it.
- */
+/* An exponent of all ones is Inf or NaN; looked at as bits, so that no
+ * compiler flag can hide it. */
 static bool all_finite(const float *v, int64_t n)
 {
     uint32_t bad = 0;

@@ -8,8 +8,8 @@
  * Blocks are independent, so the bits do not depend on threads, and memory is a few blocks per
  * thread whatever the model's size and the number of updates. Files are read with pread, never
  * mapped whole, and output pages are dropped from memory as they are written. What is not a
- * function of one block (norms, digests of the output) is folded in block order: a thread waits its
- * turn.
+ * function of one block (norms, digests of the output) is folded in block order: a
+ * thread waits its turn.
  *
  *     fedavg       x <- x - lr * D                              (McMahan et al. 2017)
  *     fednesterov  m <- mu m + D;  x <- x - lr (D + mu m)       (Douillard et al. 2023)

@@ -386,8 +386,8 @@ static bool metric_name_ok(const char *s)
            strspn(s, "abcdefghijklmnopqrstuvwxyz0123456789_") == len;
 }
 
-/* Points that are null are left out: a number that is not finite cannot be drawn. False: rs is a
- * 422. */
+/* Points that are null are left out: a number that is not finite cannot be drawn. False:
+ * rs is a 422. */
 static bool read_points(struct request *rq, struct response *rs, const struct json *list,
                         struct metric_point *out, int *count)
 {

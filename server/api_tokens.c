@@ -80,8 +80,8 @@ static enum status list_tokens(struct request *rq, struct response *rs, struct e
     return ST_OK;
 }
 
-/* As the table's constraints say, but with words: silos have plain names, others any without
- * controls. */
+/* As the table's constraints say, but with words: silos have plain names,
+ * others any without controls. */
 static bool name_fits(const char *name, bool silo)
 {
     static const char plain[] = "abcdefghijklmnopqrstuvwxyz0123456789._-";

@@ -41,8 +41,8 @@ enum status auth_check(struct request *rq, struct response *rs, unsigned roles,
 enum status auth_lookup(struct principal *out, struct db *db, struct arena *a, const char *secret,
                         struct err *e) MUST_CHECK;
 
-/* May a write by cookie come from this page? True for bearer tokens, for which it does not matter.
- */
+/* May a write by cookie come from this page? True for bearer tokens, for which
+ * it does not matter. */
 bool origin_allowed(const struct request *rq);
 
 /* Forget what is remembered: a token of this process was just revoked. */

@@ -137,8 +137,8 @@ static void *draw_values(void *arg)
     return NULL;
 }
 
-/* Element i is a function of the seed and i alone, so any split over threads gives the same values.
- */
+/* Element i is a function of the seed and i alone, so any split over
+ * threads gives the same values. */
 static int draw_wave(struct draw *wave, int threads, const struct param_table *table, uint64_t seed,
                      int64_t start)
 {

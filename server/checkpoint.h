@@ -1,6 +1,6 @@
 /*
- * checkpoint.h - a run's global weights as files: checkpoint 0 from the seed, the next ones from
- * updates.
+ * checkpoint.h - a run's global weights as files: checkpoint 0 from the seed, the
+ * next ones from updates.
  *
  * Both functions end with their files placed in the blob store, durable and named by their SHA-256;
  * nothing here knows the database: the caller commits the rows that refer to them. Same inputs,

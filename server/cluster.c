@@ -163,8 +163,8 @@ static enum status private_folder(const struct cluster *c, const char *path, str
                         strerror(why ? why : EPERM));
 }
 
-/* A socket's path holds 107 bytes: deep data folders get theirs in /tmp, by a digest of the path.
- */
+/* A socket's path holds 107 bytes: deep data folders get theirs in /tmp, by a
+ * digest of the path. */
 static const char *choose_sockets(struct cluster *c)
 {
     const char *near = arena_fmt(c->arena, "%s/pg-socket", c->data);
@@ -363,8 +363,8 @@ static pid_t find_postmaster(const struct cluster *c)
     return strcmp(cwd, real) == 0 ? (pid_t)pid : 0;
 }
 
-/* A pid file whose process is not PostgreSQL (after a reboot, say) makes postgres refuse to start.
- */
+/* A pid file whose process is not PostgreSQL (after a reboot, say) makes
+ * postgres refuse to start. */
 static void drop_stale_pid_file(const struct cluster *c)
 {
     char path[PATH_MAX];

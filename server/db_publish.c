@@ -134,8 +134,8 @@ enum status db_fold_begin(struct db *db, struct arena *a, struct fold *out, stru
 static const char SQL_FENCE[] =
     "SELECT state = 'aggregating' AND agg_epoch = $2 FROM round WHERE id = $1 FOR NO KEY UPDATE";
 
-/* Run, then round; *mine false when the round is closed, aborted, or aggregated by a newer holder.
- */
+/* Run, then round; *mine false when the round is closed, aborted, or aggregated
+ * by a newer holder. */
 static enum status lock_fenced(struct db *db, struct arena *a, const struct fold *f,
                                struct run_row *run, bool *mine, struct err *e)
 {

@@ -50,8 +50,8 @@ enum status db_fold_publish(struct db *db, struct blob_store *blobs, const struc
 
 /*
  * Update number i of the fold is damaged: it no longer counts and its file is removed. With a
- * quorum left the round gets a new manifest, else it is aborted and its sound updates are carried
- * over.
+ * quorum left the round gets a new manifest, else it is aborted and its sound
+ * updates are carried over.
  */
 enum status db_fold_corrupt(struct db *db, struct blob_store *blobs, const struct fold *f, int i,
                             const char *why, struct err *e) MUST_CHECK;

@@ -247,8 +247,8 @@ enum status db_traffic_add(struct db *db, const char *run_id, int32_t number, co
     return st;
 }
 
-/* The task at hand says what a download is for; without one, the newest checkpoint that is this
- * file. */
+/* The task at hand says what a download is for; without one, the newest checkpoint
+ * that is this file. */
 static const char SQL_BLOB[] = "SELECT c.run_id, coalesce(t.number, c.number)"
                                "  FROM checkpoint c"
                                "  JOIN run_silo x ON x.run_id = c.run_id AND x.silo_id = $1"

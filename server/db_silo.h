@@ -1,6 +1,6 @@
 /*
- * db_silo.h - silos as they introduce themselves: joined once, heard of since, and what they may
- * read.
+ * db_silo.h - silos as they introduce themselves: joined once, heard of since, and
+ * what they may read.
  *
  * As in db_task.h each function is one transaction and harmless to repeat.
  */

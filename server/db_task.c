@@ -558,8 +558,8 @@ static enum status release_tx(struct db *db, struct arena *a, void *ctx, struct 
     if (o->no.status == 404) {
         return ST_OK;
     }
-    // Given back before, or lost meanwhile: either way the silo does not hold it, which is what it
-    // asked.
+    // Given back before, or lost meanwhile: either way the silo does not hold it, which
+    // is what it asked.
     struct db_rows rows;
     const char *argv[] = {o->task_id, db_arg_int(a, o->epoch), o->silo_id};
     TRY(db_query(db, a, "SELECT 1 FROM lease WHERE (task_id, epoch, silo_id) = ($1, $2, $3)", 3,

@@ -70,8 +70,8 @@ struct heartbeat {
     double tokens_per_s; /* NAN: unchanged */
 };
 
-/* *drain: finish this task, then rest. Refusals: STALE_LEASE, ROUND_CLOSED, RUN_STOPPED, NOT_FOUND.
- */
+/* *drain: finish this task, then rest. Refusals: STALE_LEASE,
+ * ROUND_CLOSED, RUN_STOPPED, NOT_FOUND. */
 enum status db_task_heartbeat(struct db *db, const char *task_id, const char *silo_id,
                               const struct heartbeat *hb, bool *drain, struct refusal *no,
                               struct err *e) MUST_CHECK;

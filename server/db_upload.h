@@ -1,8 +1,8 @@
 /*
  * db_upload.h - an update on its way: created, filled chunk by chunk, placed, accepted.
  *
- *     open --(all bytes, checked)--> placed --accept--> accepted        open, placed --> refused |
- * expired
+ *     open --(all bytes, checked)--> placed --accept--> accepted
+ *     open, placed --> refused | expired
  *
  * Each function is one transaction and harmless to repeat; the keys are (task, silo, sha256) for
  * the creation, (upload, offset) for a chunk and the upload's id for the acceptance. Locks as in
@@ -50,8 +50,8 @@ struct upload {
     int64_t epoch;  /* of the lease it was created under */
 };
 
-/* What the task's plan says; for the size. Texts in the arena. ST_NOT_FOUND: no such training task.
- */
+/* What the task's plan says; for the size. Texts in the arena. ST_NOT_FOUND:
+ * no such training task. */
 enum status db_upload_plan(struct db *db, struct arena *a, const char *task_id, const char *silo_id,
                            const char **spec_text, const char **silo_name,
                            struct err *e) MUST_CHECK;
@@ -80,8 +80,8 @@ enum status db_upload_begin(struct db *db, const char *upload_id, const char *si
                             const char *task_id, int64_t epoch, struct upload *out,
                             int64_t *writer_epoch, struct refusal *no, struct err *e) MUST_CHECK;
 
-/* The bytes from..to are durable. Refusals as above, and UPLOAD_BUSY when a newer request writes.
- */
+/* The bytes from..to are durable. Refusals as above, and UPLOAD_BUSY when a
+ * newer request writes. */
 enum status db_upload_commit(struct db *db, const struct upload *u, const char *silo_id,
                              int64_t epoch, int64_t writer_epoch, int64_t from, int64_t to,
                              struct refusal *no, struct err *e) MUST_CHECK;
@@ -106,8 +106,8 @@ enum status db_upload_accept(struct db *db, const struct upload *u, const char *
                              int64_t epoch, double norm, double upload_s, struct refusal *no,
                              struct err *e) MUST_CHECK;
 
-/* Would it be accepted now, as far as the lease and the round go? A repeat of an accepted one
- * would. */
+/* Would it be accepted now, as far as the lease and the round go? A repeat of
+ * an accepted one would. */
 enum status db_upload_may_finish(struct db *db, const struct upload *u, const char *silo_id,
                                  int64_t epoch, bool *accepted, struct refusal *no,
                                  struct err *e) MUST_CHECK;

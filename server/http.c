@@ -1,8 +1,8 @@
 /*
  * libmicrohttpd's callbacks. Control: the event loop gathers the body, suspends the connection and
  * gives the exchange to the workers. Bulk: each connection has a thread of its own, so handlers run
- * where they are called. What decides anything is elsewhere: guard.c, route.c, auth.c, the
- * handlers.
+ * where they are called. What decides anything is elsewhere: guard.c,
+ * route.c, auth.c, the handlers.
  */
 #include "server/http.h"
 

@@ -105,8 +105,8 @@ enum status problem(struct request *rq, struct response *rs, int status, const c
 enum status problem_items(struct request *rq, struct response *rs, int status, const char *code,
                           const char *hint, const char *detail, const struct problem_item *items,
                           int count);
-/* 409 and the like often carry one number more ("offset", "retry_after_s"). Call after problem().
- */
+/* 409 and the like often carry one number more ("offset", "retry_after_s").
+ * Call after problem(). */
 void problem_add_int(struct request *rq, struct response *rs, const char *key, int64_t value);
 
 void response_park(struct response *rs, const char *topic, double until_s);

@@ -118,8 +118,8 @@ void work_stop(struct work *w);  /* after work_drain() */
 /* Find out who asks; on refusal the response is filled and x->rs.status set. */
 enum status exchange_authenticate(struct exchange *x, struct err *e) MUST_CHECK;
 
-/* Make a handler's outcome final: problems from errors, ETag, the headers that all answers carry.
- */
+/* Make a handler's outcome final: problems from errors, ETag, the headers that
+ * all answers carry. */
 void exchange_finish(struct exchange *x, enum status st, const struct err *e);
 
 bool exchange_db_take(struct exchange *x); /* false: the response is filled (503) */

@@ -101,8 +101,8 @@ static bool any(struct exchange *x, const void *ctx)
     return true;
 }
 
-/* hub's callback, from any thread. A revoked token ends its parked requests now, not in a second.
- */
+/* hub's callback, from any thread. A revoked token ends its parked requests now,
+ * not in a second. */
 static void on_wake(void *ctx, const char *topic)
 {
     struct work *w = ctx;
@@ -290,8 +290,8 @@ static enum status call_handler(struct exchange *x, struct err *e)
     return x->rs.status ? ST_OK : x->match.route->handler(&x->rq, &x->rs, e);
 }
 
-/* Transient failures (a deadlock, a lost connection) are repeated here, a bounded number of times.
- */
+/* Transient failures (a deadlock, a lost connection) are repeated here, a bounded
+ * number of times. */
 static void attempt(struct work *w, struct exchange *x)
 {
     struct err e = {0};

@@ -20,8 +20,8 @@ enum {
     MULTIPART_NAME_MAX = 63,
 };
 
-/* What happens to each part, in order. A status other than ST_OK ends the reading and is passed up.
- */
+/* What happens to each part, in order. A status other than ST_OK ends the reading
+ * and is passed up. */
 struct multipart_handler {
     enum status (*begin)(void *ctx, const char *name, const char *content_type, struct err *e);
     enum status (*bytes)(void *ctx, const void *data, size_t len, struct err *e);

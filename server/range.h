@@ -22,8 +22,8 @@ enum range_kind {
  */
 enum range_kind range_parse(const char *header, int64_t size, int64_t *start, int64_t *len);
 
-/* May the range be honoured? if_range is the If-Range header or NULL, etag ours, quotes included.
- */
+/* May the range be honoured? if_range is the If-Range header or NULL,
+ * etag ours, quotes included. */
 bool range_allowed(const char *if_range, const char *etag);
 
 #endif

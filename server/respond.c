@@ -1,5 +1,5 @@
-/* Responses: what a handler says, put into the form that http.c sends. No socket is touched here.
- */
+/* Responses: what a handler says, put into the form that http.c sends. No
+ * socket is touched here. */
 #include <assert.h>
 #include <inttypes.h>
 #include <stdarg.h>

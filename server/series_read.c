@@ -131,8 +131,8 @@ static double between(const double *at, int64_t count, double round, double slop
     return whole < 0 ? at[0] : at[whole] + part * (at[whole + 1] - at[whole]);
 }
 
-/* round may be a fraction: step 96 of 64 a round is 1.5. unix_s is NaN where only the round is
- * known. */
+/* round may be a fraction: step 96 of 64 a round is 1.5. unix_s is NaN where only
+ * the round is known. */
 static double place(const struct history *h, enum series_x x, double round, double unix_s)
 {
     double last_bytes = h->count > 1 ? h->bytes[h->count - 1] - h->bytes[h->count - 2] : 0.0;

@@ -57,8 +57,8 @@ static enum status check_meta(const struct st_header *h, struct arena *a,
 
 static enum status read_full(int fd, void *out, size_t size, int64_t offset, struct err *e);
 
-/* The header's length is part of the plan; looked at before a parser works on a header of any
- * other. */
+/* The header's length is part of the plan; looked at before a parser works on a
+ * header of any other. */
 static enum status check_length(int fd, struct arena *a, const struct param_table *table,
                                 const struct update_expected *want, struct err *e)
 {
@@ -121,8 +121,8 @@ static enum status read_full(int fd, void *out, size_t size, int64_t offset, str
     return ST_OK;
 }
 
-/* Index of the first value with an exponent of all ones, which is Inf or NaN; -1 when there is
- * none. */
+/* Index of the first value with an exponent of all ones, which is Inf or NaN; -1
+ * when there is none. */
 static int64_t first_bad(const float *v, int64_t n)
 {
     for (int64_t i = 0; i < n; i++) {

@@ -43,8 +43,8 @@ enum status update_check_header(int fd, const struct param_table *table,
                                 const struct update_expected *want, int64_t *data_offset,
                                 struct err *e) MUST_CHECK;
 
-/* Every value: ST_CORRUPT when one is not finite or the file ends early. *norm is the Euclidean
- * one. */
+/* Every value: ST_CORRUPT when one is not finite or the file ends early. *norm
+ * is the Euclidean one. */
 enum status update_check_values(int fd, int64_t data_offset, int64_t count, double *norm,
                                 struct err *e) MUST_CHECK;
 

@@ -44,8 +44,8 @@ static struct {
 
 /* ---- running digests ---- */
 
-/* The digest of the first *at bytes, which leaves the registry; a fresh one when nothing is known.
- */
+/* The digest of the first *at bytes, which leaves the registry; a fresh one
+ * when nothing is known. */
 struct sha256 *upload_file_running(const char *id, int64_t *at)
 {
     struct sha256 *h = NULL;

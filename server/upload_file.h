@@ -54,8 +54,8 @@ void upload_file_keep(struct upload_file *f);
  */
 struct sha256 *upload_file_running(const char *id, int64_t *at);
 
-/* SHA-256 of a file's first bytes bytes: h stands behind at of them, the rest is read. h starts
- * anew. */
+/* SHA-256 of a file's first bytes bytes: h stands behind at of them, the rest is
+ * read. h starts anew. */
 enum status upload_file_digest_rest(int fd, struct sha256 *h, int64_t at, int64_t bytes,
                                     struct digest *out, struct err *e) MUST_CHECK;
 

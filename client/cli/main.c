@@ -106,8 +106,8 @@ static int noun_help(const char *noun, FILE *to)
     return found;
 }
 
-/* A verb may be two words ("silo token create", "run checkpoint download"); the longest match wins.
- */
+/* A verb may be two words ("silo token create", "run checkpoint download");
+ * the longest match wins. */
 static const struct cmd *find(int argc, char **argv, int *used)
 {
     for (int words = 3; words >= 1; words--) {

@@ -9,8 +9,8 @@
  * Forward, per tile of 64 queries, keys from the start up to the diagonal: S = Q K^T; the running
  * maximum m and sum l of each row are updated, P = exp(S - m) is rounded, O is rescaled and P V
  * added. Scores are kept in units of log 2, so that a probability is one exp2. Backward recomputes
- * P from lse; dQ gathers over key tiles in ascending order, dK and dV over query tiles in ascending
- * order.
+ * P from lse; dQ gathers over key tiles in ascending order, dK and dV over query
+ * tiles in ascending order.
  */
 #ifndef KERNELS_CPU_ATTN_H
 #define KERNELS_CPU_ATTN_H
@@ -199,8 +199,8 @@ struct attn_fwd_tile {
 
 /*
  * The row's shift m need not be its maximum, only near it: P, l and O all scale with it. So it
- * moves when a score exceeds it by this much (a factor of 256 in P), which is rare after the first
- * tile.
+ * moves when a score exceeds it by this much (a factor of 256 in P), which is rare
+ * after the first tile.
  */
 #define ATTN_SLACK 8.0f
 

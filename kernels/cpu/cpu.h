@@ -37,8 +37,8 @@ struct attn {
     int64_t parts;         /* forward: how many share one head's query tiles */
 };
 
-/* A packed product, see tile.h. Units are 4 bytes: one float, or two bf16 along the inner
- * dimension. */
+/* A packed product, see tile.h. Units are 4 bytes: one float, or two bf16
+ * along the inner dimension. */
 struct tile_task {
     bool bf16; /* units are pairs */
     const uint32_t *a;
@@ -88,8 +88,8 @@ struct lanes {
     void (*attn_fwd)(const struct attn *x, int64_t item, int64_t part, void *scratch);
     void (*attn_bwd)(const struct attn *x, int64_t item, void *scratch);
 
-    /* Our own product: group sizes of the packed operands, packing of one group, one output tile.
-     */
+    /* Our own product: group sizes of the packed operands, packing of one
+     * group, one output tile. */
     int64_t mr, nr, tile_m, tile_n;
     /* out[unit][group]: `count` rows of src, ld apart, inner dimension contiguous */
     void (*pack_inner)(bool bf16, uint32_t *out, int64_t group, const void *src, int64_t ld,

@@ -3,8 +3,8 @@
  *
  * A file that wants more than the baseline defines ISA_AVX2, ISA_AVX512 or ISA_BF16 and switches
  * the compiler's target first (see lanes_bf16.c). The arithmetic is GCC's vector extension, so the
- * same source also compiles where there are no intrinsics. Everything here is inlined; nothing has
- * state.
+ * same source also compiles where there are no intrinsics. Everything here is
+ * inlined; nothing has state.
  */
 #ifndef KERNELS_CPU_SIMD_H
 #define KERNELS_CPU_SIMD_H

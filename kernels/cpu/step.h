@@ -3,8 +3,8 @@
  *
  * Included by lanes_*.c. Every element goes through the operations of struct optim_step in the
  * written order, each rounded to fp32 by itself (no fused multiply-add), so that all instruction
- * sets and all backends agree to the bit. These loops are bound by memory: one pass over w, m, v,
- * g.
+ * sets and all backends agree to the bit. These loops are bound by memory: one pass over
+ * w, m, v, g.
  */
 #ifndef KERNELS_CPU_STEP_H
 #define KERNELS_CPU_STEP_H

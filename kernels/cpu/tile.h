@@ -1,6 +1,6 @@
 /*
- * tile.h - the matrix product of a few rows by a few vectors, in registers, and what is built on
- * it.
+ * tile.h - the matrix product of a few rows by a few vectors, in registers, and what
+ * is built on it.
  *
  * Operands come in units of 4 bytes: one float, or two bf16 that are neighbours along the inner
  * dimension, as vdpbf16ps wants them. A unit of A is broadcast, a vector of units of B is loaded:

@@ -3,8 +3,8 @@
  *
  * One device, the first that CUDA_VISIBLE_DEVICES leaves; one stream, so that ops run in the order
  * they are enqueued in and may share one scratch block. Nothing here waits for the device but
- * put(), get(), sync() and the rare growth of scratch. The first failure sticks until sync() tells
- * it.
+ * put(), get(), sync() and the rare growth of scratch. The first failure sticks
+ * until sync() tells it.
  *
  * Every sum has a fixed order: no atomics on floats, and block counts that depend on the shape
  * alone, so the same device gives the same bits whenever it is asked.
@@ -41,8 +41,8 @@ static inline struct cuda *cuda_of(struct backend *be)
 void cuda_fail(struct cuda *c, const char *why);
 void cuda_check(struct cuda *c, cudaError_t err);
 
-/* Working space for one op, good until the next op asks; NULL after a failure, which then sticks.
- */
+/* Working space for one op, good until the next op asks; NULL after a
+ * failure, which then sticks. */
 void *cuda_scratch(struct cuda *c, size_t size);
 
 static inline unsigned cuda_blocks(int64_t n, int64_t per_block)
@@ -108,8 +108,8 @@ void cuda_round_weights(struct backend *be, void *copy, const float *w, int64_t 
 /* NULL, or why there is no handle. */
 const char *lt_open(struct cuda *c);
 void lt_close(struct cuda *c);
-/* Prepare one product for operands aligned to `align` bytes. false: cuBLASLt has no way to do it.
- */
+/* Prepare one product for operands aligned to `align` bytes. false: cuBLASLt has no
+ * way to do it. */
 bool lt_plan(struct cuda *c, const struct gemm *g, int align);
 /* Do it; false as above, and then nothing was enqueued. */
 bool lt_gemm(struct cuda *c, const struct gemm *g, void *out, const void *a, const void *b,

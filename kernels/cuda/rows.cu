@@ -275,8 +275,8 @@ void cuda_norm_bwd(struct backend *be, enum dtype at, void *dx, void *dg, void *
 
 // ---- column sums ------------------------------------------------------------------------------
 
-/* parts[blockIdx.y][c] = the sum over this block's rows; block (32 packs of columns, COLUMN_ROWS).
- */
+/* parts[blockIdx.y][c] = the sum over this block's rows; block (32 packs
+ * of columns, COLUMN_ROWS). */
 template <typename T, int V>
 static __global__ void column_parts(float *parts, const T *dy, int64_t M, int64_t N,
                                     int64_t part_rows)

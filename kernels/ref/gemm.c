@@ -8,8 +8,8 @@ struct view {
     int64_t col;
 };
 
-/* With the dtype a constant at each call the loop has no branch, which is all the speed sought
- * here. */
+/* With the dtype a constant at each call the loop has no branch, which is all
+ * the speed sought here. */
 static inline double dot_as(enum dtype t, struct view a, struct view b, int64_t i, int64_t j,
                             int64_t n)
 {

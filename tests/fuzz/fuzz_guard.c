@@ -1,7 +1,7 @@
 /*
  * Request heads. What the guard lets through must be readable in one way only: one host, at most
- * one length of digits, never a length beside chunked, a path without anything that decodes into
- * another.
+ * one length of digits, never a length beside chunked, a path without anything
+ * that decodes into another.
  */
 #include <assert.h>
 #include <stdint.h>
@@ -21,8 +21,8 @@ static int count(const struct guard_header *h, int n, const char *name)
     return found;
 }
 
-/* Lines: method, target, then name:value each; a line's end is \n, its value may hold anything
- * else. */
+/* Lines: method, target, then name:value each; a line's end is \n, its value
+ * may hold anything else. */
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     char text[4096];

@@ -1,5 +1,5 @@
-/* A task that is accepted stays inside its bounds and reads the same twice; a refused one writes
- * nothing. */
+/* A task that is accepted stays inside its bounds and reads the same twice; a
+ * refused one writes nothing. */
 #include <assert.h>
 #include <stddef.h>
 #include <stdint.h>

@@ -1,8 +1,8 @@
 /*
  * Any JSON as a tokenizer, and the bytes after the first NUL as a text for it. Properties: an
  * accepted tokenizer gives only ids that it has; the ids of a text are the same whether it comes
- * whole or byte by byte; without a normalizer, what is encoded decodes to the text (repaired
- * UTF-8).
+ * whole or byte by byte; without a normalizer, what is encoded decodes to
+ * the text (repaired UTF-8).
  */
 #include <stdlib.h>
 #include <string.h>

@@ -133,8 +133,8 @@ static float *host_grads(struct fixture *f)
 
 /* ---- the oracle against calculus ---- */
 
-/* Host memory is backend memory on the reference, so that doubles can be read and moved in place.
- */
+/* Host memory is backend memory on the reference, so that doubles can be read
+ * and moved in place. */
 static double *in_place(void *array, const struct fixture *f, int32_t tensor)
 {
     int64_t offsets[64];

@@ -51,8 +51,8 @@ static void adamw(struct element *x, double g, int t, double beta2)
     x->w -= LR * m_hat / (sqrt(v_hat) + EPS);
 }
 
-/* Taniguchi et al. 2024, algorithm 2 with the clipping of its appendix; their t is ours less one.
- */
+/* Taniguchi et al. 2024, algorithm 2 with the clipping of its appendix; their t
+ * is ours less one. */
 static void adopt(struct element *x, double g, int t, double beta2)
 {
     if (t == 1) {

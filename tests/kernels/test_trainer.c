@@ -1,6 +1,6 @@
 /*
- * test_trainer.c - local training: it learns, repeats to the bit, survives a kill, refuses bad
- * files.
+ * test_trainer.c - local training: it learns, repeats to the bit, survives a
+ * kill, refuses bad files.
  */
 #include "client/trainer.h"
 

@@ -1,5 +1,5 @@
-/* The upload's state machine against a server that answers, refuses and breaks off at every turn.
- */
+/* The upload's state machine against a server that answers, refuses and breaks
+ * off at every turn. */
 #include <arpa/inet.h>
 #include <inttypes.h>
 #include <math.h>
@@ -287,8 +287,8 @@ static void an_update_goes_up_in_chunks(void)
     finish();
 }
 
-/* No reply, a reply that is lost after the work was done, a server that is busy: at each request.
- */
+/* No reply, a reply that is lost after the work was done, a server that
+ * is busy: at each request. */
 static void a_break_at_any_request_costs_nothing(void)
 {
     for (enum fault f = FAULT_NO_REPLY; f < FAULT_COUNT; f++) {

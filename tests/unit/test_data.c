@@ -10,8 +10,8 @@
 
 enum { SEQ = 4 };
 
-/* A folder of byte tokens whose train token i is 2 + (first + i / SEQ) % 256: a window says its
- * number. */
+/* A folder of byte tokens whose train token i is 2 + (first + i / SEQ) % 256: a
+ * window says its number. */
 static void folder(const struct tempdir *t, const char *name, int first, const int64_t *shards,
                    int count, int64_t heldout)
 {

@@ -9,7 +9,8 @@
 #   make mutants     do tests see planted bugs   make config        what was detected
 #   make clean
 #
-# The engine alone, for which a C compiler is enough: make engine, test-engine, bench-engine.
+# The engine alone, for which a C compiler is enough: make engine, test-engine, bench-engine;
+# on a machine with a GPU, make check-gpu.
 # Overridable: CC NVCC CUDA=0|1 DNNL=0|1 SM="80 90" WERROR=1 V=1 FUZZ_S=30 VARIANT=release|debug|...
 
 MAKEFLAGS += --no-builtin-rules
@@ -113,7 +114,7 @@ C_HEADERS    := $(shell find $(FOLDERS) -name '*.h')
 C_FILES      := $(shell find $(FOLDERS) -name '*.[ch]' -o -name '*.cu')
 
 # ---- programs -----------------------------------------------------------------------
-.PHONY: all engine web deps demo demo-clean test test-all test-c test-engine test-schema test-api test-web test-page test-e2e check check-all asan tsan \
+.PHONY: all engine web deps demo demo-clean check-gpu test test-all test-c test-engine test-schema test-api test-web test-page test-e2e check check-all asan tsan \
         cover mutants fuzz fuzz-all bench bench-engine format format-check lint check-headers config clean FORCE
 all: $(B)/bin/photon-server $(B)/bin/photon-client $(B)/bin/photon $(PLUGIN)
 engine: $(ENGINE_TESTS) $(B)/tests/bench/bench_engine $(PLUGIN)
@@ -238,6 +239,15 @@ test-c: $(C_TESTS) $(PLUGIN)
 	@tests/run.sh $(C_TESTS)
 test-engine: engine
 	@tests/run.sh $(ENGINE_TESTS)
+# For a machine with a GPU, on which gcc and CUDA are enough: the engine's tests with the device
+# required, its kernels under compute-sanitizer where that is installed, then the speeds.
+GPU_TESTS := $(patsubst %,$(B)/tests/kernels/test_%,cuda model trainer ref)
+check-gpu:
+	@test -n '$(PLUGIN)' || { echo 'make check-gpu: no nvcc with cuBLASLt here (CUDA=$(CUDA))'; exit 1; }
+	@$(SUBMAKE) engine
+	@PHOTON_REQUIRE_CUDA=1 tests/all.sh engine 'tests/run.sh $(GPU_TESTS)' -- \
+	  tools 'tests/gpu_tools.sh $(B)/tests/kernels/test_cuda' -- \
+	  bench 'tests/bench/gpu.sh $(B)/tests/bench/bench_engine'
 test-schema:
 	@tests/support/pg_temp.sh tests/api/schema.sh
 test-api: all

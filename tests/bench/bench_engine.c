@@ -26,12 +26,15 @@ struct size {
     const char *name;
     struct model_spec m;
     int32_t batch;
+    bool gpu; /* meant for one: not run elsewhere unless named */
 };
 
 static const struct size SIZES[] = {
-    {"5.8m", {256, 8, 6, 4096, 256, POSITION_LEARNED, true}, 8},
-    {"29m", {512, 8, 8, 8192, 512, POSITION_LEARNED, true}, 4},
-    {"125m", {768, 12, 12, 50368, 512, POSITION_LEARNED, true}, 1},
+    {"5.8m", {256, 8, 6, 4096, 256, POSITION_LEARNED, true}, 8, false},
+    {"29m", {512, 8, 8, 8192, 512, POSITION_LEARNED, true}, 4, false},
+    {"125m", {768, 12, 12, 50368, 512, POSITION_LEARNED, true}, 1, false},
+    {"125m-2k", {768, 12, 12, 50368, 2048, POSITION_ALIBI, false}, 8, true},
+    {"1b-2k", {2048, 16, 24, 50368, 2048, POSITION_ALIBI, false}, 4, true},
 };
 enum { SIZE_COUNT = sizeof(SIZES) / sizeof(SIZES[0]) };
 
@@ -89,6 +92,7 @@ struct bench_op {
     int64_t N;    /* tokens */
     char *mem[6]; /* random numbers, large enough for any operand */
     int32_t *tokens;
+    char *small; /* a struct clip_state, then partial sums */
     struct gemm g;
     double flops, bytes; /* of one call */
 };
@@ -191,16 +195,15 @@ static int64_t optim_elements(const struct bench_op *b)
 
 static void op_sqnorm(struct bench_op *b)
 {
-    double partials[4096];
+    double *partials = (double *)(void *)(b->small + sizeof(struct clip_state));
     b->be->ops->sqnorm(b->be, DTYPE_F32, partials, b->mem[0], optim_elements(b));
 }
 
 static void op_adamw(struct bench_op *b)
 {
     static const struct optim_step s = {OPTIM_ADAMW, 3, 1e-4, 0, 0.9, 0.95, 1e-8, 0.27, 0.14, 0};
-    static const struct clip_state c = {1, 1e-9,
-                                        1}; // random gradients must not blow the weights up
-    b->be->ops->optim(b->be, DTYPE_F32, &s, &c, b->mem[0], b->mem[1], b->mem[2], b->mem[3],
+    const struct clip_state *c = (const struct clip_state *)(const void *)b->small;
+    b->be->ops->optim(b->be, DTYPE_F32, &s, c, b->mem[0], b->mem[1], b->mem[2], b->mem[3],
                       b->mem[4], optim_elements(b));
 }
 
@@ -285,9 +288,31 @@ static void *copy_run(void *arg)
     return NULL;
 }
 
+/* Bytes read plus written in a second by an op that does nothing else. */
+static double device_rate(struct backend *be)
+{
+    enum { ROUNDS = 20 };
+    const int64_t n = 256 << 20;
+    void *w = be->ops->alloc(be, (size_t)n * sizeof(float));
+    void *copy = be->ops->alloc(be, (size_t)n * sizeof(uint16_t));
+    struct times t = {0};
+    for (int round = 0; round < ROUNDS && w && copy; round++) {
+        double start = clock_mono_s();
+        be->ops->round_weights(be, copy, w, n);
+        (void)be->ops->sync(be);
+        t.s[t.n++] = clock_mono_s() - start;
+    }
+    be->ops->release(be, w);
+    be->ops->release(be, copy);
+    return t.n ? 6.0 * (double)n / quantile(&t, 0.5) : 0;
+}
+
 /* Bytes read plus written in a second, with as many threads as the backend has. */
 static double copy_rate(struct backend *be)
 {
+    if (strcmp(be->ops->name, "cuda") == 0) {
+        return device_rate(be);
+    }
     enum { THREADS_MAX = 64, ROUNDS = 7 };
     size_t size = (size_t)256 << 20;
     char *a = be->ops->alloc(be, size);
@@ -322,23 +347,25 @@ static double copy_rate(struct backend *be)
 // ---- ops of a size
 // --------------------------------------------------------------------------------
 
-static void random_fill(char *p, enum dtype t, int64_t n)
+/* Normal numbers out of a pool of prime size, put into the backend's memory. */
+static void random_fill(struct backend *be, char *p, enum dtype t, int64_t n)
 {
     enum { POOL = 65521 };
-    static float pool[POOL];
-    for (int i = 0; i < POOL && pool[0] == 0.0f; i++) {
-        pool[POOL - 1 - i] = (float)rng_normal(7, (uint64_t)i);
+    static float wide[POOL];
+    static uint16_t narrow[POOL];
+    for (int i = 0; i < POOL && wide[0] == 0.0f; i++) {
+        wide[POOL - 1 - i] = (float)rng_normal(7, (uint64_t)i);
     }
-    for (int64_t i = 0; i < n; i++) {
-        float f = pool[i % POOL];
-        if (t == DTYPE_F32) {
-            memcpy(p + i * 4, &f, sizeof(f));
-        } else {
-            uint32_t bits;
-            memcpy(&bits, &f, sizeof(bits));
-            uint16_t half = (uint16_t)(bits >> 16);
-            memcpy(p + i * 2, &half, sizeof(half));
-        }
+    for (int i = 0; i < POOL; i++) {
+        uint32_t bits;
+        memcpy(&bits, &wide[i], sizeof(bits));
+        narrow[i] = (uint16_t)(bits >> 16);
+    }
+    const void *pool = t == DTYPE_F32 ? (const void *)wide : (const void *)narrow;
+    size_t size = dtype_size(t);
+    for (int64_t i = 0; i < n; i += POOL) {
+        int64_t count = n - i < POOL ? n - i : POOL;
+        be->ops->put(be, p + (size_t)i * size, pool, (size_t)count * size);
     }
 }
 
@@ -355,14 +382,26 @@ static bool operands(struct bench_op *b)
         if (!b->mem[i]) {
             return false;
         }
-        random_fill(b->mem[i], b->at, b->at == DTYPE_F32 ? most : 2 * most);
+        random_fill(b->be, b->mem[i], b->at, b->at == DTYPE_F32 ? most : 2 * most);
     }
     // Gradients and statistics are fp32 whatever the dtype.
-    b->tokens = mem_alloc((size_t)b->N * sizeof(*b->tokens));
+    size_t ids = (size_t)b->N * sizeof(*b->tokens);
+    int32_t *tokens = mem_alloc(ids);
     for (int64_t i = 0; i < b->N; i++) {
-        b->tokens[i] = (int32_t)(rng_u64(1, (uint64_t)i) % (uint64_t)m->vocab_size);
+        tokens[i] = (int32_t)(rng_u64(1, (uint64_t)i) % (uint64_t)m->vocab_size);
     }
-    return true;
+    // Random gradients must not blow the weights up.
+    const struct clip_state c = {.norm = 1, .factor = 1e-9, .finite = 1};
+    size_t partials = (size_t)(optim_elements(b) / NORM_CHUNK + 1) * sizeof(double);
+    b->tokens = b->be->ops->alloc(b->be, ids);
+    b->small = b->be->ops->alloc(b->be, sizeof(c) + partials);
+    bool room = b->tokens && b->small;
+    if (room) {
+        b->be->ops->put(b->be, b->tokens, tokens, ids);
+        b->be->ops->put(b->be, b->small, &c, sizeof(c));
+    }
+    mem_free(tokens);
+    return room;
 }
 
 static void operands_free(struct bench_op *b)
@@ -370,7 +409,8 @@ static void operands_free(struct bench_op *b)
     for (int i = 0; i < 6; i++) {
         b->be->ops->release(b->be, b->mem[i]);
     }
-    mem_free(b->tokens);
+    b->be->ops->release(b->be, b->tokens);
+    b->be->ops->release(b->be, b->small);
 }
 
 static void one(struct bench_op *b, const char *name, op_fn *fn, double flops, double bytes)
@@ -398,10 +438,10 @@ static void bench_ops(struct bench_op *b)
     one(b, "gelu_bwd", op_gelu_bwd, 0, 12 * e * nd);
     one(b, "attn_fwd", op_attn_fwd, 2 * pairs, 4 * e * nd);
     one(b, "attn_bwd", op_attn_bwd, 5 * pairs, 8 * e * nd);
-    random_fill(b->mem[0], b->at, (int64_t)xv);
+    random_fill(b->be, b->mem[0], b->at, (int64_t)xv);
     one(b, "xent 512 rows", op_xent, 0, 2 * e * xv);
     for (int i = 0; i < 5; i++) {
-        random_fill(b->mem[i], DTYPE_F32, (int64_t)p);
+        random_fill(b->be, b->mem[i], DTYPE_F32, (int64_t)p);
     }
     one(b, "sqnorm 12dd", op_sqnorm, 0, 4 * p);
     one(b, "adamw 12dd", op_adamw, 0, 30 * p);
@@ -589,7 +629,7 @@ static bool parse(int argc, char **argv)
         }
     }
     for (int k = 0; k < SIZE_COUNT && !any; k++) {
-        opt.size[k] = true;
+        opt.size[k] = SIZES[k].gpu == !strcmp(opt.device, "cuda");
     }
     return true;
 }
@@ -624,7 +664,8 @@ int main(int argc, char **argv)
     struct err e;
     if (!parse(argc, argv)) {
         (void)fprintf(stderr,
-                      "usage: %s [--device D] [--dtype T] [--threads N] [--size 5.8m|29m|125m]... "
+                      "usage: %s [--device D] [--dtype T] [--threads N] [--size "
+                      "5.8m|29m|125m|125m-2k|1b-2k]... "
                       "[--seconds S] [--only ops|steps]\n",
                       argv[0]);
         return 2;

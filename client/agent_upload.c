@@ -53,6 +53,13 @@ static enum task_end ended(const struct reply *r, bool *decided)
     return TASK_DONE;
 }
 
+/* Only what the server says on the upload itself decides about a finished piece of work. */
+static bool gives_up(const struct sending *s)
+{
+    enum beat_order order = beat_order(s->b);
+    return order == BEAT_STALE || order == BEAT_DENIED;
+}
+
 static void pause_before_retry(struct sending *s, double retry_after_s)
 {
     uint64_t draw = 0;
@@ -60,7 +67,9 @@ static void pause_before_retry(struct sending *s, double retry_after_s)
     int64_t wait = retry_delay_ms(s->attempt++, rng_unit(draw, 0), retry_after_s);
     log_info("going on with the upload in %.1f s", (double)wait / 1000.0);
     int64_t until = clock_mono_ms() + wait;
-    while (clock_mono_ms() < until && !agent_stopping() && beat_order(s->b) == BEAT_CONTINUE) {
+    // Only what ends the upload ends the wait: a round that is over while the server is away must
+    // not make a storm of requests of it.
+    while (clock_mono_ms() < until && !agent_stopping() && !gives_up(s)) {
         clock_sleep_ms(WAIT_SLICE_MS);
     }
 }
@@ -264,7 +273,8 @@ static enum step do_finish(struct sending *s, struct arena *arena, enum task_end
     if (st) {
         return after_failure(s, &r, &e, STEP_FINISH, end);
     }
-    if (r.http == 202) { // still being checked
+    if (r.http == 202) { // still being checked: no failure, so the waits do not grow
+        s->attempt = 0;
         pause_before_retry(s, 1.0);
         return STEP_FINISH;
     }
@@ -277,12 +287,10 @@ static enum task_end send_all(struct sending *s)
     enum task_end end = TASK_DONE;
     int creates = 0;
     for (enum step step = STEP_CREATE; step != STEP_END;) {
-        enum beat_order order = beat_order(s->b);
         if (agent_stopping()) {
             return TASK_LEAVING;
         }
-        // Only what the server says on the upload itself decides about a finished piece of work.
-        if (order == BEAT_STALE || order == BEAT_DENIED) {
+        if (gives_up(s)) {
             return TASK_DROPPED;
         }
         struct arena *arena = arena_new(64 * 1024 * 1024);

@@ -13,6 +13,7 @@
 #include "client/doctor.h"
 #include "client/join.h"
 #include "client/options.h"
+#include "client/passive_wait.h"
 #include "client/progress.h"
 #include "client/state.h"
 #include "common/json.h"
@@ -256,6 +257,9 @@ int main(int argc, char **argv)
     for (int i = 0; i < VERBS; i++) {
         names[i] = verbs[i].name;
         if (strcmp(argv[1], verbs[i].name) == 0) {
+            if (verbs[i].run == start_main) {
+                passive_wait(argv); // before any thread, and before anything is read or written
+            }
             return verbs[i].run(argc - 1, argv + 1);
         }
     }

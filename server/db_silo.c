@@ -93,7 +93,10 @@ static enum status seen_tx(struct db *db, struct arena *a, void *ctx, struct err
                  "                                  AND t.state = 'leased') THEN n.phase"
                  "                    ELSE 'waiting' END"
                  "  FROM silo o WHERE o.id = n.id AND n.id = $1 AND (n.gone OR n.seen_at IS NULL"
-                 "       OR n.seen_at < clock_timestamp() - make_interval(secs => $3))"
+                 "       OR n.seen_at < clock_timestamp() - make_interval(secs => $3)"
+                 // Whoever polls has nothing in hand: the page must not say otherwise for long.
+                 "       OR (n.phase <> 'waiting' AND NOT EXISTS (SELECT FROM task t"
+                 "           WHERE t.silo_id = n.id AND t.state = 'leased')))"
                  " RETURNING o.gone, n.name",
                  3, argv, &rows, e));
     bool gone = false;

@@ -83,7 +83,7 @@ static const char *beside(char out[PATH_MAX], const char *given, const char *nam
 static enum status open_data(struct program *p, struct err *e)
 {
     // Others may pass through, to PostgreSQL's files; what is secret in it is closed by itself.
-    if (mkdir(p->o.data, 0711) != 0 && errno != EEXIST) {
+    if (!p->o.check && mkdir(p->o.data, 0711) != 0 && errno != EEXIST) {
         return err_set(e, ST_IO, "cannot make the data folder '%s': %s; try another --data",
                        p->o.data, strerror(errno));
     }
@@ -94,6 +94,10 @@ static enum status open_data(struct program *p, struct err *e)
     p->server.data_dir = p->data;
     char blobs[PATH_MAX + 8];
     (void)snprintf(blobs, sizeof(blobs), "%s/store", p->data);
+    if (p->o.check && access(blobs, F_OK) != 0) {
+        return err_set(e, ST_NOT_FOUND,
+                       "'%s' is no data folder of a photon-server; try another --data", p->data);
+    }
     return blob_store_open(&p->server.blobs, blobs, e);
 }
 
@@ -124,8 +128,12 @@ static enum status as_config(enum status st)
 static enum status prepare_database(struct program *p, struct db *db, struct err *e)
 {
     TRY(as_config(settings_check(db, p->o.unsafe_database, e)));
-    TRY(as_config(migrate(db, beside(p->sql, p->o.sql, "sql", "0001_rules.sql"), e)));
-    return p->o.check ? ST_OK : admin_token_ensure(db, p->data, p->secret, &p->fresh, e);
+    const char *sql = beside(p->sql, p->o.sql, "sql", "0001_rules.sql");
+    if (p->o.check) { // it only looks
+        return as_config(migrate_check(db, sql, e));
+    }
+    TRY(as_config(migrate(db, sql, e)));
+    return admin_token_ensure(db, p->data, p->secret, &p->fresh, e);
 }
 
 static enum status open_database(struct program *p, struct err *e)

@@ -221,3 +221,33 @@ enum status migrate(struct db *db, const char *dir, struct err *e)
     arena_free(a);
     return st;
 }
+
+static enum status check(struct db *db, struct arena *a, const struct migrations *m, struct err *e)
+{
+    struct db_rows rows;
+    bool there = false;
+    int done = 0;
+    TRY(db_query(db, a, "SELECT to_regclass('migration') IS NOT NULL", 0, NULL, &rows, e));
+    TRY(db_bool(&rows, 0, 0, &there, e));
+    if (!there) {
+        return err_set(e, ST_CONFLICT,
+                       "this database was never used by a photon-server; try the one that was");
+    }
+    TRY(compare(db, a, m, &done, e));
+    return done == m->count
+               ? ST_OK
+               : err_set(e, ST_CONFLICT,
+                         "the database is of an older version: it has %d migrations, this program "
+                         "%d; try again after a start of photon-server",
+                         done, m->count);
+}
+
+enum status migrate_check(struct db *db, const char *dir, struct err *e)
+{
+    struct arena *a = arena_new((size_t)64 << 20);
+    struct migrations *m = arena_alloc(a, sizeof(*m));
+    enum status st = load(m, a, dir, e);
+    st = st ? st : check(db, a, m, e);
+    arena_free(a);
+    return st;
+}

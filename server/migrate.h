@@ -19,4 +19,7 @@
  */
 enum status migrate(struct db *db, const char *dir, struct err *e) MUST_CHECK;
 
+/* Is the schema this program's already? Changes nothing. ST_CONFLICT: it is not, in words. */
+enum status migrate_check(struct db *db, const char *dir, struct err *e) MUST_CHECK;
+
 #endif

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "common/nearest.h"
 #include "common/version.h"
 
 enum kind { FLAG, TEXT, NUMBER };
@@ -50,22 +51,28 @@ static const struct row {
 #undef AT
 };
 
-enum { ROWS = sizeof(rows) / sizeof(rows[0]) };
+enum { ROWS = sizeof(rows) / sizeof(rows[0]), LONG_BASE = 1000 };
 
 static void help(void)
 {
     (void)printf(
-        "Usage: photon-server [check] [OPTIONS]\n"
-        "The aggregator of a federation: rounds, checkpoints, REST API and dashboard.\n\n");
+        "Usage: photon-server [check] [OPTIONS]\n\n"
+        "The aggregator of a federation: rounds, checkpoints, REST API and dashboard.\n"
+        "`photon-server check` verifies the database and every file, and changes nothing.\n\n"
+        "Examples:\n"
+        "  photon-server --data /var/lib/photon --listen 0.0.0.0:8443 --tls-cert cert.pem "
+        "--tls-key key.pem\n"
+        "  photon-server check --data /var/lib/photon\n\nOptions:\n");
     for (int i = 0; i < ROWS; i++) {
         char left[40];
         (void)snprintf(left, sizeof(left), "--%s %s", rows[i].name, rows[i].arg ? rows[i].arg : "");
         (void)printf("  %-26s %s\n", left, rows[i].help);
     }
-    (void)printf("\nSIGTERM or SIGINT stops it in order, a second one at once; any kill is safe.\n"
-                 "Exit codes: 0 done, 1 check found violations, 2 usage, 3 a file or setting is "
-                 "refused,\n  4 port or folder in use or database not reachable, 70 our bug, 75 "
-                 "try again later.\n");
+    (void)printf(
+        "\nSIGTERM or SIGINT stops it in order, a second one at once; any kill is safe.\n"
+        "Exit codes: 0 done, 1 check found violations, 2 usage, 3 a file, folder or setting "
+        "is refused,\n4 port or folder in use, or the database does not let us in, 70 "
+        "bug, 75 the database does not\nanswer: try again.\n");
 }
 
 static bool usage(int *rc, const char *fmt, ...) PRINTF_LIKE(2, 3);
@@ -158,22 +165,46 @@ static void defaults(struct server_options *o)
     };
 }
 
+/* What getopt_long() did not take: a value that is missing, or an option that is not known. */
+static bool not_taken(int got, const char *word, int *rc)
+{
+    if (got == ':') {
+        return usage(rc, "%s needs a value", word);
+    }
+    if (optopt >= LONG_BASE) {
+        return usage(rc, "--%s takes no value", rows[optopt - LONG_BASE].name);
+    }
+    if (optopt > 0) {
+        return usage(rc, "unknown option '-%c'", optopt);
+    }
+    const char *names[ROWS + 1] = {NULL};
+    for (int i = 0; i < ROWS; i++) {
+        names[i] = rows[i].name;
+    }
+    char bare[64];
+    const char *from = word + strspn(word, "-");
+    (void)snprintf(bare, sizeof(bare), "%.*s", (int)strcspn(from, "="), from);
+    const char *near = nearest(bare, names);
+    return usage(rc, "unknown option '--%s'%s%s", bare, near ? "; did you mean --" : "",
+                 near ? near : "");
+}
+
 bool server_options_parse(struct server_options *o, int argc, char **argv, int *rc)
 {
     struct option longs[ROWS + 1] = {0};
     for (int i = 0; i < ROWS; i++) {
         longs[i].name = rows[i].name;
         longs[i].has_arg = rows[i].kind == FLAG ? no_argument : required_argument;
+        longs[i].val = LONG_BASE + i; // each its own: getopt takes equal ones for one option
     }
     defaults(o);
-    int which = 0;
     int got = 0;
-    while ((got = getopt_long(argc, argv, "", longs, &which)) != -1) {
-        if (got != 0) { // getopt has said what is wrong
-            *rc = EXIT_USAGE;
-            return false;
+    opterr = 0; // it would speak in another voice, and say nothing of what to do
+    while ((got = getopt_long(argc, argv, ":", longs, NULL)) != -1) {
+        if (got < LONG_BASE) {
+            return not_taken(got, argv[optind - 1], rc);
         }
-        if (!set(o, &rows[which], optarg, rc)) {
+        if (!set(o, &rows[got - LONG_BASE], optarg, rc)) {
             return false;
         }
     }

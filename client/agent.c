@@ -427,7 +427,7 @@ static int open_parts(struct agent *a, int *lock)
     data_info(a->data, &a->info);
     struct backend *be = NULL;
     if (backend_open(&be, c->device, c->threads, &e)) {
-        log_error("%s", e.msg);
+        log_error("%s; try --device auto, or photon-client doctor", e.msg);
         return EXIT_NO_DEVICE;
     }
     describe_device(a, be);

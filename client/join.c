@@ -250,7 +250,8 @@ int leave_main(int argc, char **argv)
     struct err e = {0};
     int lock = -1;
     if (identity_read(state_dir, &id, &e) || state_lock(state_dir, &lock, &e)) {
-        (void)fprintf(stderr, "photon-client: %s\n", e.msg);
+        (void)fprintf(stderr, "photon-client: %s%s\n", e.msg,
+                      e.st == ST_NOT_FOUND ? "; is --state right, or did it leave already?" : "");
         return e.st == ST_CONFLICT ? EXIT_FAILED : EXIT_CONFIG;
     }
     char answer[16] = "y";

@@ -192,7 +192,7 @@ static int status_main(int argc, char **argv)
     int rc = EXIT_DONE;
     if (file_read(path, text, sizeof(text), &e) || json_parse(&o, a, text, strlen(text), &e) ||
         json_kind(o) != JSON_OBJECT) {
-        (void)fprintf(stderr, "photon-client: %s; has the agent ever been started?\n", e.msg);
+        (void)fprintf(stderr, "photon-client: %s; try photon-client start first\n", e.msg);
         rc = EXIT_CONFIG;
     } else if (json) {
         (void)printf("%s\n", text);

@@ -13,14 +13,13 @@
 #include <stdint.h>
 #include <stdio.h>
 
-/* What the programs' exit codes mean; documented in README and asserted by tests. */
+/* What the programs' exit codes mean; documented in docs/OPERATIONS.md, asserted by tests. */
 enum exit_code {
     EXIT_DONE = 0,
     EXIT_FAILED = 1,      /* the run or job failed */
     EXIT_USAGE = 2,       /* the command line is wrong */
     EXIT_CONFIG = 3,      /* a spec, a file or a configuration is wrong */
     EXIT_UNREACHABLE = 4, /* no server, or not allowed */
-    EXIT_TIMEOUT = 5,
     EXIT_VERSION = 6,   /* the two sides speak different protocols */
     EXIT_NO_DEVICE = 7, /* no usable device, or out of memory */
     EXIT_BUG = 70,

@@ -108,8 +108,13 @@ static enum status connect_patiently(struct program *p, struct db **db, struct e
     int64_t until = clock_mono_ms() + DATABASE_WAIT_MS;
     for (;;) {
         enum status st = db_open(db, p->conninfo, e);
-        if (st != ST_RETRY || clock_mono_ms() > until || p->cluster) {
+        if (st != ST_RETRY || p->cluster) {
             return st;
+        }
+        if (clock_mono_ms() > until) {
+            char why[200];
+            (void)snprintf(why, sizeof(why), "%.199s", e->msg);
+            return err_set(e, st, "%s; is it running? try another --database", why);
         }
         // A refusal in words will be the same in a second.
         if (strstr(e->msg, "authentication") || strstr(e->msg, "does not exist")) {

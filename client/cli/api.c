@@ -55,7 +55,9 @@ int api_open(struct api *api, const struct api_options *o)
         rc = api_read_secret(api->arena, DEMO_TOKEN_FILE, &token);
     }
     if (!rc && !token) {
-        (void)fprintf(stderr, "photon: no token; try --token-file FILE or PHOTON_TOKEN\n");
+        (void)fprintf(stderr,
+                      "photon: no token; try --token-file FILE or PHOTON_TOKEN (the server's "
+                      "first is\nadmin-token in its data folder)\n");
         rc = EXIT_UNREACHABLE;
     }
     struct err e = {0};

@@ -34,8 +34,8 @@ static void help(FILE *to)
     }
     (void)fprintf(to, "  %-26s %s\n", "version", "what this build is");
     (void)fprintf(to, "\nEvery command has --help. Exit codes: 0 done, 1 failed, 2 usage, 3 "
-                      "configuration or spec,\n4 unreachable or not allowed, 5 time-out, 6 "
-                      "incompatible version, 7 no device, 70 bug, 75 try again.\n");
+                      "configuration or spec,\n4 unreachable or not allowed, 6 incompatible "
+                      "version, 7 no device, 70 bug, 75 try again.\n");
 }
 
 static int add_word(const char **words, int count, const char *word)

@@ -1,10 +1,12 @@
 """The whole loop on real parts: three silos train one model, and no kill changes a bit of it.
 
 One undisturbed run is the measure. Then the same spec, silos and text again with a silo killed in
-mid-round, and with the server killed in mid-round: the final checkpoint must be the same file.
+mid-round and at the seams of its rounds, and with the server killed in mid-round: the final
+checkpoint must be the same file.
 """
 
 import glob
+import json
 import os
 import sys
 import time
@@ -74,6 +76,45 @@ def a_silo_killed_in_mid_round_changes_nothing(build, results):
         assert digest == results["digest"], (digest, results["digest"])
 
 
+def seam(folder):
+    """Where a silo is between two durable steps of a round: (phase of its journal, update there, upload known)."""
+    try:
+        with open(os.path.join(folder, "journal.json")) as f:
+            journal = json.load(f)
+    except (OSError, ValueError):
+        return None
+    return journal["phase"], os.path.exists(os.path.join(folder, "update.safetensors")), bool(journal["upload"])
+
+
+def round_of(folder):
+    try:
+        with open(os.path.join(folder, "journal.json")) as f:
+            return json.load(f)["round"]
+    except (OSError, ValueError):
+        return 0
+
+
+def a_silo_killed_at_the_seams_of_a_round_changes_nothing(build, results):
+    """The update is there and the journal does not say so; the journal does, and nothing is sent; all is sent or
+    counted, and the silo does not know."""
+    seams = [("train", True, False), ("trained", True, False), ("trained", True, True)]
+    world, run_id = begin(build)
+    hits = []
+    with world:
+        folder = world.path("birch", "runs", run_id)
+        for round_, want in enumerate(seams, 1):
+            end = time.monotonic() + 120
+            while seam(folder) != want and time.monotonic() < end and round_of(folder) <= round_:
+                pass  # these moments last a few milliseconds: no pause between two looks
+            world.kill("birch")
+            hits.append(seam(folder) == want)
+            world.start("birch")
+        print("       killed at %d of %d seams" % (sum(hits), len(seams)))
+        assert any(hits), hits
+        _, digest = final(world, run_id)
+        assert digest == results["digest"], (digest, results["digest"])
+
+
 def the_server_killed_in_mid_round_changes_nothing(build, results):
     world, run_id = begin(build)
     with world:
@@ -100,7 +141,8 @@ def everything_killed_at_once_changes_nothing(build, results):
         assert digest == results["digest"], (digest, results["digest"])
 
 
-TESTS = [undisturbed, a_silo_killed_in_mid_round_changes_nothing, the_server_killed_in_mid_round_changes_nothing,
+TESTS = [undisturbed, a_silo_killed_in_mid_round_changes_nothing,
+         a_silo_killed_at_the_seams_of_a_round_changes_nothing, the_server_killed_in_mid_round_changes_nothing,
          everything_killed_at_once_changes_nothing]
 
 

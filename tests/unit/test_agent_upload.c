@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "client/agent_int.h"
+#include "common/clock.h"
 #include "tests/support/check.h"
 
 enum { UPDATE_BYTES = 2500, CHUNK = 1000, REQUEST_MAX = 1 << 16 };
@@ -35,6 +36,8 @@ static int fault_at;
 static enum fault fault;
 static const char *refuse_finish; // a code, or NULL
 static int gone_once;             // a chunk is answered with UPLOAD_GONE so often
+static bool round_closed;         // what heartbeats are told
+static int64_t away_until_ms;     // every request of the upload gets 503 up to then
 
 static void reply(int fd, int status, const char *body)
 {
@@ -96,6 +99,10 @@ static void finish_upload(int fd)
 
 static void handle(int fd, const char *request)
 {
+    if (strstr(request, "/heartbeat ") && round_closed) {
+        reply(fd, 409, "{\"code\":\"ROUND_CLOSED\",\"detail\":\"x\"}");
+        return;
+    }
     if (strstr(request, "/heartbeat ")) {
         reply(fd, 200, "{\"order\":\"continue\",\"lease_s\":60}");
         return;
@@ -105,7 +112,7 @@ static void handle(int fd, const char *request)
     if (now == FAULT_NO_REPLY) {
         return;
     }
-    if (now == FAULT_BUSY) {
+    if (now == FAULT_BUSY || clock_mono_ms() < away_until_ms) {
         reply(fd, 503, "{}");
     } else if (strncmp(request, "POST /silo/v1/uploads ", 22) == 0) {
         created = true;
@@ -224,6 +231,8 @@ static void begin(enum fault what, int at)
     fault_at = at;
     refuse_finish = NULL;
     gone_once = 0;
+    round_closed = false;
+    away_until_ms = 0;
     memset(received, 0, sizeof(received));
     (void)snprintf(dir, sizeof(dir), "/tmp/photon-upload-XXXXXX");
     CHECK(mkdtemp(dir) != NULL);
@@ -259,6 +268,12 @@ static enum task_end upload(void)
     struct beat_config bc = {
         .url = url, .token = "secret", .task = task.id, .epoch = 2, .heartbeat_s = 5};
     CHECK_INT(beat_start(&b, &bc, &e), ST_OK);
+    for (int64_t until = clock_mono_ms() + 10000; round_closed && clock_mono_ms() < until;) {
+        if (beat_order(b) == BEAT_CLOSED) {
+            break;
+        }
+        clock_sleep_ms(1);
+    }
     struct arena *a = arena_new(1 << 24);
     enum task_end end = agent_upload(&agent, &task, &rs, b, a);
     arena_free(a);
@@ -348,6 +363,18 @@ static void a_stale_lease_leaves_the_round_undecided(void)
     finish();
 }
 
+/* The heartbeat has heard that the round is over, and the server is away when the upload asks. */
+static void a_closed_round_is_no_reason_for_a_storm(void)
+{
+    begin(FAULT_NONE, -1);
+    round_closed = true;
+    refuse_finish = "ROUND_CLOSED";
+    away_until_ms = clock_mono_ms() + 400;
+    CHECK_INT(upload(), TASK_LATE);
+    CHECK(requests < 40); // without pauses they are hundreds
+    finish();
+}
+
 int main(void)
 {
     start_server();
@@ -357,5 +384,6 @@ int main(void)
     RUN(a_late_update_keeps_the_moments);
     RUN(a_bad_update_rolls_the_moments_back);
     RUN(a_stale_lease_leaves_the_round_undecided);
+    RUN(a_closed_round_is_no_reason_for_a_storm);
     return check_end();
 }

@@ -1,0 +1,152 @@
+"""What the programs say to whoever starts them wrongly: exit codes as docs/OPERATIONS.md has them, and what to do."""
+
+import glob
+import os
+import re
+import subprocess
+import sys
+import time
+import traceback
+
+from harness import ROOT, World, free_ports
+
+SPEC = ('{"name":"bad","model":{"d_model":64,"n_heads":2,"n_layers":2,"vocab_size":320,"seq_len":64},'
+        '"federation":{"rounds":%s,"silos_per_round":1,"local_steps":4},"inner":{"batch":2}}')
+
+
+def run(world, program, *args, stdin="", **env):
+    done = subprocess.run([os.path.join(world.bin, program), *args], capture_output=True, text=True, input=stdin,
+                          timeout=120, cwd=world.dir, env=dict(world.env, **env))
+    return done.returncode, done.stdout, done.stderr
+
+
+def expect(world, want, words, program, *args, **more):
+    rc, _, said = run(world, program, *args, **more)
+    assert rc == want, "%s %s: status %d, not %d: %s" % (program, " ".join(args), rc, want, said)
+    for word in words:
+        assert word in said, "%s %s does not say '%s': %s" % (program, " ".join(args), word, said)
+
+
+def table():
+    """The exit codes of docs/OPERATIONS.md."""
+    with open(os.path.join(ROOT, "docs", "OPERATIONS.md")) as f:
+        rows = re.findall(r"^\| (\d+) \| (.+) \|$", f.read(), re.M)
+    return {int(code) for code, _ in rows}
+
+
+def help_names_the_codes_of_the_manual(world):
+    known = table()
+    assert {0, 1, 2, 3, 4, 7, 75} <= known, known
+    for program in ("photon", "photon-client", "photon-server"):
+        rc, text, _ = run(world, program, "--help")
+        assert rc == 0, rc
+        codes = {int(n) for n in re.findall(r"(?:^|[ ,\n])(\d+) [a-z]", text.split("Exit codes:")[1])}
+        assert {0, 1, 2, 3, 4, 70, 75} <= codes <= known, (program, codes)
+
+
+def a_wrong_command_line_is_2(world):
+    for args in ((), ("nope",), ("run",), ("run", "sbmit"), ("run", "list", "--jsn"), ("run", "submit"),
+                 ("run", "watch"), ("demo", "--rounds", "many"), ("model", "verify")):
+        expect(world, 2, [], "photon", *args)
+    expect(world, 2, ["did you mean"], "photon", "run", "sbmit")
+    for args in ((), ("strt",), ("start",), ("start", "--stat", "x", "--nope"), ("join",), ("doctor",), ("status",),
+                 ("leave", "--state", "x"), ("start", "--state", "x", "--data", "d", "--device", "tpu")):
+        expect(world, 2, [], "photon-client", *args)
+    for args, words in ((("--nonsense",), "--help"), (("--lissten", "x"), "--listen"), (("--l", "x"), "--help"),
+                        (("--data",), "needs a value"), (("surprise",), "--help")):
+        expect(world, 2, [words], "photon-server", *args)
+
+
+def a_wrong_file_or_setting_is_3(world):
+    with open(world.path("file"), "w") as f:
+        f.write("x")
+    token = {"PHOTON_TOKEN": world.token}
+    expect(world, 3, ["/federation/rounds"], "photon", "run", "submit", "-f", "-", stdin=SPEC % 0, **token)
+    expect(world, 3, ["JSON"], "photon", "run", "submit", "-f", "-", stdin="{", **token)
+    expect(world, 3, ["nowhere"], "photon", "run", "submit", "-f", "nowhere", **token)
+    expect(world, 3, ["nowhere"], "photon", "data", "prepare", "nowhere", "-o", "out")
+    expect(world, 3, ["try photon-client join"], "photon-client", "start", "--state", "nowhere", "--data", "nowhere")
+    expect(world, 3, ["photon data prepare"], "photon-client", "start", "--state", world.path("oak"),
+           "--data", "nowhere")
+    expect(world, 3, ["photon-client start"], "photon-client", "status", "--state", "nowhere")
+    expect(world, 3, ["--state"], "photon-client", "leave", "--yes", "--state", "nowhere")
+    expect(world, 3, ["https://"], "photon-client", "join", "http://example.org", "--state", "x")
+    expect(world, 3, ["--data"], "photon-server", "--data", "file/below")
+    expect(world, 3, ["--data"], "photon-server", "check", "--data", "nowhere")
+    assert not os.path.exists(world.path("nowhere")), "a check made the folder it should look at"
+
+
+def a_token_that_is_not_good_is_4(world):
+    expect(world, 4, ["token"], "photon", "run", "list", PHOTON_TOKEN="wrong")
+    expect(world, 4, ["--token-file"], "photon", "run", "list", PHOTON_TOKEN="")
+    expect(world, 4, ["token"], "photon-client", "join", world.url, "--state", "y", PHOTON_TOKEN="wrong")
+
+
+def no_server_is_4_and_no_database_75(world):
+    nowhere = "http://127.0.0.1:%d" % free_ports(1)[0]
+    expect(world, 4, [nowhere], "photon", "run", "list", "--server", nowhere, PHOTON_TOKEN="x")
+    expect(world, 75, ["cannot connect", "--database"], "photon-server", "--data", "d", "--database",
+           "host=127.0.0.1 port=%d" % free_ports(1)[0])
+
+
+def what_is_not_there_is_1(world):
+    token = {"PHOTON_TOKEN": world.token}
+    expect(world, 1, ["try photon run list"], "photon", "run", "show", "nope", **token)
+    expect(world, 1, ["try photon silo list"], "photon", "silo", "show", "nope", **token)
+    rc, found, _ = run(world, "photon-client", "doctor", "--state", world.path("none"))
+    assert rc == 1 and "BAD  state" in found and "-> photon-client join" in found, (rc, found)
+
+
+def no_usable_device_is_7(world):
+    if glob.glob("/dev/nvidia[0-9]*"):
+        return  # there is one
+    expect(world, 7, ["try --device"], "photon-client", "start", "--state", world.path("oak"),
+           "--data", world.path("oak-data"), "--device", "cuda")
+
+
+def a_silo_does_not_spin_at_barriers(world):
+    """libgomp says what it has read, each time it is loaded: the last one counts."""
+    args = ["start", "--state", "nowhere", "--data", "nowhere"]
+
+    def spins(**env):
+        clean = {k: v for k, v in world.env.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+        done = subprocess.run([os.path.join(world.bin, "photon-client"), *args], capture_output=True, text=True,
+                              timeout=60, cwd=world.dir, env=dict(clean, OMP_DISPLAY_ENV="verbose", **env))
+        assert done.returncode == 3, done
+        return re.findall(r"GOMP_SPINCOUNT = '(\w+)'", done.stderr)
+    found = spins()
+    assert len(found) == 2 and found[-1] == "0", found
+    found = spins(OMP_WAIT_POLICY="active")
+    assert len(found) == 1 and found[0] != "0", found  # a person's choice stands
+
+
+TESTS = [help_names_the_codes_of_the_manual, a_wrong_command_line_is_2, a_wrong_file_or_setting_is_3,
+         a_token_that_is_not_good_is_4, no_server_is_4_and_no_database_75, what_is_not_there_is_1,
+         no_usable_device_is_7, a_silo_does_not_spin_at_barriers]
+
+
+def main(build):
+    passed = failed = 0
+    with World(build) as world:
+        world.start_server()
+        with open(world.path("oak.txt"), "w") as f:
+            f.write("The quick brown fox jumps over the lazy dog, and then again.\n" * 2000)
+        world.join("oak", world.path("oak.txt"))
+        for test in TESTS:
+            begin_s = time.monotonic()
+            try:
+                test(world)
+            except Exception:  # a test may fail in any way; the next one still runs
+                failed += 1
+                print("  FAIL %s" % test.__name__)
+                traceback.print_exc(file=sys.stdout)
+            else:
+                passed += 1
+                print("  ok   %s (%.0f s)" % (test.__name__, time.monotonic() - begin_s))
+            sys.stdout.flush()
+    print("%d passed, %d failed" % (passed, failed))
+    return failed > 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -234,7 +234,8 @@ test-all: all web $(C_TESTS)
 	@tests/all.sh unit 'tests/run.sh $(UNIT_TESTS)' -- engine 'tests/run.sh $(ENGINE_TESTS)' -- \
 	  fault 'tests/run.sh $(FAULT_TESTS)' -- schema 'tests/support/pg_temp.sh tests/api/schema.sh' -- \
 	  api 'tests/api/run.sh $(B)' -- web 'tests/web/run.sh $(wildcard tests/web/*.test.mjs)' -- \
-	  page 'tests/web/page/run.sh $(B)' -- oracle 'tests/oracle/run.sh $(B)' -- e2e 'tests/e2e/run.sh $(B)'
+	  page 'tests/web/page/run.sh $(B)' -- oracle 'tests/oracle/run.sh $(B)' -- \
+	  programs 'tests/e2e/run.sh $(B) programs' -- e2e 'tests/e2e/run.sh $(B) loop'
 test-c: $(C_TESTS) $(PLUGIN)
 	@tests/run.sh $(C_TESTS)
 test-engine: engine
@@ -257,7 +258,7 @@ test-web: web
 test-page: all web
 	@tests/web/page/run.sh $(B)
 test-e2e: all
-	@tests/e2e/run.sh $(B)
+	@tests/all.sh programs 'tests/e2e/run.sh $(B) programs' -- e2e 'tests/e2e/run.sh $(B) loop'
 asan tsan:
 	@$(SUBMAKE) VARIANT=$@ test-c
 cover:

@@ -225,6 +225,8 @@ def test_what_is_wrong_at_the_start_has_its_exit_code(server):
                 (["--log-format", "xml"], 2, "xml"),
                 (["--tls-cert", "x"], 2, "belong together"),
                 (["surprise"], 2, "surprise"),
+                (["check", "--data", own.data], 3, "no data folder of a photon-server"),
+                (["check", "--data", os.path.join(own.dir, "none")], 3, "--data"),
                 (["--data", "/proc/nowhere"], 3, "/proc/nowhere"),
                 (["--data", own.data, "--database", ours, *listen], 3, "fsync = off"),
                 (["--data", own.data, "--database", ours, "--unsafe-database", "--sql", own.dir, *listen], 3, "--sql"),
@@ -234,6 +236,7 @@ def test_what_is_wrong_at_the_start_has_its_exit_code(server):
                 (["--data", own.data, "--database", "host=127.0.0.1 port=1", *listen], 75, "cannot connect")):
             rc, line = end(server, *options)
             assert rc == want and words in line, (options, rc, line)
+            assert "check" not in options or not os.listdir(own.data), "a check has made files"
 
 
 def test_an_edited_or_newer_migration_is_refused(server):

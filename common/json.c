@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "common/mem.h"
+#include "common/text.h"
 
 enum { DEPTH_MAX = 32 };
 
@@ -299,8 +300,10 @@ static void lead(struct buf *b, const char *key);
 static void put_text(struct buf *b, const char *s)
 {
     buf_str(b, "\"");
-    for (const char *p = s; *p; p++) {
+    size_t left = strlen(s);
+    for (const char *p = s; *p;) {
         unsigned char c = (unsigned char)*p;
+        size_t n = text_char_len(p, left);
         switch (c) {
         case '"':
             buf_str(b, "\\\"");
@@ -320,10 +323,15 @@ static void put_text(struct buf *b, const char *s)
         default:
             if (c < 0x20) {
                 buf_fmt(b, "\\u%04x", c);
+            } else if (n == 0) { // a text that was cut within a character, or is none
+                buf_str(b, "\\ufffd");
             } else {
-                buf_add(b, p, 1);
+                buf_add(b, p, n);
             }
         }
+        n = n ? n : 1;
+        p += n;
+        left -= n;
     }
     buf_str(b, "\"");
 }

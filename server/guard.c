@@ -3,6 +3,8 @@
 #include <string.h>
 #include <strings.h>
 
+#include "common/text.h"
+
 /* RFC 9110 section 5.6.2: the characters of a method or a field name. */
 static bool is_token(const char *s, size_t len)
 {
@@ -139,25 +141,12 @@ enum status guard_check(struct guard_result *out, const char *method, const char
 
 bool utf8_valid(const char *text, size_t len)
 {
-    const unsigned char *s = (const unsigned char *)text;
-    size_t i = 0;
-    while (i < len) {
-        unsigned char c = s[i];
-        size_t more = c < 0x80 ? 0 : c < 0xe0 ? 1 : c < 0xf0 ? 2 : 3;
-        if (c == 0 || (c >= 0x80 && c < 0xc2) || c > 0xf4 || len - i <= more) {
+    for (size_t i = 0; i < len;) {
+        size_t n = text[i] ? text_char_len(text + i, len - i) : 0;
+        if (n == 0) {
             return false;
         }
-        for (size_t k = 1; k <= more; k++) {
-            if ((s[i + k] & 0xc0) != 0x80) {
-                return false;
-            }
-        }
-        unsigned char next = more > 0 ? s[i + 1] : 0;
-        if ((c == 0xe0 && next < 0xa0) || (c == 0xed && next > 0x9f) ||
-            (c == 0xf0 && next < 0x90) || (c == 0xf4 && next > 0x8f)) {
-            return false;
-        }
-        i += more + 1;
+        i += n;
     }
     return true;
 }

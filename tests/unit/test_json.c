@@ -3,6 +3,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "common/text.h"
 #include "tests/support/check.h"
 
 static enum status parse(const char *text, struct err *e)
@@ -88,6 +89,26 @@ static void what_is_written_reads_back(void)
     buf_release(&b);
 }
 
+static void a_text_cut_within_a_character_is_json_all_the_same(void)
+{
+    struct buf b;
+    buf_init(&b, 1 << 16);
+    jw_object(&b, NULL);
+    jw_str(&b, "cut", "caf\xc3");
+    jw_str(&b, "whole", "caf\xc3\xa9");
+    jw_str(&b, "odd", "\xc0\xaf\xed\xa0\x80\xff\"");
+    jw_end_object(&b);
+    CHECK_STR(b.data, "{\"cut\":\"caf\\ufffd\",\"whole\":\"caf\xc3\xa9\","
+                      "\"odd\":\"\\ufffd\\ufffd\\ufffd\\ufffd\\ufffd\\ufffd\\\"\"}");
+    CHECK(text_is_utf8(b.data));
+    char text[] = "a\xe2\x82"
+                  "b\xe2\x82\xac";
+    CHECK(!text_is_utf8(text));
+    text_repair(text);
+    CHECK_STR(text, "a??b\xe2\x82\xac");
+    buf_release(&b);
+}
+
 static void a_buffer_stops_at_its_ceiling(void)
 {
     struct buf b;
@@ -106,6 +127,7 @@ int main(void)
     RUN(nesting_is_bounded);
     RUN(members_are_wanted_by_kind_and_range);
     RUN(what_is_written_reads_back);
+    RUN(a_text_cut_within_a_character_is_json_all_the_same);
     RUN(a_buffer_stops_at_its_ceiling);
     return check_end();
 }

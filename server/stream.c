@@ -61,9 +61,12 @@ static const char SQL_AFTER[] = "SELECT e.xid, e.id, e.run_id, k.topic, " EVENT_
                                 "   AND ($3::text IS NULL OR e.run_id = $3)"
                                 " ORDER BY e.xid, e.id LIMIT $4";
 
+/* The last row that can be seen, and the first transaction that has not begun. */
 static const char SQL_HEAD[] =
-    "SELECT e.xid, e.id FROM event e WHERE e.xid < pg_snapshot_xmin(pg_current_snapshot())"
-    " ORDER BY e.xid DESC, e.id DESC LIMIT 1";
+    "SELECT coalesce(h.xid, '0'), coalesce(h.id, 0), pg_snapshot_xmax(pg_current_snapshot())"
+    "  FROM (VALUES (1)) one LEFT JOIN LATERAL (SELECT e.xid, e.id FROM event e"
+    "      WHERE e.xid < pg_snapshot_xmin(pg_current_snapshot())"
+    "      ORDER BY e.xid DESC, e.id DESC LIMIT 1) h ON true";
 
 static const char SQL_DEAD_TOKENS[] =
     "SELECT id FROM token WHERE id = ANY ($1::text[])"
@@ -166,23 +169,28 @@ static enum status read_after(struct db *db, struct arena *a, const struct event
     return db_query(db, a, SQL_AFTER, 4, argv, rows, e);
 }
 
-static enum status read_head(struct db *db, struct event_cursor *out, struct err *e)
+static enum status read_head(struct db *db, struct event_cursor *out, uint64_t *next_xid,
+                             struct err *e)
 {
     struct arena *a = arena_new(1 << 20);
     struct db_rows rows;
+    int64_t xid = 0;
+    int64_t id = 0;
+    int64_t next = 0;
     enum status st = db_query(db, a, SQL_HEAD, 0, NULL, &rows, e);
-    struct event_cursor at = {0};
-    if (st == ST_OK && rows.count > 0) {
-        int64_t xid = 0;
+    if (st == ST_OK) {
         st = db_int64(&rows, 0, 0, &xid, e);
-        if (st == ST_OK) {
-            st = db_int64(&rows, 0, 1, &at.id, e);
-        }
-        at.xid = (uint64_t)xid;
+    }
+    if (st == ST_OK) {
+        st = db_int64(&rows, 0, 1, &id, e);
+    }
+    if (st == ST_OK) {
+        st = db_int64(&rows, 0, 2, &next, e);
     }
     arena_free(a);
     if (st == ST_OK) {
-        *out = at;
+        *out = (struct event_cursor){.xid = (uint64_t)xid, .id = id};
+        *next_xid = (uint64_t)next;
     }
     return st;
 }
@@ -389,7 +397,8 @@ static enum status replay(struct stream *s, struct db *db, int *replayed, struct
         arena_free(a);
         *replayed += count;
         if (st == ST_OK && (*replayed > REPLAY_MAX || s->pending.full)) {
-            st = read_head(db, &s->cursor, e);
+            uint64_t next_xid = 0;
+            st = read_head(db, &s->cursor, &next_xid, e);
             write_reset(s);
             *replayed = 0;
             return st;
@@ -404,7 +413,8 @@ static enum status replay(struct stream *s, struct db *db, int *replayed, struct
  * Into the list without a gap: whatever the reader hands out from now on lies after what the stream
  * has. The last look is taken under the lock, so that the reader cannot run ahead meanwhile.
  */
-static enum status join(struct stream *s, struct db *db, struct err *e)
+static enum status join(struct stream *s, struct db *db, const struct event_cursor *head,
+                        struct err *e)
 {
     struct streams *ss = s->all;
     int replayed = 0;
@@ -418,7 +428,8 @@ static enum status join(struct stream *s, struct db *db, struct err *e)
     }
     if (st == ST_OK) {
         if (!ss->started) {
-            ss->cursor = s->cursor;
+            // Never beyond the log's end, wherever this one stands: others come after it.
+            ss->cursor = is_after(&s->cursor, head) ? *head : s->cursor;
             ss->started = true;
         }
         s->next = ss->first;
@@ -438,12 +449,12 @@ static void stream_free(struct stream *s)
 enum status stream_open(struct stream **out, struct streams *ss, struct db *db, const char *run_id,
                         const char *token_id, const struct event_cursor *after, struct err *e)
 {
-    struct event_cursor from = {0};
-    if (after) {
-        from = *after;
-    } else {
-        TRY(read_head(db, &from, e));
-    }
+    struct event_cursor head = {0};
+    uint64_t next_xid = 0;
+    TRY(read_head(db, &head, &next_xid, e));
+    // A place that this database has not come to is of another one, as before a restore.
+    bool strange = after && after->xid >= next_xid;
+    struct event_cursor from = after && !strange ? *after : head;
     struct stream *s = mem_alloc(sizeof(*s));
     s->all = ss;
     s->cursor = from;
@@ -456,7 +467,10 @@ enum status stream_open(struct stream **out, struct streams *ss, struct db *db, 
     (void)snprintf(hello, sizeof(hello), "retry: 3000\nid: %" PRIu64 "-%" PRId64 "\n\n", from.xid,
                    from.id);
     write_text(s, hello);
-    enum status st = join(s, db, e);
+    if (strange) {
+        write_text(s, "event: reset\ndata: {}\n\n");
+    }
+    enum status st = join(s, db, &head, e);
     if (st) {
         stream_free(s);
         return st;

@@ -78,6 +78,20 @@ def test_too_many_missed_events_are_a_reset(server):
     stream.close()
 
 
+def test_a_place_of_another_database_resets_its_stream_and_stops_no_other(server):
+    until("no stream is open", lambda: say("tick") or "photon_streams 0" in server.get("/metrics").body.decode(), 20)
+    (xmax,) = psql("SELECT pg_snapshot_xmax(pg_current_snapshot())")[0]
+    strange = Stream(server, "?after=%d-1" % (int(xmax) + 10**6))
+    assert strange.event()["event"] == "reset"
+    ahead = Stream(server, "?after=%s-99999999" % psql("SELECT max(xid::text::bigint) FROM event")[0][0])
+    other = Stream(server)
+    other.block()
+    say("heard by all")
+    assert "heard by all" in other.event()["data"] and "heard by all" in strange.event()["data"]
+    for stream in (strange, ahead, other):
+        stream.close()
+
+
 def test_a_revoked_token_ends_its_streams_within_a_second(server):
     token = server.post("/api/v1/tokens", {"role": "viewer", "name": "watcher"}).json()
     stream = Stream(server, token=token["secret"])

@@ -28,7 +28,14 @@ enum {
     FULL_MS = 10000, // after a full disk
     FILES_EVERY_MS = 20000,
     LISTEN_MS = 30000,
+    ASIDE_MAX = 64, // rounds that could not be aggregated, remembered at once
     ARENA_MAX = 64 << 20,
+};
+
+/* A round that could not be aggregated must not keep the others from it. */
+struct aside {
+    int64_t round_id;
+    int64_t until_ms;
 };
 
 /* A thread that sleeps until its time or a wake. */
@@ -52,6 +59,8 @@ struct coordinator {
     bool listener_started;
     int stop_pipe[2]; // readable once stopping: ends the listener's wait
     int64_t files_at_ms;
+    struct aside aside[ASIDE_MAX]; // the folder's alone
+    int aside_count;
     char run_error[sizeof(((struct err *)0)->msg)]; // said last: not again at every tick
 };
 
@@ -260,6 +269,30 @@ static enum status start_run(struct coordinator *c, struct db *db, struct arena 
     return st;
 }
 
+static void put_aside(struct coordinator *c, int64_t round_id)
+{
+    int i = 0;
+    while (i < c->aside_count && c->aside[i].until_ms > clock_mono_ms()) {
+        i++;
+    }
+    i = i < ASIDE_MAX ? i : 0;
+    c->aside[i] = (struct aside){round_id, clock_mono_ms() + FULL_MS};
+    c->aside_count = i < c->aside_count ? c->aside_count : i + 1;
+}
+
+/* Those whose time has not come, as an argument of a statement. */
+static const char *aside_ids(const struct coordinator *c, struct arena *a)
+{
+    const char *ids[ASIDE_MAX];
+    int n = 0;
+    for (int i = 0; i < c->aside_count; i++) {
+        if (clock_mono_ms() < c->aside[i].until_ms) {
+            ids[n++] = db_arg_int(a, c->aside[i].round_id);
+        }
+    }
+    return db_arg_array(a, ids, n);
+}
+
 /* What to do about a fold that failed. Repeating a full disk or a lost connection may help. */
 static enum status fold_failed(struct coordinator *c, struct db *db, const struct fold *f,
                                enum status st, int corrupt, struct err *e)
@@ -311,13 +344,18 @@ static enum status fold_next(struct coordinator *c, struct db *db, struct arena 
                              struct err *e)
 {
     struct fold f;
-    TRY(db_fold_begin(db, a, &f, e));
+    TRY(db_fold_begin(db, a, aside_ids(c, a), &f, e));
     *did = f.found;
     if (!f.found) {
         return ST_OK;
     }
     enum status st = fold_one(c, db, &f, a, e);
     db_work_unlock(db, f.run_id);
+    if (st && st != ST_RETRY) { // tried again in a while, and the others before
+        log_error("round %" PRId32 " of %s: %s", f.number, f.run_id, e->msg);
+        put_aside(c, f.round_id);
+        return ST_OK;
+    }
     return st;
 }
 

@@ -17,7 +17,7 @@
 /* A paused run closes its live round, unless that is what it was paused for. */
 static const char SQL_SEALED[] =
     "SELECT q.id, q.run_id FROM round q JOIN run r ON r.id = q.run_id"
-    " WHERE q.state = 'aggregating'"
+    " WHERE q.state = 'aggregating' AND q.id <> ALL ($1::bigint[])"
     "   AND (r.state = 'running' OR (r.state = 'paused' AND q.reason IS NULL))"
     " ORDER BY q.sealed_at, q.id";
 static const char SQL_RAISE[] =
@@ -107,11 +107,13 @@ void db_work_unlock(struct db *db, const char *run_id)
     }
 }
 
-enum status db_fold_begin(struct db *db, struct arena *a, struct fold *out, struct err *e)
+enum status db_fold_begin(struct db *db, struct arena *a, const char *aside, struct fold *out,
+                          struct err *e)
 {
     struct db_rows rows;
+    const char *argv[] = {aside};
     *out = (struct fold){0};
-    TRY(db_query(db, a, SQL_SEALED, 0, NULL, &rows, e));
+    TRY(db_query(db, a, SQL_SEALED, 1, argv, &rows, e));
     for (int i = 0; i < rows.count && !out->found; i++) {
         bool mine = false;
         const char *run_id = db_text(&rows, i, 1);
@@ -374,6 +376,8 @@ static enum status drop_damaged(struct db *db, struct arena *a, const struct dam
 {
     const struct digest *digest = &d->f->updates[d->index].sha256;
     const char *argv[] = {db_arg_digest(a, digest)};
+    // Nor do the attempts before, from which it may have been carried over, keep it any longer.
+    TRY(db_exec(db, "UPDATE update SET kept = false WHERE kept_digest = $1", 1, argv, NULL, e));
     TRY(db_exec(db, "UPDATE blob SET state = 'dead' WHERE digest = $1", 1, argv, NULL, e));
     return blob_remove(d->blobs, digest, e);
 }

@@ -34,9 +34,9 @@ struct fold {
 
 /*
  * A sealed round of a running or paused run: raise its epoch and read its inputs. With found the
- * caller ends with db_work_unlock().
+ * caller ends with db_work_unlock(). Not the rounds in aside, an array as db_arg_array() makes it.
  */
-enum status db_fold_begin(struct db *db, struct arena *a, struct fold *out,
+enum status db_fold_begin(struct db *db, struct arena *a, const char *aside, struct fold *out,
                           struct err *e) MUST_CHECK;
 
 /*

@@ -285,6 +285,28 @@ def test_a_damaged_base_pauses_the_run_with_the_reason(server):
     no_violations()
 
 
+def test_a_round_that_cannot_be_published_keeps_no_other_back(server):
+    run, (ash,) = begin(server, 1, rounds=1)
+    psql("CREATE FUNCTION stand_in_the_way() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+         " IF NEW.run_id = '%s' AND NEW.number = 1 THEN RAISE EXCEPTION 'no'; END IF; RETURN NEW; END $$;"
+         "CREATE TRIGGER stand_in_the_way BEFORE INSERT ON checkpoint FOR EACH ROW"
+         " EXECUTE FUNCTION stand_in_the_way();" % run)
+    assert ash.train(ash.task()).status == 200
+    wait_round(run, 1, "aggregating")
+    until("a try", lambda: one("SELECT agg_epoch > 0 FROM round WHERE run_id = '%s'" % run) == "t")
+    psql("UPDATE silo SET seen_at = clock_timestamp()")
+    birch = Silo(server, fresh_name("silo"))
+    birch.hello()
+    other = server.post("/api/v1/runs", spec(fresh_name("run"), rounds=1)).json()["id"]
+    psql("UPDATE silo SET seen_at = clock_timestamp() - interval '1 hour', gone = true WHERE id <> '%s'" % birch.id)
+    assert birch.train(birch.task()).status == 200
+    wait_round(other, 1, "closed")
+    assert round_of(run, 1)[1] == "aggregating"
+    psql("DROP FUNCTION stand_in_the_way CASCADE")
+    wait_round(run, 1, "closed")
+    no_violations()
+
+
 # ---- evaluation and the end ----
 
 def test_a_run_is_finished_only_after_its_last_evaluation(server):

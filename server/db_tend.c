@@ -159,7 +159,7 @@ static const char SQL_LET_GO_UPLOADS[] =
     "                                               ELSE interval '10 minutes' END"
     " RETURNING u.id";
 static const char SQL_LET_GO_KEYS[] =
-    "DELETE FROM idempotency_key WHERE created_at < clock_timestamp() - interval '1 day'";
+    "DELETE FROM idempotency_key WHERE created_at < clock_timestamp() - interval '2 days'";
 
 /* What was referred to and no longer is goes soon; what never was (a placed upload that was not
  * accepted) after a day. */

@@ -7,11 +7,11 @@
 
 enum { KEY_MAX = 128 };
 
-/* Waits for another request with the key that is under way; it commits or makes way. */
+/* Waits for another request with the key that is under way; it commits or makes way. The
+ * coordinator sweeps old keys: a DELETE here would only run after the INSERT had met the old row.
+ */
 static const char SQL_CLAIM[] =
-    "WITH old AS (DELETE FROM idempotency_key WHERE created_at < clock_timestamp() - interval '2 "
-    "days')"
-    " INSERT INTO idempotency_key (token_id, key, request) VALUES ($1, $2, decode($3, 'hex'))"
+    "INSERT INTO idempotency_key (token_id, key, request) VALUES ($1, $2, decode($3, 'hex'))"
     " ON CONFLICT DO NOTHING RETURNING key";
 
 static const char SQL_FIND[] =

@@ -236,6 +236,10 @@ def test_a_key_makes_a_repeated_change_harmless(server):
     assert stop.status == 200 and server.post(url, {"action": "stop"}, headers={"Idempotency-Key": "5a1c-3"}).body == stop.body
     for bad in ("", "a b", "x" * 129):
         assert server.post("/api/v1/runs", spec, headers={"Idempotency-Key": bad}).status == 400, bad
+    psql("UPDATE idempotency_key SET created_at = created_at - interval '47 hours' WHERE key = '5a1c-1'")
+    assert server.post("/api/v1/runs", spec, headers=key).body == first.body
+    psql("UPDATE idempotency_key SET created_at = created_at - interval '2 days' WHERE key = '5a1c-1'")
+    assert server.post("/api/v1/runs", spec, headers=key).status in (201, 409), "a key past its days stands in no way"
     for run in items(server.get("/api/v1/runs?q=made-twice")):
         server.post("/api/v1/runs/%s/actions" % run["id"], {"action": "stop"})
 

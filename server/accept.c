@@ -115,7 +115,8 @@ struct check {
     struct plan plan;
     struct digest sha256;
     int64_t bytes;
-    int fd, base_fd;        // base_fd -1: its norm is known
+    int fd, base_fd; // base_fd -1: its norm is base_norm
+    double base_norm;
     struct sha256 *running; // digest of the first running_at bytes
     int64_t running_at;
     bool done;
@@ -154,8 +155,12 @@ static enum status check_new(struct check **out, struct server *s, struct db *db
     c->bytes = u->bytes;
     c->norm = NAN;
     (void)snprintf(c->id, sizeof(c->id), "%s", u->id);
+    c->base_norm = NAN;
     enum status st = read_plan(db, c->a, u, silo_id, &c->plan, e);
-    if (!st && isnan(known_norm(&c->plan.want.base))) {
+    if (!st) {
+        c->base_norm = known_norm(&c->plan.want.base);
+    }
+    if (!st && isnan(c->base_norm)) {
         int64_t bytes = 0;
         st = blob_open(s->blobs, &c->plan.want.base, &c->base_fd, &bytes, e);
         st = st == ST_NOT_FOUND ? err_set(e, ST_IO, "the base's file is missing") : st;
@@ -175,7 +180,7 @@ static enum status check_new(struct check **out, struct server *s, struct db *db
 static enum status check_file(struct check *c, struct err *e)
 {
     struct digest got;
-    double base = known_norm(&c->plan.want.base);
+    double base = c->base_norm; // as it was at the start: what is kept may be gone by now
     int64_t data_offset = 0;
     TRY(upload_file_digest_rest(c->fd, c->running, c->running_at, c->bytes, &got, e));
     if (!digest_equal(&got, &c->sha256)) {

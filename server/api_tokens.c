@@ -92,8 +92,10 @@ static bool name_fits(const char *name, bool silo)
     if (silo) {
         return strspn(name, plain) == len && !strchr("._-", name[0]);
     }
-    for (const char *p = name; *p; p++) {
-        if ((unsigned char)*p < 0x20 || *p == 0x7f) {
+    for (const char *p = name; *p; p++) { // C1 controls are two bytes, U+0080 to U+009F
+        unsigned char next = (unsigned char)p[1];
+        if ((unsigned char)*p < 0x20 || *p == 0x7f ||
+            ((unsigned char)*p == 0xc2 && next >= 0x80 && next < 0xa0)) {
             return false;
         }
     }

@@ -179,11 +179,14 @@ static enum status join_check(struct db *db, struct arena *a, struct join *j, st
     if (!silo_id) {
         return ST_OK;
     }
-    const char *used[] = {silo_id};
-    TRY(db_query(db, a,
-                 "SELECT 1 FROM token WHERE silo_id = $1 AND role = 'silo' AND used_at IS NOT NULL"
-                 "    AND revoked_at IS NULL LIMIT 1",
-                 1, used, &rows, e));
+    // Revoked or not: who revokes a silo's token does not mean its old join token to open the door.
+    const char *used[] = {silo_id, j->token_id};
+    TRY(db_query(
+        db, a,
+        "SELECT 1 FROM token t JOIN token k ON k.id = $2 WHERE t.silo_id = $1"
+        "    AND t.role = 'silo' AND t.used_at IS NOT NULL AND t.created_at >= k.created_at"
+        " LIMIT 1",
+        2, used, &rows, e));
     if (rows.count > 0) {
         refuse(&j->no, 409, "TOKEN_USED", "the join token was used by '%s'", name);
     }

@@ -23,6 +23,8 @@ enum {
     METRIC_NAME_MAX = 40,
 };
 
+static const double SILO_NUMBER_MAX = 1e30;
+
 /* ---- refusals ---- */
 
 bool silo_protocol(struct request *rq, struct response *rs)
@@ -93,7 +95,10 @@ bool silo_want_int(struct request *rq, struct response *rs, const char *key, int
     return false;
 }
 
-/* A number that may be absent or null, which gives NAN. */
+/*
+ * A number that may be absent or null, which gives NAN. No silo means one beyond SILO_NUMBER_MAX,
+ * and sums of such would overflow in the database: one silo could keep a round from closing.
+ */
 bool silo_number(struct request *rq, struct response *rs, const struct json *o, const char *key,
                  double min, double *out)
 {
@@ -102,7 +107,7 @@ bool silo_number(struct request *rq, struct response *rs, const struct json *o, 
     if (!v || json_kind(v) == JSON_NULL) {
         return true;
     }
-    if (json_kind(v) == JSON_NUMBER && json_num(v) >= min) {
+    if (json_kind(v) == JSON_NUMBER && json_num(v) >= min && fabs(json_num(v)) <= SILO_NUMBER_MAX) {
         *out = json_num(v);
         return true;
     }
@@ -386,8 +391,11 @@ static bool metric_name_ok(const char *s)
            strspn(s, "abcdefghijklmnopqrstuvwxyz0123456789_") == len;
 }
 
-/* Points that are null are left out: a number that is not finite cannot be drawn. False:
- * rs is a 422. */
+/*
+ * Points that are null are left out, for a number that is not finite cannot be drawn, and so are
+ * those that are as good as infinite: a run that diverges must still be able to say so. False: rs
+ * is a 422.
+ */
 static bool read_points(struct request *rq, struct response *rs, const struct json *list,
                         struct metric_point *out, int *count)
 {
@@ -406,10 +414,15 @@ static bool read_points(struct request *rq, struct response *rs, const struct js
             (void)bad_member(rq, rs, at, e.msg[0] ? e.msg : "is no point of a curve");
             return false;
         }
-        if (!silo_number(rq, rs, p, "value", -INFINITY, &m.value)) {
+        const struct json *value = json_get(p, "value");
+        bool null = !value || json_kind(value) == JSON_NULL;
+        if (!null && json_kind(value) != JSON_NUMBER) {
+            (void)bad_member(rq, rs, arena_fmt(rq->arena, "%s/value", at),
+                             "must be a number, or null");
             return false;
         }
-        if (isfinite(m.value)) {
+        m.value = null ? (double)NAN : json_num(value);
+        if (fabs(m.value) <= SILO_NUMBER_MAX) {
             out[(*count)++] = m;
         }
     }

@@ -296,9 +296,30 @@ struct batch {
 
 /* Late points are still true: a lease that was once this silo's is enough. */
 static const char SQL_METRICS_OF[] =
-    "SELECT t.run_id, t.number, s.name"
+    "SELECT t.run_id, t.number, s.name, r.rounds::bigint * r.local_steps"
     "  FROM lease l JOIN task t ON t.id = l.task_id JOIN silo s ON s.id = l.silo_id"
+    "  JOIN run r ON r.id = t.run_id"
     " WHERE (l.task_id, l.epoch, l.silo_id) = ($1, $2, $3)";
+
+/*
+ * A batch is what a silo measured since its batch before, or since it took the task: its points are
+ * laid evenly over that time, so that a curve over time does not climb in stairs.
+ */
+static const char SQL_STORE_POINTS[] =
+    "WITH fresh AS (SELECT p.*, row_number() OVER w AS place, count(*) OVER (PARTITION BY p.name) n"
+    "    FROM unnest($4::bigint[], $5::text[], $6::double precision[]) AS p (step, name, value)"
+    "    WHERE NOT EXISTS (SELECT FROM metric m WHERE m.run_id = $1 AND m.silo_id = $2"
+    "                         AND (m.round, m.step, m.name) = ($3::integer, p.step, p.name))"
+    "    WINDOW w AS (PARTITION BY p.name ORDER BY p.step)),"
+    " now AS (SELECT clock_timestamp() AS at)"
+    " INSERT INTO metric (run_id, silo_id, round, step, name, value, at)"
+    " SELECT $1, $2, $3, p.step, p.name, p.value,"
+    "        now.at - (now.at - least(now.at, greatest(l.claimed_at, m.at))) * (1 - p.place / "
+    "p.n::double precision)"
+    "   FROM fresh p CROSS JOIN now"
+    "   JOIN lease l ON (l.task_id, l.epoch) = ($7, $8)"
+    "   LEFT JOIN metric_latest m ON (m.run_id, m.silo_id, m.name) = ($1, $2, p.name)"
+    " ON CONFLICT DO NOTHING";
 
 static enum status store_points(struct db *db, struct arena *a, struct batch *b, const char *run_id,
                                 const char *round, struct err *e)
@@ -317,14 +338,10 @@ static enum status store_points(struct db *db, struct arena *a, struct batch *b,
                           round,
                           db_arg_array(a, steps, b->count),
                           db_arg_array(a, names, b->count),
-                          db_arg_array(a, values, b->count)};
-    return db_exec(db,
-                   "INSERT INTO metric (run_id, silo_id, round, step, name, value)"
-                   " SELECT $1, $2, $3, p.step, p.name, p.value"
-                   "   FROM unnest($4::bigint[], $5::text[], $6::double precision[])"
-                   "        AS p (step, name, value)"
-                   " ON CONFLICT DO NOTHING",
-                   6, argv, &b->stored, e);
+                          db_arg_array(a, values, b->count),
+                          b->task_id,
+                          db_arg_int(a, b->epoch)};
+    return db_exec(db, SQL_STORE_POINTS, 8, argv, &b->stored, e);
 }
 
 static enum status metrics_tx(struct db *db, struct arena *a, void *ctx, struct err *e)
@@ -342,6 +359,15 @@ static enum status metrics_tx(struct db *db, struct arena *a, void *ctx, struct 
     const char *run_id = db_text(&rows, 0, 0);
     const char *round = db_text(&rows, 0, 1);
     const char *silo = db_text(&rows, 0, 2);
+    int64_t last_step = 0;
+    TRY(db_int64(&rows, 0, 3, &last_step, e));
+    for (int i = 0; i < b->count; i++) {
+        if (b->points[i].step > last_step) {
+            refuse(&b->no, 422, "UNPROCESSABLE",
+                   "/points/%d/step is beyond the run's last step, %" PRId64, i, last_step);
+            return ST_OK;
+        }
+    }
     TRY(store_points(db, a, b, run_id, round, e));
     if (b->stored == 0) {
         return ST_OK;

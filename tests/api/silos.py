@@ -67,6 +67,19 @@ def test_a_lost_join_reply_costs_nothing(server):
     assert silo.post("/tasks/claim", {"agent": "x", "wait_s": 0}, token=lost).status == 401
 
 
+def test_a_used_join_token_stays_used_when_its_silos_token_is_revoked(server):
+    silo = Silo(server, fresh_name("silo"))
+    assert silo.hello().status == 200
+    (row,) = psql("SELECT id FROM token WHERE role = 'silo' AND silo_id = '%s'" % silo.id)
+    assert server.call("DELETE", "/api/v1/tokens/" + row[0]).status == 204
+    again = silo.join()
+    assert again.status == 409 and code(again) == "TOKEN_USED", again.body
+    fresh = server.post("/api/v1/tokens", {"role": "join", "name": silo.name}).json()["secret"]
+    for _ in range(2):  # the reply of the first is lost
+        answer = server.post("/silo/v1/join", {"name": silo.name}, token=fresh, headers=PROTOCOL)
+        assert answer.status == 201 and answer.json()["silo"] == silo.id, answer.body
+
+
 def test_a_join_token_is_for_the_name_it_was_made_for(server):
     silo = Silo(server, fresh_name("silo"))
     answer = silo.join("somebody-else")
@@ -219,6 +232,63 @@ def test_metrics_are_stored_once(server):
     assert psql("SELECT count(*) FROM metric WHERE run_id = '%s' AND step > 2" % run) == [["0"]], "all or nothing"
     many = dict(body, points=[{"step": i, "name": "x", "value": 1} for i in range(1001)])
     assert silo.post(path, many).status == 413
+
+
+def test_points_of_a_batch_lie_between_the_batch_before_and_now(server):
+    run, (silo,) = begin(server)
+    task = silo.task()
+    path = "/tasks/%s/metrics" % task["task"]
+    psql("UPDATE lease SET claimed_at = claimed_at - interval '40 s' WHERE task_id = '%s'" % task["task"])
+
+    def send(*steps):
+        points = [{"step": i, "name": "train_loss", "value": 6.0 - i} for i in steps]
+        return silo.post(path, {"epoch": task["lease"]["epoch"], "points": points})
+
+    assert send(0, 1, 2, 3).json() == {"stored": 4}
+    ages = [float(r[0]) for r in psql("SELECT extract(epoch FROM clock_timestamp() - at) FROM metric WHERE run_id = '%s'"
+                                      " AND name = 'train_loss' ORDER BY step" % run)]
+    gaps = [a - b for a, b in zip(ages, ages[1:])]
+    assert ages[-1] < 8 and all(9 < g < 14 for g in gaps), ages
+    assert send(2, 3, 4).json() == {"stored": 1}
+    rows = psql("SELECT at >= lag(at) OVER (ORDER BY step) FROM metric WHERE run_id = '%s' AND name = 'train_loss'" % run)
+    assert [r[0] for r in rows[1:]] == ["t"] * 4, rows
+    beyond = send(5)
+    assert beyond.status == 422, "the run has two rounds of two steps: " + str(beyond.body)
+
+
+def test_numbers_that_would_overflow_a_sum_are_refused(server):
+    """One silo must not keep a round from closing: PostgreSQL refuses sums beyond a double."""
+    run, silos = begin(server, 2, rounds=1)
+    for s in silos:
+        task = s.task("evaluate")
+        assert s.evaluate(task, nll=1.7e308).status == 422
+        assert s.evaluate(task, nll=1e30).status == 200
+    for s in silos:
+        task = s.task()
+        data, tokens = s.update(task)
+        for loss in (1.7e308, -1.7e308):
+            answer = s.create(task, data, tokens, train_loss=loss)
+            assert answer.status == 422 and b"/train_loss" in answer.body, answer.body
+        assert s.create(task, data, tokens, train_loss=1e30).status == 201
+        assert s.finish(task, s.send(task, data, tokens)).status == 200
+        points = [{"step": 1, "name": "grad_norm", "value": 1.7e308}, {"step": 1, "name": "train_loss", "value": 5.0}]
+        answer = s.post("/tasks/%s/metrics" % task["task"], {"epoch": task["lease"]["epoch"], "points": points})
+        assert answer.json() == {"stored": 1}, answer.body
+    until("the round to close", lambda: psql("SELECT state FROM round WHERE run_id = '%s'" % run) == [["closed"]], 20)
+    assert server.get("/api/v1/runs/" + run).json()["initial_eval_loss"] > 1e29
+    no_violations()
+
+
+def test_text_cut_within_a_character_is_stored_all_the_same(server):
+    """The event's message quotes the first 120 bytes of the detail."""
+    run, (silo,) = begin(server)
+    task = silo.task()
+    detail = "x" * 119 + "\u00e9" * 20
+    answer = silo.post("/tasks/%s/release" % task["task"],
+                       {"epoch": task["lease"]["epoch"], "code": "transient", "detail": detail})
+    assert answer.status == 200, answer.body
+    (row,) = psql("SELECT detail ->> 'detail' FROM event WHERE run_id = '%s' AND kind = 'task_released'" % run)
+    assert row[0] == detail
 
 
 def test_a_released_seat_comes_back(server):

@@ -7,7 +7,7 @@ import struct
 
 import kit
 from kit import psql, until
-from silo_client import MODEL, code, read_safetensors
+from silo_client import MODEL, Silo, code, read_safetensors, spec
 from silos import begin, fresh_name, no_violations, other_runs_off
 
 
@@ -294,11 +294,10 @@ def test_a_round_that_cannot_be_published_keeps_no_other_back(server):
     assert ash.train(ash.task()).status == 200
     wait_round(run, 1, "aggregating")
     until("a try", lambda: one("SELECT agg_epoch > 0 FROM round WHERE run_id = '%s'" % run) == "t")
-    psql("UPDATE silo SET seen_at = clock_timestamp()")
     birch = Silo(server, fresh_name("silo"))
     birch.hello()
-    other = server.post("/api/v1/runs", spec(fresh_name("run"), rounds=1)).json()["id"]
     psql("UPDATE silo SET seen_at = clock_timestamp() - interval '1 hour', gone = true WHERE id <> '%s'" % birch.id)
+    other = server.post("/api/v1/runs", spec(fresh_name("run"), rounds=1)).json()["id"]
     assert birch.train(birch.task()).status == 200
     wait_round(other, 1, "closed")
     assert round_of(run, 1)[1] == "aggregating"

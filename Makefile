@@ -59,8 +59,9 @@ endif
 # Never -Ofast or -ffast-math: they delete the isfinite() that guards aggregation.
 WARN_both := -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wcast-qual -Wformat=2 -Wstrict-prototypes \
              -Wmissing-prototypes -Wold-style-definition -Wpointer-arith -Wvla -Wwrite-strings -Wundef \
-             -Wnull-dereference -Wdouble-promotion -Wswitch-enum -Wno-missing-field-initializers
-WARN_gcc  := -Wformat-signedness -Wduplicated-cond -Wlogical-op
+             -Wnull-dereference -Wswitch-enum -Wno-missing-field-initializers
+# clang takes NAN, a float constant, for a promotion.
+WARN_gcc  := -Wformat-signedness -Wduplicated-cond -Wlogical-op -Wdouble-promotion
 WARN      := $(WARN_both) $(if $(findstring clang,$(CC)),,$(WARN_gcc))
 BASE := -std=c11 -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -ffp-contract=off -fno-common \
         -fno-omit-frame-pointer -fstack-protector-strong -g
@@ -94,7 +95,7 @@ objs = $(patsubst %,$(B)/%.o,$(1))
 
 # The engine (kernels, model, trainer) links common's pure half alone; what leans on an outside
 # library, or on something that does, is in archives of its own: $(FORMATS) for common, CLIENT.
-FORMATS := $(wildcard $(addprefix common/,json.c hash.c id.c safetensors.c run_spec.c))
+FORMATS := $(wildcard $(addprefix common/,json.c hash.c id.c safetensors.c run_spec.c spec_reader.c))
 COMMON  := $(filter-out $(FORMATS),$(wildcard common/*.c))
 KERNELS := $(wildcard kernels/*.c kernels/ref/*.c) \
            $(filter-out $(if $(filter 1,$(DNNL)),%/gemm_own.c,%/gemm_dnnl.c),$(wildcard kernels/cpu/*.c))

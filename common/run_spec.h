@@ -16,6 +16,7 @@
 #include "common/inner.h"
 #include "common/json.h"
 #include "common/params.h"
+#include "common/spec_reader.h"
 #include "common/status.h"
 
 enum outer_optimizer { OUTER_FEDAVG = 0, OUTER_FEDNESTEROV, OUTER_COUNT };
@@ -52,14 +53,6 @@ struct run_spec {
     } eval;
     int32_t keep_checkpoints; /* newest to keep, default 3; 0 = all */
 };
-
-/* What is wrong with a spec: a JSON pointer and a sentence with the remedy. */
-struct spec_problem {
-    char pointer[96];
-    char detail[200];
-};
-
-enum { SPEC_PROBLEMS_MAX = 16 };
 
 /*
  * ST_INVALID with problems[0..*count) filled (count may be 1 or more); *out is untouched then.

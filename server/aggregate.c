@@ -13,8 +13,7 @@
 
 enum {
     THREADS_MAX = 64,
-    LANES =
-        8, // independent partial sums: the compiler may use vector registers, the order stays ours
+    LANES = 8, // partial sums: the compiler may use vector registers, the order stays ours
     // Inputs whose block is kept in memory between the sum and the cosines; those beyond are read
     // again (from the page cache), so that memory does not grow with the number of updates.
     KEPT_INPUTS = 16,

@@ -22,8 +22,7 @@
 #include "server/round.h"
 
 enum {
-    LEASE_S =
-        ROUND_LEASE_S, /* of silence before a task is anybody's; heartbeats and chunks renew it */
+    LEASE_S = ROUND_LEASE_S, /* of silence before a task is anybody's; beats and chunks renew it */
     HEARTBEAT_S = 15,
     TASK_ATTEMPTS = 3,
     SILO_FAILS_ASIDE = 3, /* failures in a row set a silo aside */

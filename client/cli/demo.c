@@ -6,14 +6,12 @@
 #include <inttypes.h>
 #include <math.h>
 #include <netinet/in.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "client/cli/verify.h"
 #include "client/progress.h"
 #include "client/state.h"
 #include "common/buf.h"
@@ -29,8 +27,7 @@ enum {
     DEFAULT_ROUNDS = 20
 };
 
-static void join_path(char out[DEMO_PATH_MAX], const struct demo *d, const char *sub,
-                      const char *name)
+void demo_path(char out[DEMO_PATH_MAX], const struct demo *d, const char *sub, const char *name)
 {
     (void)snprintf(out, DEMO_PATH_MAX, "%.300s/%.40s%s%.80s", d->state, sub, *name ? "/" : "",
                    name);
@@ -54,7 +51,7 @@ enum status demo_save(const struct demo *d, struct err *e)
     }
     jw_end_array(&b);
     jw_end_object(&b);
-    join_path(path, d, "demo.json", "");
+    demo_path(path, d, "demo.json", "");
     enum status st = file_write(path, b.data, b.len, e);
     buf_release(&b);
     return st;
@@ -92,7 +89,7 @@ enum status demo_load(struct demo *d, struct err *e)
     struct arena *a = arena_new(1 << 20);
     char *text = arena_alloc(a, JSON_MAX);
     const struct json *o = NULL;
-    join_path(path, d, "demo.json", "");
+    demo_path(path, d, "demo.json", "");
     enum status st = file_read(path, text, JSON_MAX, e);
     if (!st) {
         st = json_parse(&o, a, text, strlen(text), e);
@@ -114,7 +111,7 @@ static enum status prepare_one(struct demo *d, const struct demo_source *s, stru
     char out[DEMO_PATH_MAX];
     char manifest[DEMO_PATH_MAX];
     char size[16];
-    join_path(out, d, "data", s->name);
+    demo_path(out, d, "data", s->name);
     (void)snprintf(manifest, sizeof(manifest), "%.480s/manifest.json", out);
     format_bytes(size, s->bytes);
     struct proc p = {.name = "photon data prepare",
@@ -122,7 +119,7 @@ static enum status prepare_one(struct demo *d, const struct demo_source *s, stru
     char program[DEMO_PATH_MAX];
     (void)snprintf(program, sizeof(program), "%.480s/photon", d->bin);
     p.argv[0] = program;
-    join_path(p.log, d, "logs", "prepare.log");
+    demo_path(p.log, d, "logs", "prepare.log");
     if (access(manifest, R_OK) == 0) {
         return ST_OK;
     }
@@ -142,14 +139,14 @@ enum status demo_prepare(struct demo *d, struct err *e)
     char dir[DEMO_PATH_MAX];
     static const char *const folders[] = {"text", "data", "silos", "logs"};
     for (size_t i = 0; i < sizeof(folders) / sizeof(folders[0]); i++) {
-        join_path(dir, d, folders[i], "");
+        demo_path(dir, d, folders[i], "");
         TRY(dir_make(dir, e));
     }
     if (d->silo_count > 0) {
         return ST_OK;
     }
     (void)printf("Looking for text: a different kind for each silo\n");
-    join_path(dir, d, "text", "");
+    demo_path(dir, d, "text", "");
     int want = (int)d->silos_wanted;
     TRY(d->data ? demo_text_given(d->data, want > 0 ? want : DEMO_SILOS_MAX, d->silos,
                                   &d->silo_count, e)
@@ -221,12 +218,12 @@ static enum status start_server(struct demo *d, struct err *e)
     static char listen[64];
     static char bulk[64];
     (void)snprintf(program, sizeof(program), "%.480s/photon-server", d->bin);
-    join_path(data, d, "server", "");
+    demo_path(data, d, "server", "");
     (void)snprintf(listen, sizeof(listen), "127.0.0.1:%d", d->port);
     (void)snprintf(bulk, sizeof(bulk), "127.0.0.1:%d", d->bulk_port);
     struct proc *p = &d->server;
     (void)snprintf(p->name, sizeof(p->name), "photon-server");
-    join_path(p->log, d, "logs", "server.log");
+    demo_path(p->log, d, "logs", "server.log");
     const char *const argv[] = {program, "--data", data, "--listen", listen, "--bulk-listen", bulk};
     memcpy(p->argv, argv, sizeof(argv));
     return proc_start(p, e);
@@ -267,9 +264,9 @@ static enum status publish(struct demo *d, struct err *e)
     char from[DEMO_PATH_MAX];
     char path[DEMO_PATH_MAX];
     static char token[4096];
-    join_path(from, d, "server", "admin-token");
+    demo_path(from, d, "server", "admin-token");
     TRY(file_read(from, token, sizeof(token), e));
-    join_path(path, d, "admin-token", "");
+    demo_path(path, d, "admin-token", "");
     TRY(file_write(path, token, strlen(token), e));
     struct api_options o = {.server = d->url};
     static char token_path[DEMO_PATH_MAX];
@@ -279,7 +276,7 @@ static enum status publish(struct demo *d, struct err *e)
         return err_set(e, ST_INVALID, "the server's admin token cannot be used");
     }
     d->api_open = true;
-    join_path(path, d, "url", "");
+    demo_path(path, d, "url", "");
     TRY(file_write(path, d->url, strlen(d->url), e));
     return demo_save(d, e);
 }
@@ -313,7 +310,7 @@ static enum status join_silo(struct demo *d, const char *name, struct err *e)
     char program[DEMO_PATH_MAX];
     struct silo_identity id;
     struct err unused = {0};
-    join_path(state, d, "silos", name);
+    demo_path(state, d, "silos", name);
     if (identity_read(state, &id, &unused) == ST_OK) {
         if (strcmp(id.url, d->url) == 0) {
             return ST_OK;
@@ -347,8 +344,8 @@ static enum status start_silo(struct demo *d, int i, struct err *e)
     struct proc *p = &d->clients[i];
     const char *name = d->silos[i].name;
     (void)snprintf(programs, sizeof(programs), "%.480s/photon-client", d->bin);
-    join_path(states[i], d, "silos", name);
-    join_path(datas[i], d, "data", name);
+    demo_path(states[i], d, "silos", name);
+    demo_path(datas[i], d, "data", name);
     (void)snprintf(p->name, sizeof(p->name), "%s", name);
     (void)snprintf(p->log, sizeof(p->log), "%.400s/logs/%.64s.log", d->state, name);
     const char *const argv[] = {programs, "start",     "--state", states[i], "--data",
@@ -411,7 +408,7 @@ static bool is_training(const struct demo *d, int i, int64_t round)
     char text[8192];
     struct err unused = {0};
     const struct json *o = NULL;
-    join_path(state, d, "silos", d->silos[i].name);
+    demo_path(state, d, "silos", d->silos[i].name);
     (void)snprintf(path, sizeof(path), "%.480s/status.json", state);
     struct arena *a = arena_new(1 << 20);
     bool yes = file_read(path, text, sizeof(text), &unused) == ST_OK &&
@@ -511,94 +508,4 @@ enum status demo_submit(struct demo *d, struct err *e)
     (void)snprintf(d->run, sizeof(d->run), "%s", id);
     d->runs_made++;
     return demo_save(d, e);
-}
-
-/* ---- did it work? ---- */
-
-static int say_failed(const char *fmt, ...) PRINTF_LIKE(1, 2);
-
-static int say_failed(const char *fmt, ...)
-{
-    char text[300];
-    va_list ap;
-    va_start(ap, fmt);
-    (void)vsnprintf(text, sizeof(text), fmt, ap);
-    va_end(ap);
-    (void)fprintf(stderr, "photon demo: FAILED: %s\n", text);
-    return EXIT_FAILED;
-}
-
-static int check_losses(const struct json *run)
-{
-    int64_t rounds = api_integer(run, "rounds", -1);
-    int64_t closed = api_integer(run, "round", -2);
-    double first = exp(api_number(run, "initial_eval_loss"));
-    double last = exp(api_number(run, "eval_loss"));
-    double best = exp(api_number(run, "best_eval_loss"));
-    if (strcmp(api_text(run, "state", ""), "finished") != 0 || closed != rounds) {
-        return say_failed("%" PRId64 " of %" PRId64 " rounds closed, the run is %s", closed, rounds,
-                          api_text(run, "state", "?"));
-    }
-    if (!isfinite(first) || !isfinite(last) || !isfinite(best)) {
-        return say_failed("there is no validation perplexity of the first or the last checkpoint");
-    }
-    if (!(last < first / 4.0)) {
-        return say_failed("perplexity fell from %.4g to %.4g only, not to a quarter", first, last);
-    }
-    if (!(last <= 1.05 * best)) {
-        return say_failed("perplexity ended at %.4g, above the %.4g it had reached", last, best);
-    }
-    (void)printf("Validation perplexity fell from %.4g to %.4g\n", first, last);
-    return EXIT_DONE;
-}
-
-static int check_checkpoint(struct demo *d, const struct json *ckpt)
-{
-    char file[DEMO_PATH_MAX];
-    struct digest digest;
-    struct err e = {0};
-    struct reply r;
-    struct verified v;
-    join_path(file, d, "checkpoint.safetensors", "");
-    (void)unlink(file);
-    if (!ckpt || json_kind(ckpt) != JSON_OBJECT ||
-        digest_parse(&digest, api_text(ckpt, "sha256", ""), &e)) {
-        return say_failed("the run has no final checkpoint");
-    }
-    struct download dl = {.path = api_text(ckpt, "url", "/"),
-                          .file = file,
-                          .digest = &digest,
-                          .bytes = api_integer(ckpt, "bytes", -1)};
-    if (transport_download(d->api.transport, d->api.arena, &dl, &r, &e) ||
-        verify_file(file, &v, &e)) {
-        return say_failed("the final checkpoint: %s", e.msg);
-    }
-    if (v.not_finite > 0) {
-        return say_failed("the final checkpoint has %" PRId64 " values that are not finite",
-                          v.not_finite);
-    }
-    (void)printf("Final checkpoint: %s\n  sha256 %s, %" PRId64 " parameters, all finite\n", file,
-                 v.sha256, v.params);
-    return EXIT_DONE;
-}
-
-int demo_check(struct demo *d)
-{
-    struct reply r;
-    int rc = EXIT_TEMPORARY;
-    // The last evaluation may still be on its way when the last round has closed.
-    for (double until = clock_mono_s() + 60.0; clock_mono_s() < until && !demo_stopping();) {
-        rc = api_call(&d->api, "GET", arena_fmt(d->api.arena, "/api/v1/runs/%s", d->run), NULL, &r);
-        const struct json *head = rc ? NULL : json_get(r.json, "head_checkpoint");
-        if (rc ||
-            (head && json_kind(head) == JSON_OBJECT && isfinite(api_number(head, "eval_loss")))) {
-            break;
-        }
-        clock_sleep_ms(300);
-    }
-    if (rc) {
-        return say_failed("the server cannot be asked");
-    }
-    rc = check_losses(r.json);
-    return rc ? rc : check_checkpoint(d, json_get(r.json, "head_checkpoint"));
 }

@@ -50,6 +50,9 @@ struct demo {
 /* Did a signal ask us to stop? */
 bool demo_stopping(void);
 
+/* STATE/sub/name, or STATE/sub where name is "". */
+void demo_path(char out[DEMO_PATH_MAX], const struct demo *d, const char *sub, const char *name);
+
 /* Text found or given, and prepared into shards; does nothing when it was done before. */
 enum status demo_prepare(struct demo *d, struct err *e) MUST_CHECK;
 

@@ -184,9 +184,9 @@ static __global__ void __launch_bounds__(TILED_THREADS)
     const uint32_t tile_v = tile_k + 4 * KEYS * D;    // two stages
     const int lane = (int)(threadIdx.x % LANES);
     const int row0 = (int)(threadIdx.x / LANES) * M * ROWS;
-    const int64_t head = blockIdx.y;
+    const int64_t head = attn_head(x);
     const int T = (int)x.T;
-    const int q0 = (int)(gridDim.x - 1 - blockIdx.x) * QUERIES; // the longest first
+    const int q0 = ((int)x.tiles - 1 - attn_tile(x)) * QUERIES; // the longest first
     const int r = q0 + QUERIES - 1;
     const int64_t stride = 3 * x.H * D;
     const bf16 *k = qkv + attn_qkv(x, head, 0, PART_K);
@@ -267,8 +267,9 @@ static void fwd(struct cuda *c, bf16 *o, float *lse, const bf16 *qkv, const stru
 {
     const int QUERIES = WARPS * M * ROWS;
     size_t shared = (size_t)(QUERIES + 4 * 64) * D * sizeof(bf16);
-    cuda_launch(c, attn_fwd_mma<D, M>, dim3(cuda_blocks(x.T, QUERIES), (unsigned)(B * x.H)),
-                TILED_THREADS, shared, o, lse, qkv, x);
+    const struct attn over = attn_over(x, cuda_blocks(x.T, QUERIES));
+    cuda_launch(c, attn_fwd_mma<D, M>, attn_grid(over, B), TILED_THREADS, shared, o, lse, qkv,
+                over);
 }
 
 void attn_fwd_tiled(struct cuda *c, void *o, float *lse, const void *qkv, const struct attn &x,
@@ -304,9 +305,9 @@ static __global__ void __launch_bounds__(TILED_THREADS)
     __shared__ float row_delta[QUERIES];
     const int lane = (int)(threadIdx.x % LANES);
     const int row0 = (int)(threadIdx.x / LANES) * ROWS;
-    const int64_t head = blockIdx.y;
+    const int64_t head = attn_head(x);
     const int T = (int)x.T;
-    const int k0 = (int)blockIdx.x * KEYS; // the longest first
+    const int k0 = attn_tile(x) * KEYS; // the longest first
     const int64_t stride = 3 * x.H * D;
     const bf16 *q = qkv + attn_qkv(x, head, 0, PART_Q);
     const bf16 *g = dout + attn_o(x, head, 0);
@@ -394,9 +395,9 @@ static __global__ void __launch_bounds__(TILED_THREADS)
     const uint32_t tile_v = tile_k + 4 * KEYS * D;     // two stages
     const int lane = (int)(threadIdx.x % LANES);
     const int row0 = (int)(threadIdx.x / LANES) * ROWS;
-    const int64_t head = blockIdx.y;
+    const int64_t head = attn_head(x);
     const int T = (int)x.T;
-    const int q0 = (int)(gridDim.x - 1 - blockIdx.x) * QUERIES; // the longest first
+    const int q0 = ((int)x.tiles - 1 - attn_tile(x)) * QUERIES; // the longest first
     const int r = q0 + QUERIES - 1;
     const int64_t stride = 3 * x.H * D;
     const bf16 *k = qkv + attn_qkv(x, head, 0, PART_K);
@@ -468,12 +469,13 @@ static void bwd(struct cuda *c, bf16 *dqkv, const bf16 *qkv, const bf16 *dout, c
                 const float *delta, const struct attn &x, int64_t B)
 {
     const int OWN = WARPS * ROWS;
-    dim3 grid(cuda_blocks(x.T, OWN), (unsigned)(B * x.H));
+    const struct attn over = attn_over(x, cuda_blocks(x.T, OWN));
+    unsigned grid = attn_grid(over, B);
     size_t shared = (size_t)(2 * OWN + 4 * OTHER) * D * sizeof(bf16);
     cuda_launch(c, attn_dkv_mma<D, OTHER>, grid, TILED_THREADS, shared, dqkv, qkv, dout, lse, delta,
-                x);
+                over);
     cuda_launch(c, attn_dq_mma<D, OTHER>, grid, TILED_THREADS, shared, dqkv, qkv, dout, lse, delta,
-                x);
+                over);
 }
 
 void attn_bwd_tiled(struct cuda *c, void *dqkv, const void *qkv, const void *dout, const float *lse,

@@ -8,12 +8,38 @@
 #include "kernels/cuda/cuda.cuh"
 #include "kernels/cuda/device.cuh"
 
-/* One call, as kernels see it. blockIdx.y is the head, b H + h. */
+/*
+ * One call, as kernels see it. Blocks are numbered by tile within a head, then by head, b H + h,
+ * all in blockIdx.x: the other dimensions end at 65535.
+ */
 struct attn {
     int64_t T, H, D;
+    int64_t tiles;       /* or rows: blocks of one head */
     const float *slopes; /* or NULL */
     float scale;         /* 1 / sqrt(D) */
 };
+
+static __device__ __forceinline__ int64_t attn_head(const struct attn &x)
+{
+    return blockIdx.x / x.tiles;
+}
+
+static __device__ __forceinline__ int attn_tile(const struct attn &x)
+{
+    return (int)(blockIdx.x % x.tiles);
+}
+
+/* The same call, over this many blocks of each head. */
+static inline struct attn attn_over(struct attn x, int64_t tiles)
+{
+    x.tiles = tiles;
+    return x;
+}
+
+static inline unsigned attn_grid(const struct attn &x, int64_t B)
+{
+    return (unsigned)(x.tiles * B * x.H);
+}
 
 enum { PART_Q = 0, PART_K, PART_V };
 

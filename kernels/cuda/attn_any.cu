@@ -36,8 +36,8 @@ static __global__ void __launch_bounds__(CHUNK)
     float *acc = reinterpret_cast<float *>(bytes); // D
     __shared__ float p[CHUNK];
     __shared__ float shared[32];
-    int64_t i = blockIdx.x;
-    int64_t head = blockIdx.y;
+    int64_t i = attn_tile(x);
+    int64_t head = attn_head(x);
     float slope = attn_slope(x, head);
     const T *q = qkv + attn_qkv(x, head, i, PART_Q);
     float max = -INFINITY;
@@ -82,8 +82,8 @@ static __global__ void __launch_bounds__(CHUNK)
     SHARED_DYNAMIC(bytes);
     float *acc = reinterpret_cast<float *>(bytes); // D
     __shared__ float ds[CHUNK];
-    int64_t i = blockIdx.x;
-    int64_t head = blockIdx.y;
+    int64_t i = attn_tile(x);
+    int64_t head = attn_head(x);
     float slope = attn_slope(x, head);
     const T *q = qkv + attn_qkv(x, head, i, PART_Q);
     const T *g = dout + attn_o(x, head, i);
@@ -126,8 +126,8 @@ static __global__ void __launch_bounds__(CHUNK)
     float *acc_v = acc_k + x.D;                      // D
     __shared__ float p[CHUNK];
     __shared__ float ds[CHUNK];
-    int64_t j = blockIdx.x;
-    int64_t head = blockIdx.y;
+    int64_t j = attn_tile(x);
+    int64_t head = attn_head(x);
     float slope = attn_slope(x, head);
     const T *k = qkv + attn_qkv(x, head, j, PART_K);
     const T *v = qkv + attn_qkv(x, head, j, PART_V);
@@ -168,8 +168,8 @@ static __global__ void __launch_bounds__(CHUNK)
 template <typename T>
 static __global__ void delta_rows(float *delta, const T *o, const T *dout, struct attn x)
 {
-    int64_t t = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
-    int64_t head = blockIdx.y;
+    int64_t t = (int64_t)attn_tile(x) * blockDim.y + threadIdx.y;
+    int64_t head = attn_head(x);
     if (t >= x.T) {
         return; // a whole warp
     }
@@ -188,14 +188,15 @@ void attn_delta(struct cuda *c, enum dtype at, float *delta, const void *o, cons
                 const struct attn &x, int64_t B)
 {
     const unsigned ROWS = 8;
-    dim3 grid(cuda_blocks(x.T, ROWS), (unsigned)(B * x.H));
+    struct attn rows = attn_over(x, cuda_blocks(x.T, ROWS));
+    unsigned grid = attn_grid(rows, B);
     dim3 block(LANES, ROWS);
     if (at == DTYPE_BF16) {
         cuda_launch(c, delta_rows<bf16>, grid, block, 0, delta, (const bf16 *)o, (const bf16 *)dout,
-                    x);
+                    rows);
     } else {
         cuda_launch(c, delta_rows<float>, grid, block, 0, delta, (const float *)o,
-                    (const float *)dout, x);
+                    (const float *)dout, rows);
     }
 }
 
@@ -203,15 +204,15 @@ template <typename T>
 static void fwd_any(struct cuda *c, void *o, void *lse, const void *qkv, const struct attn &x,
                     int64_t B)
 {
-    cuda_launch(c, attn_fwd_any<T>, dim3((unsigned)x.T, (unsigned)(B * x.H)), CHUNK,
-                (size_t)x.D * sizeof(float), (T *)o, (float *)lse, (const T *)qkv, x);
+    cuda_launch(c, attn_fwd_any<T>, attn_grid(x, B), CHUNK, (size_t)x.D * sizeof(float), (T *)o,
+                (float *)lse, (const T *)qkv, x);
 }
 
 template <typename T>
 static void bwd_any(struct cuda *c, void *dqkv, const void *qkv, const void *dout, const void *lse,
                     const float *delta, const struct attn &x, int64_t B)
 {
-    dim3 grid((unsigned)x.T, (unsigned)(B * x.H));
+    unsigned grid = attn_grid(x, B);
     size_t row = (size_t)x.D * sizeof(float);
     cuda_launch(c, attn_dq_any<T>, grid, CHUNK, row, (T *)dqkv, (const T *)qkv, (const T *)dout,
                 (const float *)lse, delta, x);
@@ -221,7 +222,12 @@ static void bwd_any(struct cuda *c, void *dqkv, const void *qkv, const void *dou
 
 static struct attn describe(const float *slopes, int64_t T, int64_t H, int64_t D)
 {
-    return {.T = T, .H = H, .D = D, .slopes = slopes, .scale = (float)(1.0 / sqrt((double)D))};
+    return {.T = T,
+            .H = H,
+            .D = D,
+            .tiles = T,
+            .slopes = slopes,
+            .scale = (float)(1.0 / sqrt((double)D))};
 }
 
 /* Tiles move 16 bytes at a time. */

@@ -50,12 +50,15 @@ static inline unsigned cuda_blocks(int64_t n, int64_t per_block)
     return (unsigned)((n + per_block - 1) / per_block);
 }
 
-/* Enqueue a kernel. More than 48 KiB of shared memory have to be asked for by name. */
+/*
+ * Enqueue a kernel. More than 48 KiB of shared memory, its static arrays included, have to be asked
+ * for by name.
+ */
 template <typename... P, typename... A>
 static void cuda_launch(struct cuda *c, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared,
                         A... args)
 {
-    if (shared > 48 * 1024) {
+    if (shared > 32 * 1024) {
         cuda_check(c,
                    cudaFuncSetAttribute((const void *)kernel,
                                         cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));

@@ -12,6 +12,11 @@ static const float EPS = 1e-5f;
 
 enum { WARPS = 4, GROUPS_MAX = 2048, ADD_SLICES = 32, COLUMN_ROWS = 8, COLUMN_PARTS_MAX = 128 };
 
+/*
+ * Blocks of either size are kernels of their own: a thread of a large one gets fewer registers.
+ */
+enum { SMALL = 128, LARGE = 1024 };
+
 /* Threads for a row of C elements, held by each as K packs of V. */
 static unsigned row_threads(int64_t C, int V, int K)
 {
@@ -27,7 +32,8 @@ static unsigned row_threads(int64_t C, int V, int K)
 // ---- adding up the parts ------------------------------------------------------------------------
 
 /* out[c] += sum of parts[p][c], p < count; block (32 columns, ADD_SLICES). */
-static __global__ void add_parts(float *out, const float *parts, int64_t count, int64_t C)
+static __global__ void __launch_bounds__(32 * ADD_SLICES)
+    add_parts(float *out, const float *parts, int64_t count, int64_t C)
 {
     __shared__ float sums[ADD_SLICES][32];
     int64_t c = (int64_t)blockIdx.x * 32 + threadIdx.x;
@@ -89,9 +95,10 @@ static __device__ __forceinline__ float take_row(float held[K][V], T *xs, const 
     return sum;
 }
 
-template <typename T, int V, int K>
-static __global__ void norm_fwd(T *xs, T *out, float *mean, float *rstd, const T *x, const T *y,
-                                const T *g, const T *b, int64_t N, int C)
+template <typename T, int V, int K, int THREADS>
+static __global__ void __launch_bounds__(THREADS)
+    norm_fwd(T *xs, T *out, float *mean, float *rstd, const T *x, const T *y, const T *g,
+             const T *b, int64_t N, int C)
 {
     __shared__ float shared[32];
     int64_t row = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
@@ -148,9 +155,13 @@ static void norm_fwd_as(struct cuda *c, void *xs, void *out, void *mean, void *r
     bool wide = moves_wide<T>(C, xs, out, x, y, g, b);
     unsigned threads = wide ? row_threads(C, W, 4) : row_threads(C, 1, 16);
     unsigned rows = threads == LANES ? WARPS : 1;
-    cuda_launch(c, wide ? norm_fwd<T, W, 4> : norm_fwd<T, 1, 16>, cuda_blocks(N, rows),
-                dim3(threads, rows), 0, (T *)xs, (T *)out, (float *)mean, (float *)rstd,
-                (const T *)x, (const T *)y, (const T *)g, (const T *)b, N, (int)C);
+    auto kernel = wide ? norm_fwd<T, W, 4, SMALL> : norm_fwd<T, 1, 16, SMALL>;
+    if (threads > SMALL) {
+        kernel = wide ? norm_fwd<T, W, 4, LARGE> : norm_fwd<T, 1, 16, LARGE>;
+    }
+    cuda_launch(c, kernel, cuda_blocks(N, rows), dim3(threads, rows), 0, (T *)xs, (T *)out,
+                (float *)mean, (float *)rstd, (const T *)x, (const T *)y, (const T *)g,
+                (const T *)b, N, (int)C);
 }
 
 void cuda_norm_fwd(struct backend *be, enum dtype at, void *xs, void *out, void *mean, void *rstd,
@@ -167,10 +178,10 @@ void cuda_norm_fwd(struct backend *be, enum dtype at, void *xs, void *out, void 
  * With n = (x - mean) rstd and e = dout g: dx += rstd (e - mean(e) - n mean(e n)), and over the
  * rows of this group the sums of dout n and of dout, which go to parts (2, groups, C).
  */
-template <typename T, int V, int K>
-static __global__ void norm_bwd(T *dx, float *parts, const T *dout, const T *xs, const float *mean,
-                                const float *rstd, const T *g, int64_t N, int C, int64_t groups,
-                                int64_t group_rows)
+template <typename T, int V, int K, int THREADS>
+static __global__ void __launch_bounds__(THREADS)
+    norm_bwd(T *dx, float *parts, const T *dout, const T *xs, const float *mean, const float *rstd,
+             const T *g, int64_t N, int C, int64_t groups, int64_t group_rows)
 {
     __shared__ float shared[32];
     int64_t group = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
@@ -252,10 +263,13 @@ static void norm_bwd_as(struct cuda *c, void *dx, void *dg, void *db, const void
     if (!parts) {
         return;
     }
-    cuda_launch(c, wide ? norm_bwd<T, W, 4> : norm_bwd<T, 1, 16>, cuda_blocks(groups, rows),
-                dim3(threads, rows), 0, (T *)dx, parts, (const T *)dout, (const T *)xs,
-                (const float *)mean, (const float *)rstd, (const T *)g, N, (int)C, groups,
-                group_rows);
+    auto kernel = wide ? norm_bwd<T, W, 4, SMALL> : norm_bwd<T, 1, 16, SMALL>;
+    if (threads > SMALL) {
+        kernel = wide ? norm_bwd<T, W, 4, LARGE> : norm_bwd<T, 1, 16, LARGE>;
+    }
+    cuda_launch(c, kernel, cuda_blocks(groups, rows), dim3(threads, rows), 0, (T *)dx, parts,
+                (const T *)dout, (const T *)xs, (const float *)mean, (const float *)rstd,
+                (const T *)g, N, (int)C, groups, group_rows);
     launch_add_parts(c, dg, parts, groups, C);
     if (db) {
         launch_add_parts(c, db, parts + groups * C, groups, C);

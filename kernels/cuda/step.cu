@@ -12,7 +12,8 @@ static const int CLIP_STAGE = 1024;
 static const int STEP_THREADS = 256;
 
 /* One block per chunk. Sums are double: squares of large gradients leave the range of fp32. */
-static __global__ void sqnorm(double *partials, const float *g, int64_t n)
+static __global__ void __launch_bounds__(NORM_THREADS)
+    sqnorm(double *partials, const float *g, int64_t n)
 {
     __shared__ double sums[NORM_THREADS];
     int64_t start = (int64_t)blockIdx.x * NORM_CHUNK;
@@ -45,8 +46,8 @@ void cuda_sqnorm(struct backend *be, enum dtype gt, double *partials, const void
 }
 
 /* One thread adds, in the order the contract wants; the others fetch. */
-static __global__ void clip(struct clip_state *out, const double *partials, int64_t count,
-                            double max_norm)
+static __global__ void __launch_bounds__(CLIP_STAGE)
+    clip(struct clip_state *out, const double *partials, int64_t count, double max_norm)
 {
     __shared__ double stage[CLIP_STAGE];
     double sum = 0.0;

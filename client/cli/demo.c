@@ -12,6 +12,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "client/data.h"
 #include "client/progress.h"
 #include "client/state.h"
 #include "common/buf.h"
@@ -106,14 +107,31 @@ enum status demo_load(struct demo *d, struct err *e)
 
 /* ---- text ---- */
 
+/* What the silo has, as counted after preparing: a folder's or a compressed file's size says
+ * little. */
+static enum status show_text(const struct demo_source *s, const char *dir, struct err *e)
+{
+    struct data *data = NULL;
+    struct data_source_arg from = {.dir = dir, .weight = 1.0};
+    TRY(data_open(&data, &from, 1, e));
+    struct data_info info;
+    data_info(data, &info);
+    data_close(data);
+    char train[16];
+    char heldout[16];
+    format_count(train, (double)info.train_tokens);
+    format_count(heldout, (double)info.heldout_tokens);
+    (void)printf("  %-14s %8s tokens, %s held out\n", s->name, train, heldout);
+    (void)fflush(stdout);
+    return ST_OK;
+}
+
 static enum status prepare_one(struct demo *d, const struct demo_source *s, struct err *e)
 {
     char out[DEMO_PATH_MAX];
     char manifest[DEMO_PATH_MAX];
-    char size[16];
     demo_path(out, d, "data", s->name);
     (void)snprintf(manifest, sizeof(manifest), "%.480s/manifest.json", out);
-    format_bytes(size, s->bytes);
     struct proc p = {.name = "photon data prepare",
                      .argv = {d->bin, "data", "prepare", s->path, "-o", out, NULL}};
     char program[DEMO_PATH_MAX];
@@ -123,15 +141,13 @@ static enum status prepare_one(struct demo *d, const struct demo_source *s, stru
     if (access(manifest, R_OK) == 0) {
         return ST_OK;
     }
-    (void)printf("  %-14s %9s of text\n", s->name, size);
-    (void)fflush(stdout);
     if (proc_run(&p, demo_stopping, e)) {
         if (!demo_stopping()) {
             proc_show_log(&p);
         }
         return e->st ? e->st : ST_IO;
     }
-    return ST_OK;
+    return show_text(s, out, e);
 }
 
 enum status demo_prepare(struct demo *d, struct err *e)

@@ -220,8 +220,12 @@ DEMO := $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(EXIT),--exit) $(if $(PORT),--p
 demo: deps
 	@$(SUBMAKE) all web
 	@$(B)/bin/photon demo $(DEMO)
+# Where the demo keeps itself: see README.md; a demo that runs is not pulled from under itself.
+DEMO_DIRS := $(or $(STATE),photon-demo $(if $(filter 0,$(shell id -u)),/var/lib/photon-demo))
 demo-clean:
-	rm -rf $(or $(STATE),photon-demo)
+	@for d in $(DEMO_DIRS); do [ ! -d "$$d" ] || { \
+	  flock -n "$$d/lock" true || { echo "a demo runs in $$d; end it first"; exit 1; }; \
+	  echo "rm -rf $$d" && rm -rf "$$d"; } || exit 1; done
 test:
 	@./deps.sh --test
 	@$(SUBMAKE) test-all
@@ -298,6 +302,7 @@ check-headers:
 lint: check-headers
 	shellcheck *.sh tests/*.sh tests/*/*.sh
 	tests/lint/includes.sh
+	tests/lint/codes.sh
 	@tests/lint/size.sh
 	cppcheck --quiet --error-exitcode=1 --std=c11 --inline-suppr --suppress=missingIncludeSystem \
 	  --enable=warning,performance,portability -I. common server client kernels

@@ -9,8 +9,9 @@
 #include <unistd.h>
 
 static const char DEFAULT_SERVER[] = "http://127.0.0.1:8080";
-static const char DEMO_URL_FILE[] = "photon-demo/url";
-static const char DEMO_TOKEN_FILE[] = "photon-demo/admin-token";
+
+/* Where `photon demo` leaves its address and token: here, or where it goes as root. */
+static const char *const demo_dirs[] = {"photon-demo", "/var/lib/photon-demo"};
 
 enum { SECRET_MAX = 4096, GIVE_UP_S = 20, ARENA_MAX = 256 * 1024 * 1024 };
 
@@ -37,22 +38,33 @@ int api_read_secret(struct arena *a, const char *file, const char **out)
     return EXIT_DONE;
 }
 
+static const char *find_demo(struct arena *a)
+{
+    for (size_t i = 0; i < sizeof(demo_dirs) / sizeof(demo_dirs[0]); i++) {
+        if (access(arena_fmt(a, "%s/url", demo_dirs[i]), R_OK) == 0) {
+            return demo_dirs[i];
+        }
+    }
+    return NULL;
+}
+
 int api_open(struct api *api, const struct api_options *o)
 {
     *api = (struct api){.json = o->json, .quiet = o->quiet, .arena = arena_new(ARENA_MAX)};
     const char *server = o->server;
     const char *token = NULL;
     int rc = EXIT_DONE;
-    bool demo = !server && access(DEMO_URL_FILE, R_OK) == 0;
+    const char *demo = server ? NULL : find_demo(api->arena);
+    const char *demo_token = demo ? arena_fmt(api->arena, "%s/admin-token", demo) : NULL;
     if (demo) {
-        rc = api_read_secret(api->arena, DEMO_URL_FILE, &server);
+        rc = api_read_secret(api->arena, arena_fmt(api->arena, "%s/url", demo), &server);
     }
     if (!rc && o->token_file) {
         rc = api_read_secret(api->arena, o->token_file, &token);
     } else if (!rc && getenv("PHOTON_TOKEN") && *getenv("PHOTON_TOKEN")) {
         token = getenv("PHOTON_TOKEN");
-    } else if (!rc && demo && access(DEMO_TOKEN_FILE, R_OK) == 0) {
-        rc = api_read_secret(api->arena, DEMO_TOKEN_FILE, &token);
+    } else if (!rc && demo && access(demo_token, R_OK) == 0) {
+        rc = api_read_secret(api->arena, demo_token, &token);
     }
     if (!rc && !token) {
         (void)fprintf(stderr,

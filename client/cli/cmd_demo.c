@@ -242,7 +242,8 @@ static int demo(int argc, char **argv)
         {"port", 'p', OPTION_INT, "PORT", NULL, &d.port_wanted, 1, 65534,
          "of the dashboard; default 8080 or the next free one"},
         {"state", 0, OPTION_TEXT, "DIR", NULL, &state, 0, 0,
-         "where everything is kept; default ./photon-demo"},
+         "where everything is kept; default ./photon-demo (as root, where no other user can reach "
+         "that: /var/lib/photon-demo)"},
         {"data", 0, OPTION_TEXT, "DIR", NULL, &d.data, 0, 0,
          "your own text: a subfolder or a .txt, .jsonl (.gz) file per silo"},
         {"silos", 0, OPTION_INT, "N", NULL, &d.silos_wanted, 1, DEMO_SILOS_MAX,

@@ -329,6 +329,27 @@ static int list_names(struct arena *a, DIR *d, const char **names)
     return count;
 }
 
+/* What the files below a folder measure. */
+static int64_t folder_bytes(const char *dir, int depth)
+{
+    DIR *d = depth < DEPTH_MAX ? opendir(dir) : NULL;
+    int64_t sum = 0;
+    for (struct dirent *entry = d ? readdir(d) : NULL; entry; entry = readdir(d)) {
+        struct stat s;
+        char path[1024];
+        if (entry->d_name[0] == '.' ||
+            snprintf(path, sizeof(path), "%s/%s", dir, entry->d_name) >= (int)sizeof(path) ||
+            lstat(path, &s) != 0) {
+            continue;
+        }
+        sum += S_ISDIR(s.st_mode) ? folder_bytes(path, depth + 1) : (int64_t)s.st_size;
+    }
+    if (d) {
+        (void)closedir(d);
+    }
+    return sum;
+}
+
 static bool take_entry(const char *folder, const char *name, struct demo_source *list, int taken)
 {
     struct stat s;
@@ -342,7 +363,7 @@ static bool take_entry(const char *folder, const char *name, struct demo_source 
         size_t len = strlen(to->name);
         (void)snprintf(to->name + len, sizeof(to->name) - len, "-%d", taken + 1);
     }
-    to->bytes = (int64_t)s.st_size;
+    to->bytes = S_ISDIR(s.st_mode) ? folder_bytes(to->path, 0) : (int64_t)s.st_size;
     return true;
 }
 

@@ -28,6 +28,7 @@ need postgresql '/usr/lib/postgresql/*/bin/initdb'
 need nodejs node
 need npm npm
 if [ "${1-}" = --test ] || [ "${1-}" = --dev ]; then
+    need g++ g++ # the CUDA kernels, emulated
     need chromium chromium
     need fonts-dejavu-core '/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf'
     need python3 python3

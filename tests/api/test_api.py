@@ -12,6 +12,7 @@ import people
 import rounds
 import silos
 import streams
+import tls
 
 
 def main():
@@ -20,7 +21,7 @@ def main():
     try:
         server.start()
         fixture.load(server)
-        passed, failed = kit.run_tests(server, [generic, people, pages, framing, streams, silos, rounds, cluster],
+        passed, failed = kit.run_tests(server, [generic, people, pages, framing, streams, silos, rounds, tls, cluster],
                                        sys.argv[2:])
         server.stop()
     except Exception as error:  # the counts must come out whatever happens

@@ -157,6 +157,12 @@ static const char SQL_METRICS[] =
     "   UNION ALL SELECT 'photon_tokens_trained_total', format('{run=\"%s\"}', l.name),"
     "     coalesce((SELECT sum(tokens) FROM round WHERE run_id = l.id AND state = 'closed'), 0)"
     "     FROM live l"
+    "   UNION ALL SELECT v.family, format('{run=\"%s\"}', l.name), v.value"
+    "     FROM live l CROSS JOIN LATERAL (SELECT extract(epoch FROM closed_at - opened_at) AS "
+    "round_s,"
+    "       aggregate_s FROM round WHERE run_id = l.id AND state = 'closed' AND number = l.head) q"
+    "     CROSS JOIN LATERAL (VALUES ('photon_round_duration_seconds', q.round_s),"
+    "       ('photon_aggregation_duration_seconds', q.aggregate_s)) v (family, value)"
     "   UNION ALL SELECT 'photon_eval_loss', format('{run=\"%s\"}', l.name), c.eval_loss"
     "     FROM live l CROSS JOIN LATERAL (SELECT eval_loss FROM checkpoint WHERE run_id = l.id"
     "       AND eval_loss IS NOT NULL ORDER BY number DESC LIMIT 1) c"
@@ -188,8 +194,10 @@ static const struct family {
     const char *type;
     const char *help;
 } families[] = {
+    {"photon_aggregation_duration_seconds", "gauge", "Folding the newest closed round's updates."},
     {"photon_eval_loss", "gauge", "Newest evaluation, mean token loss."},
     {"photon_round", "gauge", "Closed rounds of a live run."},
+    {"photon_round_duration_seconds", "gauge", "Opening to closing of the newest closed round."},
     {"photon_rounds_completed_total", "counter", "Closed rounds of a live run."},
     {"photon_silo_last_seen_timestamp_seconds", "gauge", "When a silo spoke last."},
     {"photon_silos", "gauge", "Silos by state."},
@@ -236,6 +244,13 @@ static enum status get_metrics(struct request *rq, struct response *rs, struct e
     buf_fmt(&b, "photon_blob_free_bytes %" PRId64 "\n", blob_free_bytes(rq->server->blobs));
     print_family(&b, "photon_streams", "gauge", "Event streams that are open.");
     buf_fmt(&b, "photon_streams %d\n", streams_count(rq->server->streams));
+    int busy = 0;
+    int idle = 0;
+    db_pool_count(rq->server->pool, &busy, &idle);
+    print_family(&b, "photon_db_connections", "gauge", "Connections of the requests' pool.");
+    buf_fmt(&b,
+            "photon_db_connections{state=\"busy\"} %d\nphoton_db_connections{state=\"idle\"} %d\n",
+            busy, idle);
     print_rows(&b, &rows);
     stats_print(&b);
     rs->content_type = "text/plain; version=0.0.4; charset=utf-8";

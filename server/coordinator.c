@@ -330,7 +330,12 @@ static enum status fold_one(struct coordinator *c, struct db *db, const struct f
         return fold_failed(c, db, f, st, corrupt, e);
     }
     bool published = false;
-    TRY(db_fold_publish(db, c->server->blobs, f, &files, &stats, &published, e));
+    st = db_fold_publish(db, c->server->blobs, f, &files, &stats, &published, e);
+    if (st) {
+        log_error("checkpoint %" PRId32 " of %s cannot be published: %s", f->number, f->run_id,
+                  e->msg);
+        return st;
+    }
     if (published) {
         log_info("%s: checkpoint %" PRId32 " of %d updates in %.2f s", f->spec.name, f->number,
                  f->update_count, stats.seconds);
@@ -352,7 +357,6 @@ static enum status fold_next(struct coordinator *c, struct db *db, struct arena 
     enum status st = fold_one(c, db, &f, a, e);
     db_work_unlock(db, f.run_id);
     if (st && st != ST_RETRY) { // tried again in a while, and the others before
-        log_error("round %" PRId32 " of %s: %s", f.number, f.run_id, e->msg);
         put_aside(c, f.round_id);
         return ST_OK;
     }

@@ -109,3 +109,11 @@ void db_pool_give(struct db_pool *p, struct db *db)
     db_rollback(db);
     put_back(p, db);
 }
+
+void db_pool_count(struct db_pool *p, int *busy, int *idle)
+{
+    (void)pthread_mutex_lock(&p->lock);
+    *busy = p->out_count;
+    *idle = p->idle_count;
+    (void)pthread_mutex_unlock(&p->lock);
+}

@@ -364,6 +364,7 @@ def test_prometheus_text_is_well_formed(server):
             assert any(family == n or family in (n + "_bucket", n + "_sum", n + "_count") for n in typed), family
     assert typed["photon_http_requests_total"] == "counter"
     assert 'photon_silos{state="gone"} 2' in answer.body.decode()
+    assert typed["photon_db_connections"] == "gauge"
 
 
 def test_health_readiness_version(server):

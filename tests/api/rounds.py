@@ -128,6 +128,16 @@ def test_a_quorum_seals_at_the_deadline(server):
     no_violations()
 
 
+def test_prometheus_says_how_long_the_newest_round_took(server):
+    run, (ash,) = begin(server, 1, rounds=2)
+    assert ash.train(ash.task()).status == 200
+    wait_round(run, 1, "closed")
+    name = run_of(server, run)["name"]
+    lines = dict(line.rsplit(" ", 1) for line in server.get("/metrics").body.decode().splitlines() if line[0] != "#")
+    for family in ("photon_round_duration_seconds", "photon_aggregation_duration_seconds"):
+        assert 0 <= float(lines['%s{run="%s"}' % (family, name)]) < 60, family
+
+
 def test_a_quorum_seals_when_nobody_is_at_work(server):
     run, silos = begin(server, 3, silos_per_round=3, min_silos=2, rounds=1)
     held = seats(silos)

@@ -435,8 +435,15 @@ def test_a_chunk_cut_on_the_way_costs_nothing_but_the_chunk(server):
         s = socket.create_connection(("127.0.0.1", server.bulk_port))
         s.sendall(head.encode() + body[:cut])
         held.append(s)  # the peer neither goes on nor goes away
+        until("the chunk to be begun", lambda: psql("SELECT writer_epoch FROM upload WHERE id = '%s'" % upload)
+              == [[str(len(held))]])
         assert silo.get("/uploads/" + upload).json()["offset"] == 0
-    assert silo.chunk(task, upload, data, 0).status == 200, "a newer request takes over"
+
+    def sent():  # busy: one of them came to its file only now
+        answer = silo.chunk(task, upload, data, 0)
+        assert answer.status == 200 or code(answer) == "UPLOAD_BUSY", answer.body
+        return answer.status == 200
+    until("a newer request to take over", sent, 10)
     for s in held:
         s.close()
     assert silo.finish(task, upload).status == 200

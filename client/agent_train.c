@@ -57,6 +57,26 @@ static enum status check_text(const struct agent *a, const struct run_spec *s, s
     return ST_OK;
 }
 
+/* The round's checkpoint did not come: because we leave, because the task is not ours any more
+ * (then there is nothing to give back), or for a reason the server should know. */
+static enum task_end without_base(struct agent *a, struct beat *b, const struct err *e)
+{
+    if (agent_stopping()) {
+        return TASK_LEAVING;
+    }
+    if (beat_order(b) != BEAT_CONTINUE) {
+        return TASK_DROPPED;
+    }
+    return agent_fail(a, e->st == ST_LIMIT ? "disk_full" : "transient", e);
+}
+
+/* A device that failed once is opened anew with the next task: what it holds may be damaged. */
+static void forget_trainer(struct agent *a)
+{
+    trainer_close(a->trainer);
+    a->trainer = NULL;
+}
+
 enum task_end agent_trainer(struct agent *a, const struct task *t)
 {
     struct err e = {0};
@@ -67,8 +87,7 @@ enum task_end agent_trainer(struct agent *a, const struct task *t)
     if (a->trainer && strcmp(a->trainer_run, t->run) == 0) {
         return TASK_DONE;
     }
-    trainer_close(a->trainer);
-    a->trainer = NULL;
+    forget_trainer(a);
     struct trainer_config c = {.model = t->spec.model,
                                .inner = t->spec.inner,
                                .rows = {a, train_rows, heldout_row},
@@ -170,6 +189,9 @@ static enum task_end one_step(struct training *w)
     double begin = clock_mono_s();
     enum status st = trainer_step(w->a->trainer, w->t->global_step + w->done.step, &r, &e);
     if (st) {
+        if (st == ST_DEVICE) {
+            forget_trainer(w->a);
+        }
         const char *code = st == ST_NOMEM ? "oom" : st == ST_DEVICE ? "transient" : "bad_data";
         return agent_fail(w->a, code, &e);
     }
@@ -342,8 +364,7 @@ enum task_end agent_train(struct agent *a, const struct task *t, struct beat *b,
     double seconds = 0.0;
     st = agent_base(a, t, b, arena, &fd, &offset, &seconds, &e);
     if (st) {
-        return agent_stopping() ? TASK_LEAVING
-                                : agent_fail(a, st == ST_LIMIT ? "disk_full" : "transient", &e);
+        return without_base(a, b, &e);
     }
     w.rs.j.download_s = seconds;
     end = train_from(&w, fd, offset);
@@ -492,6 +513,9 @@ static enum task_end eval_windows(struct agent *a, const struct task *t, struct 
         int64_t n = count - at < EVAL_SLICE ? count - at : EVAL_SLICE;
         enum status st = trainer_eval(a->trainer, at, n, &r, &e);
         if (st) {
+            if (st == ST_DEVICE) {
+                forget_trainer(a);
+            }
             return agent_fail(a, st == ST_DEVICE ? "transient" : "bad_data", &e);
         }
         sum->nll += r.nll;
@@ -556,8 +580,7 @@ enum task_end agent_evaluate(struct agent *a, const struct task *t, struct beat 
         (void)close(fd);
     }
     if (st) {
-        return agent_stopping() ? TASK_LEAVING
-                                : agent_fail(a, st == ST_LIMIT ? "disk_full" : "transient", &e);
+        return without_base(a, b, &e);
     }
     agent_doing(a, t, "evaluating", 0);
     beat_report(b, "evaluate", 0, (double)NAN);

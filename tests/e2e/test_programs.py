@@ -44,6 +44,13 @@ def help_names_the_codes_of_the_manual(world):
         assert {0, 1, 2, 3, 4, 70, 75} <= codes <= known, (program, codes)
 
 
+def the_spec_of_the_manual_is_accepted(world):
+    with open(os.path.join(ROOT, "docs", "API.md")) as f:
+        spec = re.search(r"^## Run spec\n+```json\n(.*?)^```", f.read(), re.M | re.S).group(1)
+    rc, plan, said = run(world, "photon", "run", "submit", "-f", "-", "--dry-run", stdin=spec, PHOTON_TOKEN=world.token)
+    assert rc == 0 and "parameters           125M" in plan, (rc, plan, said)
+
+
 def a_wrong_command_line_is_2(world):
     for args in ((), ("nope",), ("run",), ("run", "sbmit"), ("run", "list", "--jsn"), ("run", "submit"),
                  ("run", "watch"), ("demo", "--rounds", "many"), ("model", "verify")):
@@ -120,9 +127,9 @@ def a_silo_does_not_spin_at_barriers(world):
     assert len(found) == 1 and found[0] != "0", found  # a person's choice stands
 
 
-TESTS = [help_names_the_codes_of_the_manual, a_wrong_command_line_is_2, a_wrong_file_or_setting_is_3,
-         a_token_that_is_not_good_is_4, no_server_is_4_and_no_database_75, what_is_not_there_is_1,
-         no_usable_device_is_7, a_silo_does_not_spin_at_barriers]
+TESTS = [help_names_the_codes_of_the_manual, the_spec_of_the_manual_is_accepted, a_wrong_command_line_is_2,
+         a_wrong_file_or_setting_is_3, a_token_that_is_not_good_is_4, no_server_is_4_and_no_database_75,
+         what_is_not_there_is_1, no_usable_device_is_7, a_silo_does_not_spin_at_barriers]
 
 
 def main(build):

@@ -20,8 +20,8 @@ enum exit_code {
     EXIT_USAGE = 2,       /* the command line is wrong */
     EXIT_CONFIG = 3,      /* a spec, a file or a configuration is wrong */
     EXIT_UNREACHABLE = 4, /* no server, or not allowed */
-    EXIT_VERSION = 6,   /* the two sides speak different protocols */
-    EXIT_NO_DEVICE = 7, /* no usable device, or out of memory */
+    EXIT_VERSION = 6,     /* the two sides speak different protocols */
+    EXIT_NO_DEVICE = 7,   /* no usable device, or out of memory */
     EXIT_BUG = 70,
     EXIT_TEMPORARY = 75 /* try again later */
 };

@@ -71,7 +71,19 @@ mutant 'an overlap in a safetensors file is accepted' common/safetensors.c \
 mutant 'the last byte of a range is left out' server/range.c \
     's/size - 1) - first + 1;/size - 1) - first;/' tests/unit/test_range
 
+mutant 'two lengths of one request' server/guard.c \
+    's/^        seen->lengths++;/        seen->lengths = 1;/' tests/unit/test_guard
+mutant 'what was refused is tried again' client/reply.c \
+    's/return st == ST_RETRY || st == ST_NET;/return st != ST_OK;/' tests/unit/test_transport
+mutant 'an event that commits late is skipped' server/stream.c \
+    's/   AND e.xid < pg_snapshot_xmin(pg_current_snapshot())"/"/' \
+    tests/api streams.test_events_of_transactions_that_commit_late_are_not_skipped
+
 # ---- training ----
+mutant 'first weights do not depend on the seed' common/params.c \
+    's/rng_key(seed, p->name)/rng_key(0, p->name)/' tests/unit/test_params
+mutant 'a snapshot of another base goes on' client/state.c \
+    's/ \&\& strcmp(a->base, b->base) == 0 \&\&/ \&\&/' tests/unit/test_state
 mutant 'the learning rate follows the steps of this silo' client/trainer.c \
     's/inner_lr(in, step)/inner_lr(in, t->t)/' tests/kernels/test_trainer
 mutant 'the rows do not depend on the silo' client/data.c \

@@ -305,8 +305,25 @@ static void a_file_is_synced_before_it_is_named_and_its_folder_after(void)
     remove_dir();
 }
 
+/* All that decides the bits of a round: with one of it changed, nothing of before may go on. */
+static void a_round_goes_on_only_under_the_same_key(void)
+{
+    struct round_key k = key_of(3);
+    struct round_key other[] = {k, k, k, k, k};
+    CHECK(round_key_equal(&k, &other[0]));
+    other[0].round++;
+    other[1].base[0] = 'f';
+    other[2].global_step++;
+    other[3].local_steps++;
+    other[4].silo_ordinal++;
+    for (int i = 0; i < 5; i++) {
+        CHECK(!round_key_equal(&k, &other[i]));
+    }
+}
+
 int main(void)
 {
+    RUN(a_round_goes_on_only_under_the_same_key);
     RUN(a_file_is_synced_before_it_is_named_and_its_folder_after);
     RUN(an_accepted_round_replaces_the_moments);
     RUN(a_refused_round_leaves_the_moments_of_before);

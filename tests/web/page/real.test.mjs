@@ -110,7 +110,7 @@ test('login, a run that waits, actions, a server that is killed: the log has no 
     await settled(page);
   }
   await page.getByRole('button', { name: 'Log out' }).click();
-  await page.getByLabel('Token').waitFor();
+  await page.getByLabel('Token', { exact: true }).waitFor();
   server.kill('SIGTERM');
   await server.over;
   await close();

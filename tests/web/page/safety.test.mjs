@@ -163,15 +163,15 @@ test('without a login there is a form, a wrong token is told, the right one goes
   const w = demoWorld({ token: 'photon_viewer_0123456789abcdef' });
   const s = await serve(w);
   const { page, close } = await open(b(), `${s.url}/runs/r_01RUN`, { allow: /401/ });
-  await page.getByLabel('Token').fill('wrong');
+  await page.getByLabel('Token', { exact: true }).fill('wrong');
   await page.keyboard.press('Enter');
   await page.getByText('this token is not known').waitFor();
-  await page.getByLabel('Token').fill(w.token);
+  await page.getByLabel('Token', { exact: true }).fill(w.token);
   await page.keyboard.press('Enter');
   await settled(page);
   assert.equal(await page.locator('h1').innerText(), 'tiny-fedavg');
   await page.getByRole('button', { name: 'Log out' }).click();
-  await page.getByLabel('Token').waitFor();
+  await page.getByLabel('Token', { exact: true }).waitFor();
   await close();
   await s.close();
 });

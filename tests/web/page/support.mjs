@@ -29,7 +29,11 @@ export function browser() {
     const root = process.getuid?.() === 0;
     b = await playwright.chromium.launch({ executablePath: executable, args: root ? ['--no-sandbox'] : [], env: { ...process.env, TZ: 'UTC' } });
   });
-  after(() => b?.close());
+  after(async () => {
+    // What a failed test left open must not keep the file from ending.
+    setTimeout(() => process.exit(), 5000).unref();
+    await b?.close();
+  });
   return () => b;
 }
 

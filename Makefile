@@ -281,7 +281,7 @@ bench: all bench-engine $(BENCHES)
 	@$(if $(wildcard tests/bench/bench_aggregate.c),$(B)/tests/bench/bench_aggregate)
 	@python3 -B tests/bench/bench_system.py $(B)
 bench-engine: $(B)/tests/bench/bench_engine $(PLUGIN)
-	@$<
+	@OMP_WAIT_POLICY=passive $<
 
 # libFuzzer's own variant: everything instrumented, linked with its main().
 FUZZERS := $(patsubst tests/fuzz/%.c,$(B)/tests/fuzz/%,$(wildcard tests/fuzz/fuzz_*.c))

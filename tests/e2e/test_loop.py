@@ -14,7 +14,7 @@ import traceback
 
 from harness import ROOT, World, until
 
-SILOS = {"alder": "*/*.c", "birch": "*/*.h", "cedar": "docs/*"}
+SILOS = {"alder": "*/*.c", "birch": "*/*.h", "cedar": "docs/*.[mj]*"}
 ROUNDS = 3
 
 SPEC = {

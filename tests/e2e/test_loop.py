@@ -42,11 +42,15 @@ def corpus(world, name, pattern):
 
 def begin(build):
     world = World(build)
-    world.start_server()
-    for name, pattern in SILOS.items():
-        world.join(name, corpus(world, name, pattern))
-        world.start(name)
-    return world, world.post("/api/v1/runs", SPEC)["id"]
+    try:
+        world.start_server()
+        for name, pattern in SILOS.items():
+            world.join(name, corpus(world, name, pattern))
+            world.start(name)
+        return world, world.post("/api/v1/runs", SPEC)["id"]
+    except BaseException:
+        world.__exit__(*sys.exc_info())  # what was started must not outlive a failed beginning
+        raise
 
 
 def final(world, run_id):

@@ -143,11 +143,16 @@ enum status db_round_evaluated(struct db *db, const char *run_id, struct err *e)
 
 /* ---- the end of a run ---- */
 
+/* A result may have come in since the last look: a run is not over before it is on the curve. */
 static const char SQL_FINISH[] =
     "UPDATE run r SET state = 'finished', finished_at = clock_timestamp(), waiting_for = NULL"
     " WHERE r.id = $1 AND r.state = 'running' AND r.head = r.rounds"
     "   AND NOT EXISTS (SELECT FROM task t WHERE t.run_id = r.id AND t.kind = 'evaluate'"
     "                      AND t.state IN ('pending', 'leased'))"
+    "   AND NOT EXISTS (SELECT FROM task t JOIN checkpoint c"
+    "                       ON (c.run_id, c.number) = (t.run_id, t.number)"
+    "                    WHERE t.run_id = r.id AND t.kind = 'evaluate' AND t.state = 'done'"
+    "                      AND c.eval_nll IS NULL)"
     " RETURNING r.rounds";
 
 static enum status finish_tx(struct db *db, struct arena *a, void *ctx, struct err *e)

@@ -191,7 +191,8 @@ $(B)/bin/photon: $(call objs,$(wildcard client/cli/*.c)) $(CLIENT_LIBS)
 	$(call link,$(LIBS_client) $(LIBS_engine))
 $(filter-out $(EMULATED),$(ENGINE_TESTS)) $(B)/tests/bench/bench_engine: %: %.c.o $(KIT) $(ENGINE_LIBS)
 	$(call link,$(LIBS_engine))
-$(B)/tests/kernels/test_cuda $(EMULATED): $(B)/tests/support/gpu_parity.c.o
+$(B)/tests/kernels/test_cuda $(B)/tests/kernels/test_cpu $(EMULATED): \
+  $(patsubst %,$(B)/tests/support/op_%.c.o,kit parity_layers parity_step)
 $(EMULATED): %: %.c.o $(KIT) $(EMUL_OBJS) $(ENGINE_LIBS)
 	$(call link,$(LIBS_engine) -lstdc++)
 $(UNIT_TESTS): %: %.c.o $(KIT) $(B)/libserver.a $(CLIENT_LIBS)

@@ -8,7 +8,7 @@
 
 #include "kernels/backend.h"
 #include "tests/support/check.h"
-#include "tests/support/gpu_parity.h"
+#include "tests/support/op_parity.h"
 
 static struct backend *gpu;
 
@@ -29,7 +29,9 @@ int main(void)
 {
     RUN(the_device_answers);
     if (gpu) {
-        gpu_parity(gpu, !getenv("PHOTON_QUICK"));
+        op_parity_open(gpu, getenv("PHOTON_QUICK") ? OP_SMALL : OP_LARGE);
+        op_parity();
+        op_parity_close();
     }
     backend_close(gpu);
     return check_end();

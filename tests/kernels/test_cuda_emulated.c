@@ -6,7 +6,7 @@
 
 #include "kernels/backend.h"
 #include "tests/support/check.h"
-#include "tests/support/gpu_parity.h"
+#include "tests/support/op_parity.h"
 
 extern backend_cuda_fn photon_backend;
 
@@ -18,7 +18,9 @@ int main(void)
         (void)fprintf(stderr, "%s\n", why);
         return 1;
     }
-    gpu_parity(gpu, false);
+    op_parity_open(gpu, OP_SMALL);
+    op_parity();
+    op_parity_close();
     backend_close(gpu);
     return check_end();
 }

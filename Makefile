@@ -68,6 +68,7 @@ BASE := -std=c11 -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -ffp-contract=off -fno-com
 INC  := -I. $(shell $(PKG_CONFIG) --cflags libpq libcurl libmicrohttpd 2>/dev/null) -include common/banned.h
 
 OPT.release := -O2 -D_FORTIFY_SOURCE=2
+OPT.fault   := -O2 -D_FORTIFY_SOURCE=2 -DPHOTON_FAULTS  # as released, with common/fault.h awake
 OPT.debug   := -O0
 OPT.asan    := -O1 -fsanitize=address,undefined -fno-sanitize-recover=all
 OPT.tsan    := -O1 -fsanitize=thread

@@ -11,6 +11,7 @@
 #include "client/options.h"
 #include "common/buf.h"
 #include "common/clock.h"
+#include "common/fault.h"
 #include "common/limits.h"
 #include "common/log.h"
 #include "common/rng.h"
@@ -352,6 +353,7 @@ static int turn(struct agent *a, int *failures)
             nap(wait);
         }
     } else if (!st && r.http == 200) {
+        FAULT("claim.got");
         struct task t;
         *failures = 0;
         if (!r.json || task_parse(&t, r.json, &e)) {

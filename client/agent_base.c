@@ -11,6 +11,7 @@
 
 #include "client/agent_int.h"
 #include "common/clock.h"
+#include "common/fault.h"
 #include "common/log.h"
 #include "common/rng.h"
 #include "common/safetensors.h"
@@ -121,7 +122,9 @@ static enum status have_base(struct agent *a, const struct task *t, struct beat 
         (void)unlink(path);
     }
     double begin = clock_mono_s();
+    FAULT("base.fetch");
     TRY(fetch_base(a, t, b, path, arena, e));
+    FAULT("base.fetched");
     *seconds = a->fetched_s = clock_mono_s() - begin;
     return ST_OK;
 }

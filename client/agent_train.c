@@ -11,6 +11,7 @@
 
 #include "client/agent_int.h"
 #include "common/clock.h"
+#include "common/fault.h"
 #include "common/log.h"
 #include "common/mem.h"
 #include "common/safetensors.h"
@@ -125,6 +126,7 @@ static enum status take_snapshot(struct training *w, struct err *e)
     int64_t begin = clock_mono_ms();
     run_state_path(&w->rs, "snapshot.tmp", tmp);
     TRY(trainer_save_state(w->a->trainer, tmp, true, e));
+    FAULT("snapshot.saved");
     TRY(run_state_snap(&w->rs, &w->done, tmp, e));
     w->snapped_ms = clock_mono_ms();
     w->snap_cost_ms = w->snapped_ms - begin;
@@ -195,6 +197,7 @@ static enum task_end one_step(struct training *w)
         const char *code = st == ST_NOMEM ? "oom" : st == ST_DEVICE ? "transient" : "bad_data";
         return agent_fail(w->a, code, &e);
     }
+    FAULT("train.step");
     w->done.step++;
     w->done.tokens += r.tokens;
     w->done.train_s += clock_mono_s() - begin;
@@ -262,12 +265,14 @@ static enum status conclude(struct training *w, int fd, int64_t offset, struct e
     w->rs.j.train_loss = w->done.loss_sum / (double)w->t->local_steps;
     w->rs.j.train_s = w->done.train_s;
     TRY(agent_encode(w->a, w->t, &w->rs, fd, offset, e));
+    FAULT("update.encoded");
     if (w->t->spec.inner_state == INNER_STATE_KEEP) {
         run_state_path(&w->rs, "moments.tmp", tmp);
         run_state_path(&w->rs, STATE_MOMENTS_NEXT, next);
         // Between rounds the weights are the aggregator's: only the moments are kept.
         TRY(trainer_save_state(w->a->trainer, tmp, false, e));
         TRY(file_place(tmp, next, e));
+        FAULT("moments.placed");
     }
     w->rs.j.encode_s = clock_mono_s() - begin;
     return run_state_trained(&w->rs, e);
@@ -395,7 +400,7 @@ static enum status write_all(int fd, const void *bytes, size_t len, struct err *
 {
     const char *p = bytes;
     for (size_t done = 0; done < len;) {
-        ssize_t n = write(fd, p + done, len - done);
+        ssize_t n = FAULT_ERR("update.write") ? -1 : write(fd, p + done, len - done);
         if (n < 0 && errno == EINTR) {
             continue;
         }
@@ -544,6 +549,7 @@ static enum task_end post_result(struct agent *a, const struct task *t,
     jw_end_object(&body);
     struct reply r;
     struct err e = {0};
+    FAULT("evaluate.result");
     enum status st = transport_call_retry(a->control, arena, "POST",
                                           arena_fmt(arena, "/silo/v1/tasks/%s/result", t->id),
                                           body.data, 0.0, &r, &e);

@@ -12,6 +12,7 @@
 
 #include "client/agent_int.h"
 #include "common/clock.h"
+#include "common/fault.h"
 #include "common/limits.h"
 #include "common/log.h"
 #include "common/mem.h"
@@ -158,6 +159,7 @@ static enum step do_create(struct sending *s, struct arena *arena, enum task_end
     if (st) {
         return after_failure(s, &r, &e, STEP_CREATE, end);
     }
+    FAULT("send.created");
     st = read_upload(s, &r, &e);
     if (st) {
         *end = agent_fail(s->a, "transient", &e);
@@ -236,7 +238,9 @@ static enum step do_chunk(struct sending *s, struct arena *arena, enum task_end 
                           s->offset, bytes, hex)};
     struct reply r;
     double begin = clock_mono_s();
+    FAULT("send.chunk");
     enum status st = transport_chunk(s->a->bulk, arena, &c, &r, &e);
+    FAULT("send.chunked");
     s->seconds += clock_mono_s() - begin;
     if (st) {
         bool damaged = r.http == 422 && strcmp(r.code, "DIGEST_MISMATCH") == 0;
@@ -266,6 +270,7 @@ static enum step do_finish(struct sending *s, struct arena *arena, enum task_end
     jw_end_object(&body);
     struct reply r;
     struct err e = {0};
+    FAULT("send.finish");
     enum status st = transport_call(s->a->control, arena, "POST",
                                     arena_fmt(arena, "/silo/v1/uploads/%s/finish", s->rs->j.upload),
                                     body.data, &r, &e);
@@ -273,6 +278,7 @@ static enum step do_finish(struct sending *s, struct arena *arena, enum task_end
     if (st) {
         return after_failure(s, &r, &e, STEP_FINISH, end);
     }
+    FAULT("send.finished");
     if (r.http == 202) { // still being checked: no failure, so the waits do not grow
         s->attempt = 0;
         pause_before_retry(s, 1.0);

@@ -14,6 +14,7 @@
 
 #include "common/arena.h"
 #include "common/buf.h"
+#include "common/fault.h"
 #include "common/id.h"
 #include "common/json.h"
 
@@ -78,7 +79,7 @@ static enum status sync_folder_of(const char *path, struct err *e)
     char copy[STATE_PATH_MAX];
     (void)snprintf(copy, sizeof(copy), "%s", path);
     int fd = open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    int rc = fd >= 0 ? fsync(fd) : -1;
+    int rc = fd >= 0 && !FAULT_ERR("state.sync.folder") ? fsync(fd) : -1;
     int saved = errno;
     if (fd >= 0) {
         (void)close(fd);
@@ -93,9 +94,10 @@ static enum status move(const char *from, const char *to, struct err *e)
     if (crashes_here()) {
         return err_set(e, ST_IO, "crash before naming %s", to);
     }
-    if (rename(from, to) != 0) {
+    if (FAULT_ERR("state.rename") || rename(from, to) != 0) {
         return err_set(e, io_status(errno), "cannot name %s: %s", to, strerror(errno));
     }
+    FAULT("state.renamed");
     if (crashes_here()) {
         return err_set(e, ST_IO, "crash after naming %s", to);
     }
@@ -107,6 +109,7 @@ static enum status drop(const char *path, struct err *e)
     if (crashes_here()) {
         return err_set(e, ST_IO, "crash before removing %s", path);
     }
+    FAULT("state.drop");
     if (unlink(path) != 0 && errno != ENOENT) {
         return err_set(e, ST_IO, "cannot remove %s: %s", path, strerror(errno));
     }
@@ -116,7 +119,7 @@ static enum status drop(const char *path, struct err *e)
 enum status file_place(const char *tmp, const char *path, struct err *e)
 {
     int fd = open(tmp, O_RDONLY | O_CLOEXEC);
-    int rc = fd >= 0 ? fsync(fd) : -1;
+    int rc = fd >= 0 && !FAULT_ERR("state.sync.file") ? fsync(fd) : -1;
     int saved = errno;
     if (fd >= 0) {
         (void)close(fd);
@@ -124,6 +127,7 @@ enum status file_place(const char *tmp, const char *path, struct err *e)
     if (rc != 0) {
         return err_set(e, io_status(saved), "cannot sync %s: %s", tmp, strerror(saved));
     }
+    FAULT("state.synced");
     return move(tmp, path, e);
 }
 
@@ -139,7 +143,7 @@ enum status file_write(const char *path, const void *bytes, size_t len, struct e
     size_t done = 0;
     int failed = 0;
     while (done < len && !failed) {
-        ssize_t n = write(fd, p + done, len - done);
+        ssize_t n = FAULT_ERR("state.write") ? -1 : write(fd, p + done, len - done);
         if (n > 0) {
             done += (size_t)n;
         } else if (errno != EINTR) {
@@ -496,7 +500,9 @@ enum status run_state_begin(struct run_state *s, const struct round_key *key, st
     run_state_path(s, STATE_UPDATE, path);
     TRY(drop(path, e));
     struct journal j = {.phase = JOURNAL_TRAIN, .key = *key};
+    FAULT("journal.begin");
     TRY(journal_write(s, &j, e));
+    FAULT("journal.begun");
     s->j = j;
     return ST_OK;
 }
@@ -505,7 +511,9 @@ enum status run_state_trained(struct run_state *s, struct err *e)
 {
     struct journal j = s->j;
     j.phase = JOURNAL_TRAINED;
+    FAULT("journal.trained");
     TRY(journal_write(s, &j, e));
+    FAULT("journal.trained.done");
     s->j = j;
     return drop_snaps(s, -1, e);
 }
@@ -514,7 +522,9 @@ enum status run_state_upload(struct run_state *s, const char *upload, struct err
 {
     struct journal j = s->j;
     (void)snprintf(j.upload, sizeof(j.upload), "%s", upload);
+    FAULT("journal.upload");
     TRY(journal_write(s, &j, e));
+    FAULT("journal.upload.done");
     s->j = j;
     return ST_OK;
 }
@@ -524,7 +534,9 @@ enum status run_state_settle(struct run_state *s, bool keep, struct err *e)
     struct journal j = s->j;
     j.phase = JOURNAL_SETTLED;
     j.keep = keep;
+    FAULT("journal.settle");
     TRY(journal_write(s, &j, e));
+    FAULT("journal.settled");
     s->j = j;
     return carry_out(s, e);
 }

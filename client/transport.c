@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "common/clock.h"
+#include "common/fault.h"
 #include "common/log.h"
 #include "common/mem.h"
 #include "common/rng.h"
@@ -254,7 +255,9 @@ static size_t sink_write(struct exchange *x, const char *bytes, size_t n, long h
     }
     size_t done = 0;
     while (done < n) {
-        ssize_t w = pwrite(s->fd, bytes + done, n - done, s->offset + (int64_t)done);
+        ssize_t w = FAULT_ERR("base.write")
+                        ? -1
+                        : pwrite(s->fd, bytes + done, n - done, s->offset + (int64_t)done);
         if (w < 0 && errno == EINTR) {
             continue;
         }
@@ -384,7 +387,8 @@ static enum status finish(struct exchange *x, struct arena *a, struct reply *out
 {
     (void)curl_easy_setopt(x->t->curl, CURLOPT_HTTPHEADER, x->headers);
     reply_clear(out);
-    CURLcode c = curl_easy_perform(x->t->curl);
+    CURLcode c = FAULT_ERR("net.send") ? CURLE_SEND_ERROR : curl_easy_perform(x->t->curl);
+    c = FAULT_ERR("net.reply") ? CURLE_RECV_ERROR : c;
     enum status st = ST_OK;
     if (c != CURLE_OK) {
         st = fail_net(x->t, c, out, e);
@@ -552,7 +556,7 @@ static enum status download_into(struct transport *t, struct arena *a, struct do
     }
     st = st ? st : check_whole(d, &s, e);
     sha256_free(s.hash);
-    if (!st && fsync(fd) != 0) {
+    if (!st && (FAULT_ERR("base.sync") || fsync(fd) != 0)) {
         st = err_set(e, ST_IO, "cannot sync %s: %s", part, strerror(errno));
     }
     return st;
@@ -574,7 +578,7 @@ enum status transport_download(struct transport *t, struct arena *a, struct down
     if (st == ST_CORRUPT) {
         (void)unlink(part);
     }
-    if (!st && rename(part, d->file) != 0) {
+    if (!st && (FAULT_ERR("base.rename") || rename(part, d->file) != 0)) {
         st = err_set(e, ST_IO, "cannot name %s: %s", d->file, strerror(errno));
     }
     return st ? st : sync_parent(d->file, e);

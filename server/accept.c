@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "common/clock.h"
+#include "common/fault.h"
 #include "common/json.h"
 #include "common/limits.h"
 #include "common/log.h"
@@ -359,5 +360,6 @@ enum status accept_upload(struct server *s, struct db *db, const struct upload *
             return ST_OK;
         }
     }
+    FAULT("finish.checked");
     return db_upload_accept(db, u, silo_id, epoch, norm, upload_s, no, e);
 }

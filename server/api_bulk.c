@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "common/fault.h"
 #include "common/id.h"
 #include "common/limits.h"
 #include "common/log.h"
@@ -286,6 +287,7 @@ static enum status chunk_done(struct request *rq, struct response *rs, struct er
         return chunk_failed(rq, rs, c, st, e);
     }
     if (rs->status == 0) {
+        FAULT("chunk.reply");
         respond_json(rq, rs, 200,
                      arena_fmt(rq->arena, "{\"upload\":\"%s\",\"offset\":%" PRId64 "}",
                                c->upload.id, c->upload.received));

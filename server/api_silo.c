@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "common/clock.h"
+#include "common/fault.h"
 #include "common/id.h"
 #include "common/limits.h"
 #include "common/log.h"
@@ -293,6 +294,7 @@ static enum status respond_task(struct request *rq, struct response *rs, const s
     print_plan(&b, t, &spec, rq->who.name);
     jw_raw(&b, "spec", t->spec_text);
     jw_end_object(&b);
+    FAULT("claim.reply");
     respond_buf(rq, rs, 200, &b);
     return ST_OK;
 }

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "common/clock.h"
+#include "common/fault.h"
 #include "common/id.h"
 #include "common/limits.h"
 #include "common/log.h"
@@ -167,6 +168,7 @@ enum status api_upload_create(struct request *rq, struct response *rs, struct er
         }
         TRY(st);
         if (!lost) {
+            FAULT("create.reply");
             respond_json(rq, rs, fresh ? 201 : 200, upload_json(rq, &u));
             return ST_OK;
         }
@@ -257,6 +259,7 @@ enum status api_upload_finish(struct request *rq, struct response *rs, struct er
         response_header(rs, "Retry-After", "1");
         return ST_OK;
     }
+    FAULT("finish.reply");
     silo_wake_run(rq, u.run_id);
     log_info("update accepted run=%s round=%" PRId32 " silo=%s bytes=%" PRId64, u.run_id, u.number,
              rq->who.name, u.bytes);

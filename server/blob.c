@@ -10,6 +10,7 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
+#include "common/fault.h"
 #include "common/mem.h"
 
 enum { TMP_ID_MAX = 120 };
@@ -52,7 +53,7 @@ static enum status sync_folder(int at, const char *path, struct err *e)
     if (fd < 0) {
         return err_set(e, ST_IO, "cannot open the folder %s: %s", path, strerror(errno));
     }
-    int bad = fsync(fd);
+    int bad = FAULT_ERR("blob.sync.folder") || fsync(fd);
     int why = errno;
     (void)close(fd);
     return bad ? err_set(e, ST_IO, "cannot sync the folder %s: %s", path, strerror(why)) : ST_OK;
@@ -137,7 +138,9 @@ enum status blob_tmp_create(struct blob_store *s, const char *id, int64_t bytes,
         return err_set(e, ST_INVALID, "not the name of a temporary file");
     }
     assert(bytes >= 0);
-    int f = openat(s->tmp_fd, id, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+    int f = FAULT_ERR("blob.tmp.create")
+                ? -1
+                : openat(s->tmp_fd, id, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
     if (f < 0 && errno == EEXIST) {
         return err_set(e, ST_CONFLICT, "tmp/%s is there already", id);
     }
@@ -145,7 +148,7 @@ enum status blob_tmp_create(struct blob_store *s, const char *id, int64_t bytes,
     if (f >= 0 && bytes > 0) {
         do {
             // Room is reserved now: better refused here than after hours of transfer.
-            why = fallocate(f, 0, 0, bytes) ? errno : 0;
+            why = FAULT_ERR("blob.tmp.room") || fallocate(f, 0, 0, bytes) ? errno : 0;
         } while (why == EINTR);
         if (why) {
             (void)close(f);
@@ -190,7 +193,7 @@ void blob_tmp_remove(struct blob_store *s, const char *id)
 /* The two folders of a blob, made durable in their parents before anything is put into them. */
 static enum status make_folders(struct blob_store *s, const struct blob_name *n, struct err *e)
 {
-    if (mkdirat(s->blobs_fd, n->outer, 0700) == 0) {
+    if (!FAULT_ERR("blob.mkdir") && mkdirat(s->blobs_fd, n->outer, 0700) == 0) {
         TRY(sync_folder(s->blobs_fd, ".", e));
     } else if (errno != EEXIST) {
         return err_set(e, errno == ENOSPC ? ST_LIMIT : ST_IO, "cannot make blobs/%s: %s", n->outer,
@@ -237,7 +240,7 @@ static enum status sync_file(struct blob_store *s, const char *tmp_id, struct er
                        strerror(errno));
     }
     enum status st = ST_OK;
-    if (fchmod(fd, 0400) || fsync(fd)) {
+    if (fchmod(fd, 0400) || FAULT_ERR("blob.sync.file") || fsync(fd)) {
         st = err_set(e, ST_IO, "cannot sync tmp/%s: %s", tmp_id, strerror(errno));
     }
     if (close(fd) && !st) {
@@ -258,14 +261,16 @@ enum status blob_place(struct blob_store *s, const char *tmp_id, const struct di
         return sync_folder(s->blobs_fd, n.inner, e); // placed before; its reply was lost
     }
     TRY(st);
+    FAULT("blob.synced");
     TRY(make_folders(s, &n, e));
-    if (rename_noreplace(s, tmp_id, n.path)) {
+    if (FAULT_ERR("blob.rename") || rename_noreplace(s, tmp_id, n.path)) {
         if (errno != EEXIST) {
             return err_set(e, errno == ENOSPC ? ST_LIMIT : ST_IO, "cannot place blobs/%s: %s",
                            n.path, strerror(errno));
         }
         (void)unlinkat(s->tmp_fd, tmp_id, 0); // the same content is there under the same name
     }
+    FAULT("blob.renamed");
     return sync_folder(s->blobs_fd, n.inner, e);
 }
 
@@ -273,7 +278,8 @@ enum status blob_open(struct blob_store *s, const struct digest *d, int *fd, int
                       struct err *e)
 {
     struct blob_name n = name_of(d);
-    int f = openat(s->blobs_fd, n.path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+    int f = FAULT_ERR("blob.open") ? -1
+                                   : openat(s->blobs_fd, n.path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
     if (f < 0) {
         return err_set(e, errno == ENOENT ? ST_NOT_FOUND : ST_IO, "cannot open blobs/%s: %s",
                        n.path, strerror(errno));
@@ -291,11 +297,12 @@ enum status blob_open(struct blob_store *s, const struct digest *d, int *fd, int
 enum status blob_remove(struct blob_store *s, const struct digest *d, struct err *e)
 {
     struct blob_name n = name_of(d);
-    if (unlinkat(s->blobs_fd, n.path, 0)) {
+    if (FAULT_ERR("blob.unlink") || unlinkat(s->blobs_fd, n.path, 0)) {
         if (errno == ENOENT) {
             return ST_OK;
         }
         return err_set(e, ST_IO, "cannot remove blobs/%s: %s", n.path, strerror(errno));
     }
+    FAULT("blob.unlinked");
     return sync_folder(s->blobs_fd, n.inner, e);
 }

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "common/arena.h"
+#include "common/fault.h"
 #include "common/id.h"
 #include "common/limits.h"
 #include "common/mem.h"
@@ -47,7 +48,7 @@ static enum status write_full(int fd, const void *data, size_t size, int64_t off
 {
     const char *p = data;
     while (size > 0) {
-        ssize_t n = pwrite(fd, p, size, offset);
+        ssize_t n = FAULT_ERR("checkpoint.write") ? -1 : pwrite(fd, p, size, offset);
         if (n < 0 && errno == EINTR) {
             continue;
         }
@@ -106,7 +107,10 @@ static enum status output_open(struct output *o, struct blob_store *blobs,
 static enum status output_place(struct output *o, struct digest *d, struct err *e)
 {
     sha256_end(o->hash, d);
-    return blob_place(o->blobs, o->tmp, d, e);
+    FAULT("checkpoint.written");
+    TRY(blob_place(o->blobs, o->tmp, d, e));
+    FAULT("checkpoint.placed");
+    return ST_OK;
 }
 
 static void output_release(struct output *o)

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "common/clock.h"
+#include "common/fault.h"
 #include "common/hash.h"
 #include "common/id.h"
 #include "common/log.h"
@@ -257,6 +258,7 @@ static enum status start_run(struct coordinator *c, struct db *db, struct arena 
     }
     struct checkpoint_files files;
     enum status st = checkpoint_initial(c->server->blobs, &spec, &files, e);
+    FAULT("run.drawn");
     if (!st) {
         st = db_run_start(db, c->server->blobs, run_id, &files, e);
     }
@@ -329,6 +331,7 @@ static enum status fold_one(struct coordinator *c, struct db *db, const struct f
     if (st) {
         return fold_failed(c, db, f, st, corrupt, e);
     }
+    FAULT("fold.made");
     bool published = false;
     st = db_fold_publish(db, c->server->blobs, f, &files, &stats, &published, e);
     if (st) {
@@ -464,6 +467,7 @@ static enum status arrive(struct coordinator *c, struct err *e)
 static enum status start(struct coordinator *c, struct err *e)
 {
     TRY(arrive(c, e));
+    FAULT("start.arrived");
     hub_subscribe(c->server->hub, on_wake, c);
     TRY(start_thread(&c->tender.thread, tender_main, &c->tender, &c->tender.started, e));
     TRY(start_thread(&c->folder.thread, folder_main, &c->folder, &c->folder.started, e));

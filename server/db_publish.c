@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "common/fault.h"
 #include "common/id.h"
 #include "common/log.h"
 #include "server/db_event.h"
@@ -73,6 +74,7 @@ static enum status begin_tx(struct db *db, struct arena *a, void *ctx, struct er
     struct fold f = {0};
     struct db_rows rows;
     TRY(db_query(db, b->keep, SQL_RAISE, 1, &b->round_id, &rows, e));
+    FAULT("fold.raised");
     f.found = rows.count > 0;
     if (f.found) {
         struct run_row run;
@@ -321,11 +323,15 @@ static enum status publish_tx(struct db *db, struct arena *a, void *ctx, struct 
     if (!p->published) {
         return ST_OK;
     }
+    FAULT("publish.locked");
     TRY(insert_checkpoint(db, a, p->blobs, f->run_id, f->number, db_arg_int(a, f->round_id),
                           p->files, e));
+    FAULT("publish.inserted");
     TRY(move_head(db, a, f->run_id, f->number, e));
+    FAULT("publish.moved");
     TRY(record_updates(db, a, p, e));
     TRY(close_round(db, a, p, &round_s, e));
+    FAULT("publish.closed");
     TRY(record_metrics(db, a, p, round_s, e));
     if (wants_evaluation(&f->spec, f->number)) {
         TRY(db_round_ask_evaluation(db, a, f->run_id, f->number, e));
@@ -340,7 +346,9 @@ enum status db_fold_publish(struct db *db, struct blob_store *blobs, const struc
                             const struct aggregate_stats *stats, bool *published, struct err *e)
 {
     struct publish p = {.blobs = blobs, .f = f, .files = files, .stats = stats};
+    FAULT("publish.begin");
     TRY(db_tx(db, publish_tx, &p, e));
+    FAULT("publish.committed");
     *published = p.published;
     return ST_OK;
 }
@@ -396,7 +404,9 @@ static enum status corrupt_tx(struct db *db, struct arena *a, void *ctx, struct 
     const char *round[] = {db_arg_int(a, d->f->round_id)};
     int64_t enough = 0;
     TRY(db_exec(db, SQL_CORRUPT, 4, argv, NULL, e));
+    FAULT("corrupt.marked");
     TRY(drop_damaged(db, a, d, e));
+    FAULT("corrupt.removed");
     TRY(db_exec(db, SQL_NEW_MANIFEST, 1, round, &enough, e));
     return enough ? ST_OK
                   : db_round_abort(db, a, d->f->run_id, d->f->round_id,
@@ -497,6 +507,7 @@ static enum status start_tx(struct db *db, struct arena *a, void *ctx, struct er
                  e));
     TRY(insert_checkpoint(db, a, s->blobs, s->run_id, 0, NULL, s->files, e));
     TRY(move_head(db, a, s->run_id, 0, e));
+    FAULT("run.started");
     return db_round_prepare_in(db, s->run_id, e);
 }
 

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "common/fault.h"
 #include "common/id.h"
 #include "common/limits.h"
 #include "server/db_event.h"
@@ -341,6 +342,7 @@ static enum status open_now(struct db *db, struct opening *o, struct err *e)
                           db_arg_double(o->a, cap_s)};
     TRY(db_exec(db, SQL_OPEN, 6, argv, NULL, e));
     TRY(make_seats(db, o, e));
+    FAULT("open.seated");
     TRY(db_exec(db, "UPDATE run SET waiting_for = NULL WHERE id = $1", 1, &o->run->id, NULL, e));
     if (o->attempt == 1) {
         TRY(count_left_out(db, o, all, seated, e));
@@ -364,6 +366,7 @@ static enum status open_tx(struct db *db, struct arena *a, void *ctx, struct err
     if (rows.count == 0) {
         return ST_OK;
     }
+    FAULT("open.locked");
     struct opening o = {.a = a, .run = &run, .round_id = db_text(&rows, 0, 0)};
     TRY(db_int32(&rows, 0, 1, &o.number, e));
     TRY(db_int32(&rows, 0, 2, &o.attempt, e));
@@ -432,7 +435,9 @@ static enum status seal(struct db *db, struct arena *a, const char *run_id, cons
                 "       manifest = (SELECT m FROM manifest_now WHERE round_id = $1)"
                 " WHERE id = $1",
                 1, &round_id, NULL, e));
+    FAULT("seal.marked");
     TRY(cancel_seats(db, round_id, e));
+    FAULT("seal.cancelled");
     return db_event(
         db, a,
         &(struct event){.kind = "round_sealed",
@@ -478,6 +483,7 @@ enum status db_round_abort(struct db *db, struct arena *a, const char *run_id, i
     TRY(db_int32(&rows, 0, 0, &number, e));
     TRY(db_int32(&rows, 0, 1, &attempt, e));
     TRY(db_bool(&rows, 0, 2, &running, e));
+    FAULT("abort.marked");
     TRY(cancel_seats(db, id, e));
     TRY(db_event(db, a,
                  &(struct event){
@@ -519,6 +525,7 @@ static enum status judge_tx(struct db *db, struct arena *a, void *ctx, struct er
     if (rows.count == 0) {
         return ST_OK;
     }
+    FAULT("seal.locked");
     const char *round_id = db_text(&rows, 0, 0);
     int32_t number = 0;
     int64_t id = 0;
@@ -537,6 +544,7 @@ static enum status judge_tx(struct db *db, struct arena *a, void *ctx, struct er
         TRY(db_exec(db, SQL_EXTEND, 2, extend, NULL, e));
     }
     TRY(read_progress(db, a, round_id, &p, e));
+    FAULT("seal.counted");
     switch (round_judge(&p)) {
     case ROUND_SEAL:
         return seal(db, a, run.id, round_id, number, &p, e);

@@ -6,6 +6,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "common/fault.h"
+
 void refuse(struct refusal *r, int status, const char *code, const char *fmt, ...)
 {
     r->status = status;
@@ -124,6 +126,7 @@ static enum status claim_tx(struct db *db, struct arena *a, void *ctx, struct er
     if (rows.count == 0) {
         return ST_OK;
     }
+    FAULT("claim.locked");
     bool mine = false;
     TRY(read_claim(&rows, c, e));
     TRY(db_bool(&rows, 0, 11, &mine, e));
@@ -149,6 +152,7 @@ static enum status claim_tx(struct db *db, struct arena *a, void *ctx, struct er
                  " SELECT id, lease_epoch, $2, $4 FROM t RETURNING epoch",
                  4, take, &rows, e));
     TRY(db_int64(&rows, 0, 0, &c->task.epoch, e));
+    FAULT("claim.taken");
     TRY(claim_event(db, a, c, mine, again, silo_name, e));
     c->found = true;
     return ST_OK;
@@ -159,6 +163,7 @@ enum status db_task_claim(struct db *db, struct arena *a, const char *silo_id, c
 {
     struct claim c = {.silo_id = silo_id, .agent = agent, .keep = a};
     enum status st = db_tx(db, claim_tx, &c, e);
+    FAULT("claim.committed");
     if (st == ST_CONFLICT) {
         c.found = false; // another request of this silo took a seat of the same round just now
         st = ST_OK;
@@ -187,9 +192,12 @@ enum status db_task_lock(struct db *db, struct arena *a, const char *task_id, co
     struct db_rows rows;
     struct task_lock l = {0};
     const char *argv[] = {task_id};
+    FAULT("task.lock");
     TRY(db_query(db, a, SQL_LOCK_ROUND, 1, argv, &rows, e));
+    FAULT("task.round_locked");
     copy_text(l.round_state, sizeof(l.round_state), rows.count ? db_text(&rows, 0, 0) : "");
     TRY(db_query(db, a, SQL_LOCK_TASK, 1, argv, &rows, e));
+    FAULT("task.locked");
     if (rows.count == 0) {
         refuse(no, 404, "NOT_FOUND", "there is no such task");
         return ST_OK;

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "common/fault.h"
 #include "common/log.h"
 #include "common/version.h"
 #include "server/db_event.h"
@@ -115,6 +116,7 @@ static enum status expire_tx(struct db *db, struct arena *a, void *ctx, struct e
         bool train = strcmp(db_text(&rows, i, 4), "train") == 0;
         TRY(db_int32(&rows, i, 2, &number, e));
         TRY(db_exec(db, SQL_FREE, 1, task, NULL, e));
+        FAULT("expire.freed");
         TRY(db_exec(db, SQL_FREE_LEASE, 1, task, NULL, e));
         const char *what =
             train ? arena_fmt(a, "seat %s of round %" PRId32, db_text(&rows, i, 3), number)
@@ -195,7 +197,9 @@ static enum status remove_tx(struct db *db, struct arena *a, void *ctx, struct e
     if (rows.count == 0) {
         return ST_OK;
     }
+    FAULT("gc.locked");
     TRY(db_exec(db, SQL_DELETE, 1, argv, NULL, e)); // a reference that came late refuses this
+    FAULT("gc.deleted");
     return blob_remove(r->blobs, &r->digest, e);
 }
 
@@ -218,6 +222,7 @@ static enum status tend_files(struct db *db, struct arena *a, struct blob_store 
     TRY(db_exec(db, SQL_LET_GO_KEYS, 0, NULL, NULL, e));
     TRY(expire_uploads(db, a, blobs, e));
     TRY(db_exec(db, SQL_MARK_DEAD, 0, NULL, NULL, e));
+    FAULT("gc.marked");
     struct db_rows rows;
     const char *argv[] = {db_arg_int(a, REMOVE_AT_ONCE)};
     TRY(db_query(db, a, SQL_DEAD, 1, argv, &rows, e));

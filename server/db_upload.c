@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "common/fault.h"
+
 static void copy_text(char *out, size_t size, const char *text)
 {
     (void)snprintf(out, size, "%s", text ? text : "");
@@ -163,6 +165,7 @@ enum status db_upload_create(struct db *db, const char *silo_id, const struct up
     struct work w = {.silo_id = silo_id, .wanted = wanted};
     id_new('u', w.id);
     TRY(db_tx(db, create_tx, &w, e));
+    FAULT("create.committed");
     *out = w.out;
     *fresh = w.fresh;
     copy_text(dropped, ID_LEN + 1, w.dropped);
@@ -265,6 +268,7 @@ enum status db_upload_begin(struct db *db, const char *upload_id, const char *si
     struct work w = {
         .silo_id = silo_id, .upload_id = upload_id, .task_id = task_id, .epoch = epoch};
     TRY(db_tx(db, begin_tx, &w, e));
+    FAULT("chunk.begun");
     *out = w.out;
     *writer_epoch = w.writer_epoch;
     *no = w.no;
@@ -305,7 +309,9 @@ enum status db_upload_commit(struct db *db, const struct upload *u, const char *
                      .writer_epoch = writer_epoch,
                      .from = from,
                      .to = to};
+    FAULT("chunk.commit");
     TRY(db_tx(db, commit_tx, &w, e));
+    FAULT("chunk.committed");
     *no = w.no;
     return ST_OK;
 }
@@ -333,9 +339,11 @@ static enum status place_tx(struct db *db, struct arena *a, void *ctx, struct er
                 "INSERT INTO blob (digest, bytes) VALUES ($1, $2) ON CONFLICT (digest)"
                 " DO UPDATE SET state = 'live', used_at = clock_timestamp()",
                 2, blob, NULL, e));
+    FAULT("place.locked");
     // Under the lock of the blob's row, so that nobody removes the file beside us. Doing it twice
     // is harmless, and the row is committed only after the file is durable under its name.
     TRY(blob_place(w->blobs, w->upload->id, &w->upload->sha256, e));
+    FAULT("place.named");
     return db_exec(db, "UPDATE upload SET state = 'placed' WHERE id = $1", 1, argv, NULL, e);
 }
 
@@ -344,6 +352,7 @@ enum status db_upload_place(struct db *db, struct blob_store *s, const struct up
 {
     struct work w = {.upload = u, .blobs = s};
     TRY(db_tx(db, place_tx, &w, e));
+    FAULT("place.committed");
     *no = w.no;
     return ST_OK;
 }
@@ -386,7 +395,9 @@ enum status db_upload_refuse(struct db *db, const struct upload *u, const char *
 {
     struct work w = {
         .silo_id = silo_id, .upload = u, .epoch = epoch, .code = code, .detail = detail};
-    return db_tx(db, refuse_tx, &w, e);
+    TRY(db_tx(db, refuse_tx, &w, e));
+    FAULT("refuse.committed");
+    return ST_OK;
 }
 
 /* The update that this upload became, if it did. */
@@ -449,6 +460,7 @@ static enum status accept_tx(struct db *db, struct arena *a, void *ctx, struct e
     bool found = false;
     w->no = (struct refusal){0};
     TRY(db_task_lock(db, a, w->upload->task_id, w->silo_id, w->epoch, &lock, &w->no, e));
+    FAULT("accept.locked");
     TRY(find_update(db, a, w->upload->id, &found, e));
     if (found) {
         w->no = (struct refusal){0}; // the same answer as before, whatever happened since
@@ -463,7 +475,9 @@ static enum status accept_tx(struct db *db, struct arena *a, void *ctx, struct e
         refuse(&w->no, 410, "UPLOAD_GONE", "the upload is %s", found ? now.state : "gone");
         return ST_OK;
     }
-    return count_it(db, a, w, &lock, e);
+    TRY(count_it(db, a, w, &lock, e));
+    FAULT("accept.counted");
+    return ST_OK;
 }
 
 enum status db_upload_accept(struct db *db, const struct upload *u, const char *silo_id,
@@ -472,7 +486,9 @@ enum status db_upload_accept(struct db *db, const struct upload *u, const char *
 {
     struct work w = {
         .silo_id = silo_id, .upload = u, .epoch = epoch, .norm = norm, .upload_s = upload_s};
+    FAULT("accept.begin");
     TRY(db_tx(db, accept_tx, &w, e));
+    FAULT("accept.committed");
     *no = w.no;
     return ST_OK;
 }

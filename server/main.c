@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "common/clock.h"
+#include "common/fault.h"
 #include "common/version.h"
 #include "server/admin_token.h"
 #include "server/blob.h"
@@ -187,7 +188,9 @@ static enum status start(struct program *p, struct err *e)
     raise_file_limit();
     TRY(next_port(p, e));
     TRY(open_data(p, e));
+    FAULT("start.data");
     TRY(open_database(p, e));
+    FAULT("start.database");
     if (p->o.check) {
         return ST_OK;
     }
@@ -199,6 +202,7 @@ static enum status start(struct program *p, struct err *e)
     p->server.aggregate_threads = p->o.aggregate_threads;
     p->server.hub = hub_new();
     TRY(coordinator_start(&p->coordinator, &p->server, p->conninfo, e));
+    FAULT("start.coordinator");
     struct http_config config = {.listen = p->o.listen,
                                  .bulk_listen = p->o.bulk_listen,
                                  .tls_cert = p->o.tls_cert,

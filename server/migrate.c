@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "common/clock.h"
+#include "common/fault.h"
 #include "common/hash.h"
 #include "common/log.h"
 
@@ -170,6 +171,7 @@ static enum status apply(struct db *db, struct arena *a, const struct migration 
                    : st;
     }
     log_info("applied %s", m->name);
+    FAULT("migrate.applied");
     return db_commit(db, e);
 }
 

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "common/clock.h"
+#include "common/fault.h"
 #include "common/id.h"
 #include "common/mem.h"
 
@@ -189,7 +190,7 @@ void upload_file_close(struct upload_file *f)
 static enum status write_all(struct upload_file *f, const char *p, size_t len, struct err *e)
 {
     while (len > 0) {
-        ssize_t n = pwrite(f->fd, p, len, f->at);
+        ssize_t n = FAULT_ERR("upload.write") ? -1 : pwrite(f->fd, p, len, f->at);
         if (n < 0 && errno == EINTR) {
             continue;
         }
@@ -245,10 +246,11 @@ enum status upload_file_check(struct upload_file *f, const struct digest *chunk,
     enum status st = ST_OK;
     if (f->fd < 0) {
         st = taken_over(f, e);
-    } else if (fdatasync(f->fd)) {
+    } else if (FAULT_ERR("upload.sync") || fdatasync(f->fd)) {
         st = err_set(e, ST_IO, "cannot sync the upload %s: %s", f->id, strerror(errno));
     }
     (void)pthread_mutex_unlock(&f->lock);
+    FAULT("upload.synced");
     return st;
 }
 

@@ -213,7 +213,7 @@ int doctor_main(int argc, char **argv)
         .rows = rows};
     enum options_end end = options_parse(&c, argc, argv, NULL, NULL);
     if (end) {
-        return end == OPTIONS_DONE ? EXIT_DONE : EXIT_USAGE;
+        return options_exit(end);
     }
     if (!state_dir) {
         (void)fprintf(stderr, "photon-client: try --state DIR\n");

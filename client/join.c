@@ -185,7 +185,7 @@ int join_main(int argc, char **argv)
     const char *url = NULL;
     enum options_end end = options_parse(&c, argc, argv, &url, NULL);
     if (end) {
-        return end == OPTIONS_DONE ? EXIT_DONE : EXIT_USAGE;
+        return options_exit(end);
     }
     if (!state_dir) {
         (void)fprintf(stderr, "photon-client: where shall the silo live? try --state DIR\n");
@@ -239,7 +239,7 @@ int leave_main(int argc, char **argv)
         .rows = rows};
     enum options_end end = options_parse(&c, argc, argv, NULL, NULL);
     if (end) {
-        return end == OPTIONS_DONE ? EXIT_DONE : EXIT_USAGE;
+        return options_exit(end);
     }
     if (!state_dir || (!yes && !isatty(STDIN_FILENO))) {
         (void)fprintf(stderr, "photon-client: %s\n",

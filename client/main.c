@@ -88,7 +88,7 @@ static int start_main(int argc, char **argv)
         .rows = rows};
     enum options_end end = options_parse(&c, argc, argv, NULL, NULL);
     if (end) {
-        return end == OPTIONS_DONE ? EXIT_DONE : EXIT_USAGE;
+        return options_exit(end);
     }
     if (!state_dir || dirs.count == 0) {
         (void)fprintf(stderr, "photon-client: start needs --state DIR and --data DIR\n");
@@ -176,7 +176,7 @@ static int status_main(int argc, char **argv)
                              .rows = rows};
     enum options_end end = options_parse(&c, argc, argv, NULL, NULL);
     if (end) {
-        return end == OPTIONS_DONE ? EXIT_DONE : EXIT_USAGE;
+        return options_exit(end);
     }
     if (!state_dir) {
         (void)fprintf(stderr, "photon-client: try --state DIR\n");

@@ -55,6 +55,11 @@ static void help_row(const struct option_row *r, FILE *to)
                   r->env ? r->env : "", r->env ? "]" : "");
 }
 
+enum exit_code options_exit(enum options_end end)
+{
+    return end == OPTIONS_DONE ? EXIT_DONE : EXIT_USAGE;
+}
+
 void options_help(const struct command_line *c, FILE *to)
 {
     (void)fprintf(to, "Usage: %s%s%s\n\n%s\n", c->program, c->args && *c->args ? " " : "",

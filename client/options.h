@@ -68,6 +68,9 @@ enum options_end {
 enum options_end options_parse(const struct command_line *c, int argc, char **argv,
                                const char **args, int *arg_count);
 
+/* The exit code of a command whose line was not to be run. */
+enum exit_code options_exit(enum options_end end);
+
 void options_help(const struct command_line *c, FILE *to);
 
 /* "90", "15m", "12h", "7d" as seconds, > 0; -1 when it is no duration. */

@@ -92,6 +92,45 @@ void api_close(struct api *api)
     *api = (struct api){0};
 }
 
+bool api_begin(struct api *api, const struct command_line *c, const struct api_options *o, int argc,
+               char **argv, const char **args, int *rc)
+{
+    enum options_end end = options_parse(c, argc, argv, args, NULL);
+    if (end) {
+        *rc = options_exit(end);
+        return false;
+    }
+    *rc = api_open(api, o);
+    return *rc == EXIT_DONE;
+}
+
+struct search {
+    const char *word;
+    const char *id;
+};
+
+static bool match(void *ctx, const struct json *item)
+{
+    struct search *f = ctx;
+    if (strcmp(api_text(item, "id", ""), f->word) == 0 ||
+        strcmp(api_text(item, "name", ""), f->word) == 0) {
+        f->id = api_text(item, "id", NULL);
+    }
+    return f->id == NULL;
+}
+
+int api_find(struct api *api, const char *noun, const char *word, const char **id)
+{
+    struct search f = {.word = word};
+    int rc = api_list(api, arena_fmt(api->arena, "/api/v1/%ss", noun), match, &f);
+    if (!rc && !f.id) {
+        (void)fprintf(stderr, "photon: no %s '%s'; try photon %s list\n", noun, word, noun);
+        rc = EXIT_FAILED;
+    }
+    *id = f.id;
+    return rc;
+}
+
 int api_exit_code(const struct reply *r, enum status st)
 {
     if (!st) {

@@ -59,6 +59,13 @@ struct api {
 int api_open(struct api *api, const struct api_options *o);
 void api_close(struct api *api);
 
+/* Parse the command line, whose rows fill o, and open. False when the command is over, with *rc. */
+bool api_begin(struct api *api, const struct command_line *c, const struct api_options *o, int argc,
+               char **argv, const char **args, int *rc);
+
+/* The id of the run or silo (noun) that people call by its id or name; of several the newest. */
+int api_find(struct api *api, const char *noun, const char *word, const char **id);
+
 /* One request, tried again for 20 s while no decision comes. out->json is an object on EXIT_DONE,
  * or NULL on 204. */
 int api_call(struct api *api, const char *method, const char *path, const char *body,

@@ -248,7 +248,7 @@ static int cmd_prepare(int argc, char **argv)
     int count = 0;
     enum options_end end = options_parse(&c, argc, argv, inputs, &count);
     if (end) {
-        return end == OPTIONS_DONE ? EXIT_DONE : EXIT_USAGE;
+        return options_exit(end);
     }
     if (!p.out_dir) {
         (void)fprintf(stderr, "photon data prepare: no output folder; try -o DIR\n");
@@ -278,7 +278,7 @@ static int look(int argc, char **argv, const char *command, const struct command
     int count = 0;
     enum options_end end = options_parse(line, argc, argv, &dir, &count);
     if (end) {
-        return end == OPTIONS_DONE ? EXIT_DONE : EXIT_USAGE;
+        return options_exit(end);
     }
     struct arena *a = arena_new(DATA_ARENA_MAX);
     struct manifest m;

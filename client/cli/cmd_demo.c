@@ -261,7 +261,7 @@ static int demo(int argc, char **argv)
         .rows = rows};
     enum options_end end = options_parse(&c, argc, argv, NULL, NULL);
     if (end) {
-        return end == OPTIONS_DONE ? EXIT_DONE : EXIT_USAGE;
+        return options_exit(end);
     }
     if (!parse_kill(&d, kill_text)) {
         (void)fprintf(stderr, "photon demo: --kill is SILO@ROUND, as 2@3\n");

@@ -125,7 +125,7 @@ static int verify(int argc, char **argv)
     const char *path = NULL;
     enum options_end end = options_parse(&c, argc, argv, &path, NULL);
     if (end) {
-        return end == OPTIONS_DONE ? EXIT_DONE : EXIT_USAGE;
+        return options_exit(end);
     }
     struct verified v;
     struct err e = {0};

@@ -51,13 +51,9 @@ static int list(int argc, char **argv)
                              .examples = "  photon run list --state running\n"
                                          "  photon run list --json",
                              .rows = rows};
-    enum options_end end = options_parse(&c, argc, argv, NULL, NULL);
-    if (end) {
-        return end == OPTIONS_DONE ? EXIT_DONE : EXIT_USAGE;
-    }
     struct api api;
-    int rc = api_open(&api, &o);
-    if (!rc) {
+    int rc = EXIT_DONE;
+    if (api_begin(&api, &c, &o, argc, argv, NULL, &rc)) {
         const char *path =
             state ? arena_fmt(api.arena, "/api/v1/runs?state=%s", state) : "/api/v1/runs";
         rc = api_list(&api, path, print_summary, &api);
@@ -66,37 +62,9 @@ static int list(int argc, char **argv)
     return rc;
 }
 
-struct search {
-    const char *word;
-    const char *id;
-};
-
-static bool match(void *ctx, const struct json *r)
-{
-    struct search *f = ctx;
-    if (strcmp(api_text(r, "id", ""), f->word) == 0 ||
-        strcmp(api_text(r, "name", ""), f->word) == 0) {
-        f->id = api_text(r, "id", NULL);
-    }
-    return f->id == NULL;
-}
-
-/* A run's id or name; of several runs with that name the newest. */
-static int find(struct api *api, const char *word, const char **id)
-{
-    struct search f = {.word = word};
-    int rc = api_list(api, "/api/v1/runs", match, &f);
-    if (!rc && !f.id) {
-        (void)fprintf(stderr, "photon: no run '%s'; try photon run list\n", word);
-        rc = EXIT_FAILED;
-    }
-    *id = f.id;
-    return rc;
-}
-
 /* What the simple verbs share: one argument, a server, a run that exists. */
-static int open_run(int argc, char **argv, const char *about, const struct option_row *rows,
-                    struct api_options *o, struct api *api, const char **id)
+static bool open_run(int argc, char **argv, const char *about, const struct option_row *rows,
+                     struct api_options *o, struct api *api, const char **id, int *rc)
 {
     char program[48];
     (void)snprintf(program, sizeof(program), "photon run %s", argv[0]);
@@ -107,18 +75,14 @@ static int open_run(int argc, char **argv, const char *about, const struct optio
                              .args_min = 1,
                              .args_max = 1};
     const char *word = NULL;
-    enum options_end end = options_parse(&c, argc, argv, &word, NULL);
-    if (end) {
-        return end == OPTIONS_DONE ? -1 : EXIT_USAGE;
+    if (!api_begin(api, &c, o, argc, argv, &word, rc)) {
+        return false;
     }
-    int rc = api_open(api, o);
-    if (!rc) {
-        rc = find(api, word, id);
-        if (rc) {
-            api_close(api);
-        }
+    *rc = api_find(api, "run", word, id);
+    if (*rc) {
+        api_close(api);
     }
-    return rc;
+    return *rc == EXIT_DONE;
 }
 
 static void print_run(struct api *api, const struct json *r)
@@ -152,9 +116,10 @@ static int show(int argc, char **argv)
     const struct option_row rows[] = {API_ROWS(&o), {0}};
     struct api api;
     const char *id = NULL;
-    int rc = open_run(argc, argv, "One run in full; RUN is its name or id.", rows, &o, &api, &id);
-    if (rc) {
-        return rc < 0 ? EXIT_DONE : rc;
+    int rc = EXIT_DONE;
+    if (!open_run(argc, argv, "One run in full; RUN is its name or id.", rows, &o, &api, &id,
+                  &rc)) {
+        return rc;
     }
     struct reply r;
     rc = api_call(&api, "GET", arena_fmt(api.arena, "/api/v1/runs/%s", id), NULL, &r);
@@ -171,10 +136,10 @@ static int spec(int argc, char **argv)
     const struct option_row rows[] = {API_ROWS(&o), {0}};
     struct api api;
     const char *id = NULL;
-    int rc =
-        open_run(argc, argv, "The run's spec with every default written out.", rows, &o, &api, &id);
-    if (rc) {
-        return rc < 0 ? EXIT_DONE : rc;
+    int rc = EXIT_DONE;
+    if (!open_run(argc, argv, "The run's spec with every default written out.", rows, &o, &api, &id,
+                  &rc)) {
+        return rc;
     }
     struct reply r;
     rc = api_call(&api, "GET", arena_fmt(api.arena, "/api/v1/runs/%s/spec", id), NULL, &r);
@@ -191,10 +156,10 @@ static int act(int argc, char **argv)
     const struct option_row rows[] = {API_ROWS(&o), {0}};
     struct api api;
     const char *id = NULL;
-    int rc =
-        open_run(argc, argv, "Change a run's state; RUN is its name or id.", rows, &o, &api, &id);
-    if (rc) {
-        return rc < 0 ? EXIT_DONE : rc;
+    int rc = EXIT_DONE;
+    if (!open_run(argc, argv, "Change a run's state; RUN is its name or id.", rows, &o, &api, &id,
+                  &rc)) {
+        return rc;
     }
     struct reply r;
     rc = api_call(&api, "POST", arena_fmt(api.arena, "/api/v1/runs/%s/actions", id),
@@ -225,13 +190,12 @@ static int watch(int argc, char **argv)
     const struct option_row rows[] = {API_ROWS(&o), {0}};
     struct api api;
     const char *id = NULL;
-    int rc =
-        open_run(argc, argv,
-                 "Follow a run until it ends: exit 0 when it finished, 1 when it failed or was "
-                 "stopped.\nCtrl-C ends the watching, not the run.",
-                 rows, &o, &api, &id);
-    if (rc) {
-        return rc < 0 ? EXIT_DONE : rc;
+    int rc = EXIT_DONE;
+    if (!open_run(argc, argv,
+                  "Follow a run until it ends: exit 0 when it finished, 1 when it failed or was "
+                  "stopped.\nCtrl-C ends the watching, not the run.",
+                  rows, &o, &api, &id, &rc)) {
+        return rc;
     }
     struct sigaction sa = {.sa_handler = on_signal};
     (void)sigaction(SIGINT, &sa, NULL);
@@ -314,18 +278,14 @@ static int checkpoint_download(int argc, char **argv)
         .args_min = 1,
         .args_max = 1};
     const char *word = NULL;
-    enum options_end end = options_parse(&c, argc, argv, &word, NULL);
-    if (end) {
-        return end == OPTIONS_DONE ? EXIT_DONE : EXIT_USAGE;
-    }
     struct api api;
-    int rc = api_open(&api, &o);
-    if (rc) {
+    int rc = EXIT_DONE;
+    if (!api_begin(&api, &c, &o, argc, argv, &word, &rc)) {
         return rc;
     }
     const char *id = NULL;
     const struct json *ckpt = NULL;
-    rc = find(&api, word, &id);
+    rc = api_find(&api, "run", word, &id);
     rc = rc ? rc : newest_checkpoint(&api, id, number, &ckpt);
     if (!rc) {
         if (!file) {

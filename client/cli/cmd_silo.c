@@ -38,45 +38,12 @@ static int list(int argc, char **argv)
         .about = "The silos the server knows: state, speed, device, when last heard of.",
         .examples = "  photon silo list\n  photon silo list --json",
         .rows = rows};
-    enum options_end end = options_parse(&c, argc, argv, NULL, NULL);
-    if (end) {
-        return end == OPTIONS_DONE ? EXIT_DONE : EXIT_USAGE;
-    }
     struct api api;
-    int rc = api_open(&api, &o);
-    if (!rc) {
+    int rc = EXIT_DONE;
+    if (api_begin(&api, &c, &o, argc, argv, NULL, &rc)) {
         rc = api_list(&api, "/api/v1/silos", print_silo, &api);
         api_close(&api);
     }
-    return rc;
-}
-
-struct search {
-    struct api *api;
-    const char *word; /* a silo's name or id */
-    const char *id;   /* found */
-};
-
-static bool match(void *ctx, const struct json *s)
-{
-    struct search *f = ctx;
-    if (strcmp(api_text(s, "name", ""), f->word) == 0 ||
-        strcmp(api_text(s, "id", ""), f->word) == 0) {
-        f->id = api_text(s, "id", NULL);
-    }
-    return f->id == NULL;
-}
-
-/* A name or an id, as people have it at hand. */
-static int find(struct api *api, const char *word, const char **id)
-{
-    struct search f = {.api = api, .word = word};
-    int rc = api_list(api, "/api/v1/silos", match, &f);
-    if (!rc && !f.id) {
-        (void)fprintf(stderr, "photon: no silo '%s'; try photon silo list\n", word);
-        rc = EXIT_FAILED;
-    }
-    *id = f.id;
     return rc;
 }
 
@@ -96,18 +63,14 @@ static int on_silo(int argc, char **argv, const char *action)
                              .args_min = 1,
                              .args_max = 1};
     const char *word = NULL;
-    enum options_end end = options_parse(&c, argc, argv, &word, NULL);
-    if (end) {
-        return end == OPTIONS_DONE ? EXIT_DONE : EXIT_USAGE;
-    }
     struct api api;
-    int rc = api_open(&api, &o);
-    if (rc) {
+    int rc = EXIT_DONE;
+    if (!api_begin(&api, &c, &o, argc, argv, &word, &rc)) {
         return rc;
     }
     const char *id = NULL;
     struct reply r;
-    rc = find(&api, word, &id);
+    rc = api_find(&api, "silo", word, &id);
     if (!rc && action) {
         rc = api_call(&api, "POST", arena_fmt(api.arena, "/api/v1/silos/%s/actions", id),
                       arena_fmt(api.arena, "{\"action\":\"%s\"}", action), &r);
@@ -150,13 +113,9 @@ static int token_create(int argc, char **argv)
         .args_min = 1,
         .args_max = 1};
     const char *name = NULL;
-    enum options_end end = options_parse(&c, argc, argv, &name, NULL);
-    if (end) {
-        return end == OPTIONS_DONE ? EXIT_DONE : EXIT_USAGE;
-    }
     struct api api;
-    int rc = api_open(&api, &o);
-    if (rc) {
+    int rc = EXIT_DONE;
+    if (!api_begin(&api, &c, &o, argc, argv, &name, &rc)) {
         return rc;
     }
     struct reply r;

@@ -52,7 +52,7 @@ static int create(int argc, char **argv)
     const char *name = NULL;
     enum options_end end = options_parse(&c, argc, argv, &name, NULL);
     if (end) {
-        return end == OPTIONS_DONE ? EXIT_DONE : EXIT_USAGE;
+        return options_exit(end);
     }
     if (strcmp(role, "viewer") != 0 && strcmp(role, "admin") != 0) {
         (void)fprintf(stderr,
@@ -107,13 +107,9 @@ int tokens_list(int argc, char **argv, const char *program, const char *role)
     const struct option_row rows[] = {API_ROWS(&o), {0}};
     struct command_line c = {
         .program = program, .about = "Tokens by their id; no secret is kept.", .rows = rows};
-    enum options_end end = options_parse(&c, argc, argv, NULL, NULL);
-    if (end) {
-        return end == OPTIONS_DONE ? EXIT_DONE : EXIT_USAGE;
-    }
     struct api api;
-    int rc = api_open(&api, &o);
-    if (!rc) {
+    int rc = EXIT_DONE;
+    if (api_begin(&api, &c, &o, argc, argv, NULL, &rc)) {
         struct listing l = {.api = &api, .role = role};
         rc = api_list(&api, "/api/v1/tokens", print_token, &l);
         api_close(&api);
@@ -132,13 +128,9 @@ int tokens_revoke(int argc, char **argv, const char *program)
                              .args_min = 1,
                              .args_max = 1};
     const char *id = NULL;
-    enum options_end end = options_parse(&c, argc, argv, &id, NULL);
-    if (end) {
-        return end == OPTIONS_DONE ? EXIT_DONE : EXIT_USAGE;
-    }
     struct api api;
-    int rc = api_open(&api, &o);
-    if (!rc) {
+    int rc = EXIT_DONE;
+    if (api_begin(&api, &c, &o, argc, argv, &id, &rc)) {
         struct reply r;
         rc = api_call(&api, "DELETE", arena_fmt(api.arena, "/api/v1/tokens/%s", id), NULL, &r);
         if (!rc && !api.quiet) {

@@ -211,7 +211,7 @@ int data_tokenizer(int argc, char **argv)
     int count = 0;
     enum options_end end = options_parse(&c, argc, argv, inputs, &count);
     if (end) {
-        return end == OPTIONS_DONE ? EXIT_DONE : EXIT_USAGE;
+        return options_exit(end);
     }
     if (!p.out) {
         (void)fprintf(stderr, "photon data tokenizer: no output file; try -o tokenizer.json\n");

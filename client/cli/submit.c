@@ -105,7 +105,7 @@ int run_submit(int argc, char **argv)
         .rows = rows};
     enum options_end end = options_parse(&c, argc, argv, NULL, NULL);
     if (end) {
-        return end == OPTIONS_DONE ? EXIT_DONE : EXIT_USAGE;
+        return options_exit(end);
     }
     if (!file) {
         (void)fprintf(stderr, "photon: no spec is given; try -f FILE\n");

@@ -110,6 +110,7 @@ EMULATED     := $(if $(CXX_FOUND),$(if $(filter release debug,$(VARIANT)),$(B)/t
 ENGINE_TESTS := $(filter-out %_emulated,$(patsubst %.c,$(B)/%,$(wildcard tests/kernels/test_*.c))) $(EMULATED)
 UNIT_TESTS   := $(patsubst %.c,$(B)/%,$(wildcard tests/unit/test_*.c))
 FAULT_TESTS  := $(patsubst %.c,$(B)/%,$(wildcard tests/fault/test_*.c))
+FAULT_TOOLS  := $(B)/tests/fault/proxy
 C_TESTS      := $(UNIT_TESTS) $(ENGINE_TESTS) $(FAULT_TESTS)
 FOLDERS      := common kernels client server tests
 C_HEADERS    := $(shell find $(FOLDERS) -name '*.h')
@@ -200,6 +201,8 @@ $(UNIT_TESTS): %: %.c.o $(KIT) $(B)/libserver.a $(CLIENT_LIBS)
 	$(call link,$(LIBS_server) $(LIBS_client) $(LIBS_engine))
 $(FAULT_TESTS): %: %.c.o $(KIT) $(B)/tests/support/fake_pq.c.o $(SERVER_LIBS)
 	$(call link,$(filter-out -lpq,$(LIBS_server)))
+$(B)/tests/fault/proxy: %: %.c.o $(B)/libcommon.a
+	$(call link,-lm -lpthread)
 
 # npm only fetches what the lockfile pins; the page loads the files as they are. Without npm or a
 # network the page shows tables where it would draw, so that is said and is no error.
@@ -237,9 +240,10 @@ check:
 check-all: format-check lint test-all asan
 
 PAGE_TESTS := $(wildcard tests/web/page/*.test.mjs)
-test-all: all web $(C_TESTS)
+test-all: all web $(C_TESTS) $(FAULT_TOOLS)
 	@tests/all.sh unit 'tests/run.sh $(UNIT_TESTS)' -- engine 'tests/run.sh $(ENGINE_TESTS)' -- \
-	  fault 'tests/run.sh $(FAULT_TESTS)' -- schema 'tests/support/pg_temp.sh tests/api/schema.sh' -- \
+	  fault 'tests/run.sh $(FAULT_TESTS)' -- proxy 'python3 -B tests/fault/proxy.py $(B)' -- \
+	  schema 'tests/support/pg_temp.sh tests/api/schema.sh' -- \
 	  api 'tests/api/run.sh $(B)' -- web 'tests/web/run.sh $(wildcard tests/web/*.test.mjs)' -- \
 	  page 'tests/web/page/run.sh $(B)' -- oracle 'tests/oracle/run.sh $(B)' -- \
 	  programs 'tests/e2e/run.sh $(B) programs' -- e2e 'tests/e2e/run.sh $(B) loop'

@@ -22,9 +22,6 @@
 
 enum { FINISH_WAIT_S = 15 }; // well below what a client waits for an answer
 
-/* Room that uploads may not take: PostgreSQL may live on the same disk. */
-static const int64_t DISK_FLOOR = 128 * 1024 * 1024;
-
 static bool read_timings(struct request *rq, struct response *rs, struct upload_wanted *w)
 {
     static const char *const keys[] = {"download_s", "train_s", "encode_s", NULL};
@@ -119,9 +116,6 @@ static enum status ensure_file(struct server *s, const struct upload *u, bool *l
         return ST_OK;
     }
     if (st == ST_NOT_FOUND) {
-        if (blob_free_bytes(s->blobs) - u->bytes < DISK_FLOOR) {
-            return err_set(e, ST_LIMIT, "the disk is nearly full");
-        }
         st = blob_tmp_create(s->blobs, u->id, u->bytes, &fd, e);
         if (st == ST_CONFLICT) {
             return ST_OK; // a request beside this one was faster

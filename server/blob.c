@@ -3,8 +3,10 @@
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <math.h>
 #include <stdbool.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
@@ -12,31 +14,19 @@
 
 #include "common/fault.h"
 #include "common/mem.h"
+#include "server/blob_folder.h"
 
 enum { TMP_ID_MAX = 120 };
 
+/* Twice what PostgreSQL lets its log grow to: it may live on the same disk. */
+static const int64_t FLOOR_MOST = (int64_t)2 << 30;
+static const double FLOOR_PERCENT = 10.0;
+
 struct blob_store {
-    int blobs_fd; // folders, so that a path is never more than a checked name below one of them
+    struct blob_folder blobs; // folders, so that a path is never more than a checked name below
     int tmp_fd;
+    struct blob_floor floor;
 };
-
-/* aa/bb and the whole name of a digest. */
-struct blob_name {
-    char outer[3];
-    char inner[6];
-    char path[6 + DIGEST_HEX + 1];
-};
-
-static struct blob_name name_of(const struct digest *d)
-{
-    char hex[DIGEST_HEX + 1];
-    digest_hex(d, hex);
-    struct blob_name n;
-    (void)snprintf(n.outer, sizeof(n.outer), "%.2s", hex);
-    (void)snprintf(n.inner, sizeof(n.inner), "%.2s/%.2s", hex, hex + 2);
-    (void)snprintf(n.path, sizeof(n.path), "%s/%s", n.inner, hex);
-    return n;
-}
 
 /* Letters, digits, '-' and '_' only: no separator, no dot, so the name stays in its folder. */
 static bool tmp_id_ok(const char *id)
@@ -47,59 +37,82 @@ static bool tmp_id_ok(const char *id)
     return len > 0 && len <= TMP_ID_MAX && strspn(id, allowed) == len;
 }
 
-static enum status sync_folder(int at, const char *path, struct err *e)
+/* ---- the floor ---- */
+
+enum status blob_floor_parse(struct blob_floor *out, const char *text, struct err *e)
 {
-    int fd = openat(at, path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (fd < 0) {
-        return err_set(e, ST_IO, "cannot open the folder %s: %s", path, strerror(errno));
+    static const struct {
+        const char *unit;
+        double bytes;
+    } units[] = {{"", 1.0}, {"K", 0x1p10}, {"M", 0x1p20}, {"G", 0x1p30}, {"T", 0x1p40}};
+    char *end = NULL;
+    double v = strtod(text, &end);
+    bool number = end != text && isfinite(v) && v >= 0.0;
+    if (number && strcmp(end, "%") == 0 && v <= 90.0) {
+        *out = (struct blob_floor){.percent = v, .most = INT64_MAX};
+        return ST_OK;
     }
-    int bad = FAULT_ERR("blob.sync.folder") || fsync(fd);
-    int why = errno;
-    (void)close(fd);
-    return bad ? err_set(e, ST_IO, "cannot sync the folder %s: %s", path, strerror(why)) : ST_OK;
+    for (size_t i = 0; number && i < sizeof(units) / sizeof(units[0]); i++) {
+        if (strcmp(end, units[i].unit) == 0 && v * units[i].bytes < 0x1p60) {
+            *out = (struct blob_floor){.bytes = (int64_t)(v * units[i].bytes)};
+            return ST_OK;
+        }
+    }
+    return err_set(e, ST_INVALID, "'%.40s' is no room to keep free; try 10%% or 20G", text);
 }
 
-static enum status open_folder(int at, const char *path, int *fd, struct err *e)
+int64_t blob_free_bytes(const struct blob_store *s)
 {
-    if (mkdirat(at, path, 0700) && errno != EEXIST) {
-        return err_set(e, ST_IO, "cannot make the folder %s: %s", path, strerror(errno));
+    struct statvfs v;
+    if (fstatvfs(s->blobs.fd, &v)) {
+        return 0;
     }
-    *fd = openat(at, path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (*fd < 0) {
-        return err_set(e, ST_IO, "cannot open the folder %s: %s", path, strerror(errno));
+    return (int64_t)v.f_bavail * (int64_t)v.f_frsize;
+}
+
+int64_t blob_floor_bytes(const struct blob_store *s)
+{
+    struct statvfs v;
+    if (s->floor.percent <= 0.0 || fstatvfs(s->blobs.fd, &v)) {
+        return s->floor.bytes;
     }
-    return ST_OK;
+    double share = (double)v.f_blocks * (double)v.f_frsize * s->floor.percent / 100.0;
+    return share < (double)s->floor.most ? (int64_t)share : s->floor.most;
+}
+
+/* ---- opening ---- */
+
+static enum status open_folders(struct blob_store *s, const char *dir, struct err *e)
+{
+    int root = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (root < 0) {
+        return err_set(e, ST_IO, "cannot open the folder %s: %s", dir, strerror(errno));
+    }
+    struct blob_folder tmp = {.fd = -1};
+    enum status st = blob_folder_open(&s->blobs, root, "blobs", e);
+    if (!st) {
+        st = blob_folder_open(&tmp, root, "tmp", e);
+        s->tmp_fd = tmp.fd;
+    }
+    if (!st && (faccessat(s->blobs.fd, ".", W_OK, 0) || faccessat(s->tmp_fd, ".", W_OK, 0))) {
+        st = err_set(e, ST_IO, "cannot write in %s: %s", dir, strerror(errno));
+    }
+    if (!st) {
+        st = blob_folder_sync(root, ".", e);
+    }
+    (void)close(root);
+    return st;
 }
 
 enum status blob_store_open(struct blob_store **out, const char *dir, struct err *e)
 {
-    int root = -1;
-    struct blob_store *s = mem_alloc(sizeof(*s));
-    s->blobs_fd = s->tmp_fd = -1;
     if (mkdir(dir, 0700) && errno != EEXIST) {
-        mem_free(s);
         return err_set(e, ST_IO, "cannot make the folder %s: %s", dir, strerror(errno));
     }
-    enum status st = ST_OK;
-    root = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (root < 0) {
-        st = err_set(e, ST_IO, "cannot open the folder %s: %s", dir, strerror(errno));
-    }
-    if (!st) {
-        st = open_folder(root, "blobs", &s->blobs_fd, e);
-    }
-    if (!st) {
-        st = open_folder(root, "tmp", &s->tmp_fd, e);
-    }
-    if (!st && (faccessat(s->blobs_fd, ".", W_OK, 0) || faccessat(s->tmp_fd, ".", W_OK, 0))) {
-        st = err_set(e, ST_IO, "cannot write in %s: %s", dir, strerror(errno));
-    }
-    if (!st) {
-        st = sync_folder(root, ".", e);
-    }
-    if (root >= 0) {
-        (void)close(root);
-    }
+    struct blob_store *s = mem_alloc(sizeof(*s));
+    s->blobs.fd = s->tmp_fd = -1;
+    s->floor = (struct blob_floor){.percent = FLOOR_PERCENT, .most = FLOOR_MOST};
+    enum status st = open_folders(s, dir, e);
     if (st) {
         blob_store_close(s);
         return st;
@@ -108,28 +121,24 @@ enum status blob_store_open(struct blob_store **out, const char *dir, struct err
     return ST_OK;
 }
 
+void blob_store_floor(struct blob_store *s, const struct blob_floor *floor)
+{
+    s->floor = *floor;
+}
+
 void blob_store_close(struct blob_store *s)
 {
     if (!s) {
         return;
     }
-    if (s->blobs_fd >= 0) {
-        (void)close(s->blobs_fd);
-    }
+    blob_folder_close(&s->blobs);
     if (s->tmp_fd >= 0) {
         (void)close(s->tmp_fd);
     }
     mem_free(s);
 }
 
-int64_t blob_free_bytes(const struct blob_store *s)
-{
-    struct statvfs v;
-    if (fstatvfs(s->blobs_fd, &v)) {
-        return 0;
-    }
-    return (int64_t)v.f_bavail * (int64_t)v.f_frsize;
-}
+/* ---- temporary files ---- */
 
 enum status blob_tmp_create(struct blob_store *s, const char *id, int64_t bytes, int *fd,
                             struct err *e)
@@ -138,6 +147,11 @@ enum status blob_tmp_create(struct blob_store *s, const char *id, int64_t bytes,
         return err_set(e, ST_INVALID, "not the name of a temporary file");
     }
     assert(bytes >= 0);
+    int64_t room = blob_free_bytes(s) - bytes;
+    if (room < blob_floor_bytes(s)) {
+        return err_set(e, ST_LIMIT, "%lld bytes would leave %lld MiB free, less than is kept",
+                       (long long)bytes, (long long)room / (1024 * 1024));
+    }
     int f = FAULT_ERR("blob.tmp.create")
                 ? -1
                 : openat(s->tmp_fd, id, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
@@ -190,64 +204,18 @@ void blob_tmp_remove(struct blob_store *s, const char *id)
     }
 }
 
-/* The two folders of a blob, made durable in their parents before anything is put into them. */
-static enum status make_folders(struct blob_store *s, const struct blob_name *n, struct err *e)
-{
-    if (!FAULT_ERR("blob.mkdir") && mkdirat(s->blobs_fd, n->outer, 0700) == 0) {
-        TRY(sync_folder(s->blobs_fd, ".", e));
-    } else if (errno != EEXIST) {
-        return err_set(e, errno == ENOSPC ? ST_LIMIT : ST_IO, "cannot make blobs/%s: %s", n->outer,
-                       strerror(errno));
-    }
-    if (mkdirat(s->blobs_fd, n->inner, 0700) == 0) {
-        return sync_folder(s->blobs_fd, n->outer, e);
-    }
-    if (errno != EEXIST) {
-        return err_set(e, errno == ENOSPC ? ST_LIMIT : ST_IO, "cannot make blobs/%s: %s", n->inner,
-                       strerror(errno));
-    }
-    // Whoever made it may have died before its own sync.
-    TRY(sync_folder(s->blobs_fd, ".", e));
-    return sync_folder(s->blobs_fd, n->outer, e);
-}
-
-/* On a disk that lacks RENAME_NOREPLACE a hard link refuses to replace just as well. */
-static int rename_noreplace(struct blob_store *s, const char *from, const char *to)
-{
-    if (renameat2(s->tmp_fd, from, s->blobs_fd, to, RENAME_NOREPLACE) == 0) {
-        return 0;
-    }
-    if (errno != EINVAL && errno != ENOSYS) {
-        return -1;
-    }
-    if (linkat(s->tmp_fd, from, s->blobs_fd, to, 0)) {
-        return -1;
-    }
-    return unlinkat(s->tmp_fd, from, 0);
-}
-
-static bool blob_there(struct blob_store *s, const struct blob_name *n)
+enum status blob_tmp_size(struct blob_store *s, const char *id, int64_t *bytes, struct err *e)
 {
     struct stat sb;
-    return fstatat(s->blobs_fd, n->path, &sb, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(sb.st_mode);
+    if (!tmp_id_ok(id) || fstatat(s->tmp_fd, id, &sb, AT_SYMLINK_NOFOLLOW) ||
+        !S_ISREG(sb.st_mode)) {
+        return err_set(e, ST_NOT_FOUND, "there is no tmp/%.120s", id);
+    }
+    *bytes = sb.st_size;
+    return ST_OK;
 }
 
-static enum status sync_file(struct blob_store *s, const char *tmp_id, struct err *e)
-{
-    int fd = openat(s->tmp_fd, tmp_id, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
-    if (fd < 0) {
-        return err_set(e, errno == ENOENT ? ST_NOT_FOUND : ST_IO, "cannot open tmp/%s: %s", tmp_id,
-                       strerror(errno));
-    }
-    enum status st = ST_OK;
-    if (fchmod(fd, 0400) || FAULT_ERR("blob.sync.file") || fsync(fd)) {
-        st = err_set(e, ST_IO, "cannot sync tmp/%s: %s", tmp_id, strerror(errno));
-    }
-    if (close(fd) && !st) {
-        st = err_set(e, ST_IO, "cannot close tmp/%s: %s", tmp_id, strerror(errno));
-    }
-    return st;
-}
+/* ---- blobs ---- */
 
 enum status blob_place(struct blob_store *s, const char *tmp_id, const struct digest *d,
                        struct err *e)
@@ -255,54 +223,39 @@ enum status blob_place(struct blob_store *s, const char *tmp_id, const struct di
     if (!tmp_id_ok(tmp_id)) {
         return err_set(e, ST_INVALID, "not the name of a temporary file");
     }
-    struct blob_name n = name_of(d);
-    enum status st = sync_file(s, tmp_id, e);
-    if (st == ST_NOT_FOUND && blob_there(s, &n)) {
-        return sync_folder(s->blobs_fd, n.inner, e); // placed before; its reply was lost
+    return blob_folder_place(&s->blobs, s->tmp_fd, tmp_id, d, e);
+}
+
+enum status blob_replace(struct blob_store *s, const char *tmp_id, const struct digest *d,
+                         struct err *e)
+{
+    if (!tmp_id_ok(tmp_id)) {
+        return err_set(e, ST_INVALID, "not the name of a temporary file");
     }
-    TRY(st);
-    FAULT("blob.synced");
-    TRY(make_folders(s, &n, e));
-    if (FAULT_ERR("blob.rename") || rename_noreplace(s, tmp_id, n.path)) {
-        if (errno != EEXIST) {
-            return err_set(e, errno == ENOSPC ? ST_LIMIT : ST_IO, "cannot place blobs/%s: %s",
-                           n.path, strerror(errno));
-        }
-        (void)unlinkat(s->tmp_fd, tmp_id, 0); // the same content is there under the same name
-    }
-    FAULT("blob.renamed");
-    return sync_folder(s->blobs_fd, n.inner, e);
+    return blob_folder_replace(&s->blobs, s->tmp_fd, tmp_id, d, e);
 }
 
 enum status blob_open(struct blob_store *s, const struct digest *d, int *fd, int64_t *bytes,
                       struct err *e)
 {
-    struct blob_name n = name_of(d);
-    int f = FAULT_ERR("blob.open") ? -1
-                                   : openat(s->blobs_fd, n.path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
-    if (f < 0) {
-        return err_set(e, errno == ENOENT ? ST_NOT_FOUND : ST_IO, "cannot open blobs/%s: %s",
-                       n.path, strerror(errno));
-    }
-    struct stat sb;
-    if (fstat(f, &sb) || !S_ISREG(sb.st_mode)) {
-        (void)close(f);
-        return err_set(e, ST_IO, "blobs/%s is not a file", n.path);
-    }
-    *fd = f;
-    *bytes = sb.st_size;
+    return blob_folder_get(&s->blobs, d, fd, bytes, e);
+}
+
+enum status blob_stat(struct blob_store *s, const struct digest *d, int64_t *bytes, struct err *e)
+{
+    int fd = -1;
+    TRY(blob_folder_get(&s->blobs, d, &fd, bytes, e));
+    (void)close(fd);
     return ST_OK;
 }
 
 enum status blob_remove(struct blob_store *s, const struct digest *d, struct err *e)
 {
-    struct blob_name n = name_of(d);
-    if (FAULT_ERR("blob.unlink") || unlinkat(s->blobs_fd, n.path, 0)) {
-        if (errno == ENOENT) {
-            return ST_OK;
-        }
-        return err_set(e, ST_IO, "cannot remove blobs/%s: %s", n.path, strerror(errno));
-    }
-    FAULT("blob.unlinked");
-    return sync_folder(s->blobs_fd, n.inner, e);
+    return blob_folder_remove(&s->blobs, d, e);
+}
+
+enum status blob_walk(struct blob_store *s, blob_walk_fn *fn, void *ctx, struct err *e)
+{
+    TRY(blob_folder_walk(&s->blobs, fn, ctx, e));
+    return blob_folder_walk_tmp(s->tmp_fd, fn, ctx, e);
 }

@@ -12,6 +12,7 @@
 #ifndef SERVER_BLOB_H
 #define SERVER_BLOB_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "common/hash.h"
@@ -23,24 +24,67 @@ struct blob_store;
 enum status blob_store_open(struct blob_store **out, const char *dir, struct err *e) MUST_CHECK;
 void blob_store_close(struct blob_store *s);
 
-/* Free bytes on the store's disk, for the floor and /readyz. */
-int64_t blob_free_bytes(const struct blob_store *s);
+/*
+ * Room on the disk that uploads and checkpoints may not take, whoever asks: percent of the disk but
+ * not above most, or bytes. Without another one it is 10 %, at most 2 GiB.
+ */
+struct blob_floor {
+    double percent; /* 0: bytes says it */
+    int64_t most;
+    int64_t bytes;
+};
+/* "10%", "20G", "512M", "0". ST_INVALID. */
+enum status blob_floor_parse(struct blob_floor *out, const char *text, struct err *e) MUST_CHECK;
+void blob_store_floor(struct blob_store *s, const struct blob_floor *floor);
 
-/* A temporary file of exactly that size, its room reserved. ST_LIMIT: the disk is full (507). */
+/* Free bytes on the store's disk, and how many must stay so: for /readyz and the metrics. */
+int64_t blob_free_bytes(const struct blob_store *s);
+int64_t blob_floor_bytes(const struct blob_store *s);
+
+/*
+ * A temporary file of exactly that size, its room reserved. ST_LIMIT: the disk is full, or would
+ * have less free than the floor (507).
+ */
 enum status blob_tmp_create(struct blob_store *s, const char *id, int64_t bytes, int *fd,
                             struct err *e) MUST_CHECK;
 enum status blob_tmp_open(struct blob_store *s, const char *id, int *fd, struct err *e) MUST_CHECK;
 void blob_tmp_remove(struct blob_store *s, const char *id);
+/* ST_NOT_FOUND. */
+enum status blob_tmp_size(struct blob_store *s, const char *id, int64_t *bytes,
+                          struct err *e) MUST_CHECK;
 
 /* Sync the temporary file and give it its name. Idempotent: if the blob exists, tmp is dropped. */
 enum status blob_place(struct blob_store *s, const char *tmp_id, const struct digest *d,
                        struct err *e) MUST_CHECK;
 
+/*
+ * The same for a file whose content is known to be that of the digest, while what has the name is
+ * damaged: it is replaced in one step. Who has the damaged one open keeps it.
+ */
+enum status blob_replace(struct blob_store *s, const char *tmp_id, const struct digest *d,
+                         struct err *e) MUST_CHECK;
+
 /* ST_NOT_FOUND when there is no such blob. */
+enum status blob_stat(struct blob_store *s, const struct digest *d, int64_t *bytes,
+                      struct err *e) MUST_CHECK;
 enum status blob_open(struct blob_store *s, const struct digest *d, int *fd, int64_t *bytes,
                       struct err *e) MUST_CHECK;
 
 /* Remove a blob nobody refers to; absent is fine. */
 enum status blob_remove(struct blob_store *s, const struct digest *d, struct err *e) MUST_CHECK;
+
+/* What lies in the store, whether or not a row refers to it. */
+struct blob_entry {
+    bool tmp;         /* a temporary file */
+    bool strange;     /* no name of ours: digest is not set */
+    const char *name; /* of a temporary file, else where it lies; for the call alone */
+    struct digest digest;
+    int64_t bytes;
+    int64_t age_s; /* since it got its name, whatever time its content claims */
+};
+typedef enum status blob_walk_fn(void *ctx, const struct blob_entry *f, struct err *e);
+
+/* Calls fn for each; an error of it ends the walk. What comes or goes meanwhile may be missed. */
+enum status blob_walk(struct blob_store *s, blob_walk_fn *fn, void *ctx, struct err *e) MUST_CHECK;
 
 #endif

@@ -99,7 +99,15 @@ static enum status open_data(struct program *p, struct err *e)
         return err_set(e, ST_NOT_FOUND,
                        "'%s' is no data folder of a photon-server; try another --data", p->data);
     }
-    return blob_store_open(&p->server.blobs, blobs, e);
+    struct blob_floor floor;
+    if (p->o.free_floor) {
+        TRY(blob_floor_parse(&floor, p->o.free_floor, e));
+    }
+    TRY(blob_store_open(&p->server.blobs, blobs, e));
+    if (p->o.free_floor) {
+        blob_store_floor(p->server.blobs, &floor);
+    }
+    return ST_OK;
 }
 
 /* ---- the database ---- */

@@ -41,6 +41,8 @@ static const struct row {
     {"workers", NUMBER, "N", AT(workers), "threads that answer control requests (default 8)"},
     {"aggregate-threads", NUMBER, "N", AT(aggregate_threads),
      "threads of one aggregation (default: the cores)"},
+    {"free-floor", TEXT, "ROOM", AT(free_floor),
+     "what uploads leave free, such as 10% or 20G (default 10%, 2G at most)"},
     {"log-format", TEXT, "FORMAT", 0, "text or json"},
     {"log-level", TEXT, "LEVEL", 0, "error, warn, info or debug"},
     {"unsafe-database", FLAG, NULL, AT(unsafe_database),

@@ -31,6 +31,7 @@ struct server_options {
     const char *sql;
     int workers;
     int aggregate_threads;
+    const char *free_floor; /* room on the disk that stays free; NULL: blob.h's own */
     bool log_json;
     enum log_level log_level;
     bool unsafe_database;

@@ -43,10 +43,10 @@ mutant 'a chunk is answered without a commit of its offset' server/api_bulk.c \
     tests/api silos.test_an_upload_survives_a_restart_of_the_server
 mutant 'a failed transaction passes for committed' server/db.c \
     's/return !st \&\& failed ? .*/return st;/' tests/fault/test_db
-mutant 'a blob is named before it is synced' server/blob.c \
+mutant 'a blob is named before it is synced' server/blob_folder.c \
     's/ || FAULT_ERR("blob.sync.file") || fsync(fd))/)/' tests/unit/test_blob
-mutant 'the folder of a blob is not synced' server/blob.c \
-    '/^enum status blob_place/,/^}/s/return sync_folder(s->blobs_fd, n.inner, e);/return ST_OK;/' tests/unit/test_blob
+mutant 'the folder of a blob is not synced' server/blob_folder.c \
+    '/^enum status blob_folder_place/,/^}/s/return blob_folder_sync(f->fd, n.inner, e);/return ST_OK;/' tests/unit/test_blob
 mutant 'a chunk is said to be durable before it is' server/upload_file.c \
     's/} else if (FAULT_ERR("upload.sync") || fdatasync(f->fd))/} else if (0)/' tests/unit/test_upload_file
 mutant 'the journal of a silo is not synced' client/state.c \

@@ -201,6 +201,114 @@ static void a_full_disk_is_a_limit_and_leaves_nothing_behind(void)
     CHECK(room > 0 && room < 1 << 20);
 }
 
+static void what_would_leave_less_than_the_floor_is_refused(void)
+{
+    struct blob_store *s = fresh();
+    struct blob_floor floor;
+    int fd = -1;
+    int64_t room = blob_free_bytes(s);
+    CHECK(blob_floor_bytes(s) <= (int64_t)2 << 30); // of any disk
+    CHECK(blob_floor_bytes(s) > 0);
+    floor = (struct blob_floor){.bytes = room + ((int64_t)1 << 40)}; // whatever others remove now
+    blob_store_floor(s, &floor);
+    CHECK_INT(blob_tmp_create(s, "u_1", 1, &fd, NULL), ST_LIMIT);
+    CHECK(!path_exists("tmp/u_1"));
+    CHECK_INT(blob_floor_parse(&floor, "0", NULL), ST_OK);
+    blob_store_floor(s, &floor);
+    CHECK_INT(blob_tmp_create(s, "u_1", 1, &fd, NULL), ST_OK);
+    CHECK_INT(close(fd), 0);
+    gone(s);
+}
+
+static void a_floor_is_a_share_or_bytes(void)
+{
+    struct blob_floor f;
+    CHECK_INT(blob_floor_parse(&f, "12.5%", NULL), ST_OK);
+    CHECK(f.percent == 12.5 && f.most == INT64_MAX);
+    CHECK_INT(blob_floor_parse(&f, "3G", NULL), ST_OK);
+    CHECK(f.percent == 0.0 && f.bytes == (int64_t)3 << 30);
+    CHECK_INT(blob_floor_parse(&f, "512M", NULL), ST_OK);
+    CHECK_INT(f.bytes, 512 << 20);
+    static const char *const bad[] = {"", "G", "-1G", "91%", "nan", "inf", "1e300T", "10 %", "5x"};
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+        CHECK_INT(blob_floor_parse(&f, bad[i], NULL), ST_INVALID);
+    }
+}
+
+struct seen {
+    int blobs, tmp, strange;
+    char last[320];
+};
+
+static enum status count_entry(void *ctx, const struct blob_entry *f, struct err *e)
+{
+    (void)e;
+    struct seen *seen = ctx;
+    CHECK(f->age_s >= 0 && f->age_s < 3600); // new here, whatever age it claims
+    if (f->strange) {
+        (void)snprintf(seen->last, sizeof(seen->last), "%s", f->name);
+    }
+    (*(f->tmp ? &seen->tmp : f->strange ? &seen->strange : &seen->blobs))++;
+    return ST_OK;
+}
+
+static void a_walk_shows_blobs_temporary_files_and_strangers(void)
+{
+    struct blob_store *s = fresh();
+    (void)put(s, "u_1", "hello");
+    (void)put(s, "u_1", "world");
+    int fd = -1;
+    char path[256];
+    CHECK_INT(blob_tmp_create(s, "u_2", 1, &fd, NULL), ST_OK);
+    CHECK_INT(close(fd), 0);
+    (void)snprintf(path, sizeof(path), "%s/blobs/2c/f2/notes.txt", dir);
+    fd = open(path, O_CREAT | O_WRONLY, 0600);
+    struct timespec old[2] = {{.tv_sec = 1000}, {.tv_sec = 1000}};
+    CHECK_INT(futimens(fd, old), 0);
+    CHECK_INT(close(fd), 0);
+    struct seen seen = {0};
+    CHECK_INT(blob_walk(s, count_entry, &seen, NULL), ST_OK);
+    CHECK_INT(seen.blobs, 2);
+    CHECK_INT(seen.tmp, 1);
+    CHECK_INT(seen.strange, 1);
+    CHECK_STR(seen.last, "blobs/2c/f2/notes.txt");
+    gone(s);
+}
+
+static void a_damaged_file_is_replaced_in_one_step(void)
+{
+    struct blob_store *s = fresh();
+    struct digest d = put(s, "u_1", "hello");
+    char path[256];
+    (void)snprintf(path, sizeof(path), "%s/blobs/2c/f2/%s", dir,
+                   "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824");
+    int old = -1;
+    int64_t bytes = 0;
+    CHECK_INT(chmod(path, 0600), 0);
+    int fd = open(path, O_WRONLY);
+    CHECK_INT(pwrite(fd, "jello", 5, 0), 5);
+    CHECK_INT(close(fd), 0);
+    CHECK_INT(blob_open(s, &d, &old, &bytes, NULL), ST_OK);
+    CHECK_INT(blob_tmp_create(s, "u_2", 5, &fd, NULL), ST_OK);
+    CHECK_INT(pwrite(fd, "hello", 5, 0), 5);
+    CHECK_INT(close(fd), 0);
+    CHECK_INT(blob_replace(s, "u_2", &d, NULL), ST_OK);
+    char text[6] = "";
+    CHECK_INT(pread(old, text, 5, 0), 5);
+    CHECK_STR(text, "jello"); // who reads it finds out by the digest
+    CHECK_INT(close(old), 0);
+    CHECK_INT(blob_open(s, &d, &fd, &bytes, NULL), ST_OK);
+    CHECK_INT(pread(fd, text, 5, 0), 5);
+    CHECK_STR(text, "hello");
+    CHECK_INT(close(fd), 0);
+
+    CHECK_INT(truncate(path, 3), 0); // lost half: a placing of the same content heals it too
+    (void)put(s, "u_3", "hello");
+    CHECK_INT(blob_stat(s, &d, &bytes, NULL), ST_OK);
+    CHECK_INT(bytes, 5);
+    gone(s);
+}
+
 /* A crash at any point leaves a whole file under its name, or none. */
 static void a_blob_is_synced_before_it_is_named_and_its_folder_after(void)
 {
@@ -237,6 +345,10 @@ int main(void)
     RUN(one_name_is_created_once);
     RUN(a_removed_blob_is_gone_and_removing_it_again_is_fine);
     RUN(a_folder_that_cannot_be_is_refused_with_its_name);
+    RUN(what_would_leave_less_than_the_floor_is_refused);
+    RUN(a_floor_is_a_share_or_bytes);
+    RUN(a_walk_shows_blobs_temporary_files_and_strangers);
+    RUN(a_damaged_file_is_replaced_in_one_step);
     RUN(a_full_disk_is_a_limit_and_leaves_nothing_behind);
     return check_end();
 }

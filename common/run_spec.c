@@ -18,7 +18,8 @@ enum {
 
 // clang-format off
 static const char *const OPTIMIZERS[INNER_COUNT + 1]        = {"adamw", "adopt", NULL};
-static const char *const OUTERS[OUTER_COUNT + 1]            = {"fedavg", "fednesterov", NULL};
+static const char *const OUTERS[OUTER_COUNT + 1]            = {"fedavg", "fednesterov", "fedmom", "fedadam",
+                                                               "fedyogi", NULL};
 static const char *const POSITIONS[POSITION_COUNT + 1]      = {"learned", "alibi", NULL};
 static const char *const WEIGHTS[WEIGHTS_COUNT + 1]         = {"tokens", "uniform", NULL};
 static const char *const INNER_STATES[INNER_STATE_COUNT + 1] = {"keep", "reset", NULL};
@@ -48,7 +49,7 @@ static const struct spec_section SECTIONS[] = {
                     "deadline_s", "deadline_k", NULL}},
     {"inner", {"optimizer", "lr", "betas", "eps", "weight_decay", "clip_norm", "batch",
                "micro_batch", "warmup", "schedule_steps", "min_lr_ratio", NULL}},
-    {"outer", {"name", "lr", "momentum", NULL}},
+    {"outer", {"name", "lr", "momentum", "betas", "eps", "clip_median", NULL}},
     {"codec", {"up", "down", NULL}},
     {"eval", {"every", "windows", NULL}},
     {NULL},
@@ -202,7 +203,7 @@ static void read_federation(struct spec_reader *r, const struct json *doc, struc
     }
 }
 
-static void read_betas(const struct spec_part *p, struct inner_spec *i)
+static void read_betas(const struct spec_part *p, double *beta1, double *beta2)
 {
     const struct json *v = spec_get(p, "betas");
     if (!v) {
@@ -213,8 +214,8 @@ static void read_betas(const struct spec_part *p, struct inner_spec *i)
         return;
     }
     static const struct spec_range MEAN = {0.0, false, 1.0, true};
-    spec_num(p, "betas/0", json_at(v, 0), MEAN, &i->beta1);
-    spec_num(p, "betas/1", json_at(v, 1), MEAN, &i->beta2);
+    spec_num(p, "betas/0", json_at(v, 0), MEAN, beta1);
+    spec_num(p, "betas/1", json_at(v, 1), MEAN, beta2);
 }
 
 static void check_inner(const struct spec_part *p, const struct inner_spec *i)
@@ -254,7 +255,7 @@ static void read_inner(struct spec_reader *r, const struct json *doc, struct run
     i->min_lr_ratio = 0.1;
     spec_need(&p, "batch", "say how many sequences a silo takes per step; 32 is Photon's choice");
     spec_rate(&p, "lr", (struct spec_range){0.0, true, 10.0, false}, &i->lr);
-    read_betas(&p, i);
+    read_betas(&p, &i->beta1, &i->beta2);
     spec_rate(&p, "eps", (struct spec_range){0.0, true, 1.0, false}, &i->eps);
     spec_rate(&p, "weight_decay", (struct spec_range){0.0, false, 1.0, true}, &i->weight_decay);
     spec_rate(&p, "clip_norm", (struct spec_range){0.0, true, 1e9, false}, &i->clip_norm);
@@ -272,17 +273,49 @@ static void read_inner(struct spec_reader *r, const struct json *doc, struct run
     }
 }
 
+static bool outer_adaptive(enum outer_optimizer o)
+{
+    return o == OUTER_FEDADAM || o == OUTER_FEDYOGI;
+}
+
+/* A setting that this optimizer does not have: left at 0, which is also what may be written. */
+static void refuse_outer(const struct spec_part *p, const char *key, const char *try)
+{
+    if (spec_get(p, key)) {
+        spec_complain(p, key, "this outer optimizer has none; leave it out, or try %s", try);
+    }
+}
+
 static void read_outer(struct spec_reader *r, const struct json *doc, struct run_spec *s)
 {
     struct spec_part p = spec_part(r, doc, "outer");
+    struct outer_spec *o = &s->outer;
     int word = spec_word(&p, "name", OUTERS);
-    s->outer.name = word >= 0 ? (enum outer_optimizer)word : OUTER_FEDAVG;
-    s->outer.lr = s->outer.name == OUTER_FEDNESTEROV ? 0.7 : 1.0;
-    s->outer.momentum = s->outer.name == OUTER_FEDNESTEROV ? 0.9 : 0.0;
-    spec_rate(&p, "lr", (struct spec_range){0.0, true, 10.0, false}, &s->outer.lr);
-    spec_rate(&p, "momentum", (struct spec_range){0.0, false, 1.0, true}, &s->outer.momentum);
-    if (s->outer.name == OUTER_FEDAVG && s->outer.momentum > 0.0) {
-        spec_complain(&p, "momentum", "fedavg has none; try \"name\": \"fednesterov\", or 0");
+    o->name = word >= 0 ? (enum outer_optimizer)word : OUTER_FEDAVG;
+    bool momentum = o->name == OUTER_FEDNESTEROV || o->name == OUTER_FEDMOM;
+    bool adaptive = outer_adaptive(o->name);
+    o->lr = momentum ? 0.7 : adaptive ? 0.01 : 1.0;
+    o->momentum = momentum ? 0.9 : 0.0;
+    o->beta1 = adaptive ? 0.9 : 0.0;
+    o->beta2 = adaptive ? 0.99 : 0.0;
+    o->eps = adaptive ? 1e-3 : 0.0;
+    spec_rate(&p, "lr", (struct spec_range){0.0, true, 10.0, false}, &o->lr);
+    spec_rate(&p, "momentum", (struct spec_range){0.0, false, 1.0, true}, &o->momentum);
+    if (!momentum && o->momentum > 0.0) {
+        spec_complain(&p, "momentum", "%s has none; try \"name\": \"fednesterov\", or 0",
+                      OUTERS[o->name]);
+    }
+    if (adaptive) {
+        read_betas(&p, &o->beta1, &o->beta2);
+        spec_rate(&p, "eps", (struct spec_range){0.0, true, 1.0, false}, &o->eps);
+    } else {
+        refuse_outer(&p, "betas", "fedadam or fedyogi");
+        refuse_outer(&p, "eps", "fedadam or fedyogi");
+    }
+    spec_rate(&p, "clip_median", (struct spec_range){0.0, false, 1e9, false}, &o->clip_median);
+    if (o->clip_median > 0.0 && o->clip_median < 1.0) {
+        spec_complain(&p, "clip_median",
+                      "below 1 every second update would be clipped; try 3, or 0: no bound");
     }
 }
 
@@ -396,6 +429,23 @@ static void print_inner(struct buf *b, const struct inner_spec *i)
     jw_end_object(b);
 }
 
+static void print_outer(struct buf *b, const struct outer_spec *o)
+{
+    jw_object(b, "outer");
+    jw_str(b, "name", OUTERS[o->name]);
+    jw_num(b, "lr", o->lr);
+    jw_num(b, "momentum", o->momentum);
+    if (outer_adaptive(o->name)) {
+        jw_array(b, "betas");
+        jw_num(b, NULL, o->beta1);
+        jw_num(b, NULL, o->beta2);
+        jw_end_array(b);
+        jw_num(b, "eps", o->eps);
+    }
+    jw_num(b, "clip_median", o->clip_median);
+    jw_end_object(b);
+}
+
 char *run_spec_json(struct arena *a, const struct run_spec *s)
 {
     struct buf b;
@@ -409,11 +459,7 @@ char *run_spec_json(struct arena *a, const struct run_spec *s)
     print_model(&b, s);
     print_federation(&b, s);
     print_inner(&b, &s->inner);
-    jw_object(&b, "outer");
-    jw_str(&b, "name", OUTERS[s->outer.name]);
-    jw_num(&b, "lr", s->outer.lr);
-    jw_num(&b, "momentum", s->outer.momentum);
-    jw_end_object(&b);
+    print_outer(&b, &s->outer);
     jw_str(&b, "weights", WEIGHTS[s->weights]);
     jw_str(&b, "inner_state", INNER_STATES[s->inner_state]);
     jw_object(&b, "codec");

@@ -15,11 +15,11 @@
 #include "common/arena.h"
 #include "common/inner.h"
 #include "common/json.h"
+#include "common/outer.h"
 #include "common/params.h"
 #include "common/spec_reader.h"
 #include "common/status.h"
 
-enum outer_optimizer { OUTER_FEDAVG = 0, OUTER_FEDNESTEROV, OUTER_COUNT };
 enum weights_rule { WEIGHTS_TOKENS = 0, WEIGHTS_UNIFORM, WEIGHTS_COUNT };
 enum inner_state { INNER_STATE_KEEP = 0, INNER_STATE_RESET, INNER_STATE_COUNT };
 
@@ -40,11 +40,7 @@ struct run_spec {
         double deadline_k;   /* 5 */
     } federation;
     struct inner_spec inner; /* schedule_steps defaults to rounds * local_steps */
-    struct {
-        enum outer_optimizer name;
-        double lr;       /* fedavg 1.0, fednesterov 0.7 */
-        double momentum; /* fednesterov 0.9 */
-    } outer;
+    struct outer_spec outer; /* lr 1, 0.7 or 0.01; momentum 0.9; betas 0.9, 0.99; eps 1e-3 */
     enum weights_rule weights;
     enum inner_state inner_state;
     struct {

@@ -27,8 +27,8 @@ struct bench {
     float *kept;   // [KEPT_INPUTS][AGGREGATE_BLOCK]
     double *delta; // D
     double *x;
-    double *before; // x of the base, for the step's norm
-    double *m;
+    double *before;                   // x of the base, for the step's norm
+    double *arrays[OUTER_ARRAYS_MAX]; // the outer state
     // This block's part of the sums over all parameters.
     double delta_sq, step_sq;
     double *sq;  // [input_count]
@@ -36,14 +36,16 @@ struct bench {
     bool finite;
     // What was written, kept until the digests' turn comes.
     float *out_x;
-    float *out_m;
+    float *out_arrays[OUTER_ARRAYS_MAX];
 };
 
 struct work {
     const struct aggregate_job *job;
     struct aggregate_stats *stats;
-    double *weights; // [input_count], add up to 1
+    double *weights; // [input_count], add up to 1 before any clipping
+    double *factors; // [input_count], what the norm's bound leaves
     int64_t blocks;
+    bool measuring; // norms alone, before the pass that sums
 
     pthread_mutex_t lock;
     pthread_cond_t turned;
@@ -62,28 +64,10 @@ struct work {
     int64_t bytes_read;
 };
 
-bool outer_has_state(enum outer_optimizer o)
+/* Where array i of an outer state begins. */
+static int64_t array_offset(const struct aggregate_job *j, int64_t offset, int i)
 {
-    return o == OUTER_FEDNESTEROV;
-}
-
-void outer_step(enum outer_optimizer o, double lr, double momentum, double *x, double *m,
-                const double *delta, int64_t n)
-{
-    switch (o) {
-    case OUTER_FEDNESTEROV:
-        for (int64_t i = 0; i < n; i++) {
-            m[i] = momentum * m[i] + delta[i];
-            x[i] -= lr * (delta[i] + momentum * m[i]);
-        }
-        return;
-    case OUTER_FEDAVG:
-    case OUTER_COUNT:
-        break;
-    }
-    for (int64_t i = 0; i < n; i++) {
-        x[i] -= lr * delta[i];
-    }
+    return offset + i * j->table->total * (int64_t)sizeof(float);
 }
 
 /* ---- one block ---- */
@@ -201,19 +185,41 @@ static double sum_sq_diff(const double *a, const double *b, int64_t n)
     return fold_lanes(lane);
 }
 
+/* A block of update k, as finite numbers. */
+static enum status read_input(const struct work *w, int k, int64_t at, int64_t n, float *out,
+                              struct err *e)
+{
+    const struct aggregate_input *in = &w->job->inputs[k];
+    TRY(read_block(in->fd, in->data_offset + at * (int64_t)sizeof(float), out, n, e));
+    return all_finite(out, n)
+               ? ST_OK
+               : err_set(e, ST_CORRUPT, "a value near element %lld is not finite", (long long)at);
+}
+
+/* Each update's share of its norm, nothing else. */
+static enum status measure_block(const struct work *w, struct bench *b, int64_t at, int64_t n,
+                                 int *corrupt, struct err *e)
+{
+    for (int k = 0; k < w->job->input_count; k++) {
+        enum status st = read_input(w, k, at, n, b->raw, e);
+        if (st) {
+            *corrupt = k;
+            return st;
+        }
+        b->sq[k] = add_scaled(b->delta, b->raw, 0.0, n);
+    }
+    return ST_OK;
+}
+
 /* D of this block, with each update's share of the norms. */
 static enum status sum_block(struct work *w, struct bench *b, int64_t at, int64_t n, int *corrupt,
                              struct err *e)
 {
     const struct aggregate_job *j = w->job;
-    int64_t skip = at * (int64_t)sizeof(float);
     memset(b->delta, 0, (size_t)n * sizeof(*b->delta));
     for (int k = 0; k < j->input_count; k++) {
         float *v = k < KEPT_INPUTS ? b->kept + (int64_t)k * AGGREGATE_BLOCK : b->raw;
-        enum status st = read_block(j->inputs[k].fd, j->inputs[k].data_offset + skip, v, n, e);
-        if (!st && !all_finite(v, n)) {
-            st = err_set(e, ST_CORRUPT, "a value near element %lld is not finite", (long long)at);
-        }
+        enum status st = read_input(w, k, at, n, v, e);
         if (st) {
             *corrupt = k;
             return st;
@@ -227,10 +233,41 @@ static enum status sum_block(struct work *w, struct bench *b, int64_t at, int64_
     for (int k = 0; k < j->input_count; k++) {
         const float *v = b->kept + (int64_t)k * AGGREGATE_BLOCK;
         if (k >= KEPT_INPUTS) {
-            TRY(read_block(j->inputs[k].fd, j->inputs[k].data_offset + skip, b->raw, n, e));
+            TRY(read_input(w, k, at, n, b->raw, e));
             v = b->raw;
         }
         b->dot[k] = dot_with(b->delta, v, n);
+    }
+    return ST_OK;
+}
+
+/* The outer state of this block before the step. */
+static enum status read_arrays(const struct aggregate_job *j, struct bench *b, int64_t skip,
+                               int64_t n, struct err *e)
+{
+    if (j->state_fd < 0) {
+        outer_begin(j->spec->outer.name, b->x, b->arrays, n);
+        return ST_OK;
+    }
+    for (int a = 0; a < outer_arrays(j->spec->outer.name); a++) {
+        TRY(read_block(j->state_fd, array_offset(j, j->state_offset, a) + skip, b->raw, n, e));
+        for (int64_t i = 0; i < n; i++) {
+            b->arrays[a][i] = (double)b->raw[i];
+        }
+    }
+    return ST_OK;
+}
+
+static enum status write_arrays(const struct aggregate_job *j, struct bench *b, int64_t skip,
+                                int64_t n, struct err *e)
+{
+    for (int a = 0; a < outer_arrays(j->spec->outer.name) && j->out_state_fd >= 0; a++) {
+        for (int64_t i = 0; i < n; i++) {
+            b->out_arrays[a][i] = (float)b->arrays[a][i];
+        }
+        b->finite = b->finite && all_finite(b->out_arrays[a], n);
+        TRY(write_block(j->out_state_fd, array_offset(j, j->out_state_offset, a) + skip,
+                        b->out_arrays[a], n, e));
     }
     return ST_OK;
 }
@@ -240,22 +277,13 @@ static enum status step_block(struct work *w, struct bench *b, int64_t at, int64
 {
     const struct aggregate_job *j = w->job;
     int64_t skip = at * (int64_t)sizeof(float);
-    bool state = outer_has_state(j->spec->outer.name);
     TRY(read_block(j->base_fd, j->base_offset + skip, b->raw, n, e));
     for (int64_t i = 0; i < n; i++) {
         b->x[i] = b->before[i] = (double)b->raw[i];
     }
-    if (state && j->state_fd >= 0) {
-        TRY(read_block(j->state_fd, j->state_offset + skip, b->raw, n, e));
-        for (int64_t i = 0; i < n; i++) {
-            b->m[i] = (double)b->raw[i];
-        }
-    } else if (state) {
-        memset(b->m, 0, (size_t)n * sizeof(*b->m));
-    }
+    TRY(read_arrays(j, b, skip, n, e));
 
-    outer_step(j->spec->outer.name, j->spec->outer.lr, j->spec->outer.momentum, b->x, b->m,
-               b->delta, n);
+    outer_step(&j->spec->outer, j->round, b->x, b->arrays, b->delta, n);
 
     for (int64_t i = 0; i < n; i++) {
         b->out_x[i] = (float)b->x[i];
@@ -264,14 +292,15 @@ static enum status step_block(struct work *w, struct bench *b, int64_t at, int64
     b->step_sq = sum_sq_diff(b->x, b->before, n);
     b->finite = all_finite(b->out_x, n);
     TRY(write_block(j->out_fd, j->out_offset + skip, b->out_x, n, e));
-    if (state && j->out_state_fd >= 0) {
-        for (int64_t i = 0; i < n; i++) {
-            b->out_m[i] = (float)b->m[i];
-        }
-        b->finite = b->finite && all_finite(b->out_m, n);
-        TRY(write_block(j->out_state_fd, j->out_state_offset + skip, b->out_m, n, e));
-    }
-    return ST_OK;
+    return write_arrays(j, b, skip, n, e);
+}
+
+static void drop_written(int fd, int64_t offset, int64_t size)
+{
+    (void)sync_file_range(fd, offset, size,
+                          SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE |
+                              SYNC_FILE_RANGE_WAIT_AFTER);
+    (void)posix_fadvise(fd, offset, size, POSIX_FADV_DONTNEED);
 }
 
 /* Whoever reads gigabytes once should not push everything else out of the page cache. */
@@ -284,15 +313,9 @@ static void drop_pages(const struct aggregate_job *j, int64_t first, int64_t n)
         (void)posix_fadvise(j->inputs[k].fd, j->inputs[k].data_offset + skip, size,
                             POSIX_FADV_DONTNEED);
     }
-    const int outs[2] = {j->out_fd, j->out_state_fd};
-    const int64_t offsets[2] = {j->out_offset, j->out_state_offset};
-    for (int i = 0; i < 2; i++) {
-        if (outs[i] >= 0) {
-            (void)sync_file_range(outs[i], offsets[i] + skip, size,
-                                  SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE |
-                                      SYNC_FILE_RANGE_WAIT_AFTER);
-            (void)posix_fadvise(outs[i], offsets[i] + skip, size, POSIX_FADV_DONTNEED);
-        }
+    drop_written(j->out_fd, j->out_offset + skip, size);
+    for (int a = 0; a < outer_arrays(j->spec->outer.name) && j->out_state_fd >= 0; a++) {
+        drop_written(j->out_state_fd, array_offset(j, j->out_state_offset, a) + skip, size);
     }
 }
 
@@ -301,24 +324,28 @@ static void fold_block(struct work *w, const struct bench *b, int64_t block, int
 {
     const struct aggregate_job *j = w->job;
     size_t size = (size_t)n * sizeof(float);
-    w->delta_sq += b->delta_sq;
-    w->step_sq += b->step_sq;
-    w->finite = w->finite && b->finite;
     for (int k = 0; k < j->input_count; k++) {
         w->sq[k] += b->sq[k];
         w->dot[k] += b->dot[k];
     }
+    if (w->measuring) {
+        w->bytes_read += (int64_t)size * j->input_count;
+        return;
+    }
+    w->delta_sq += b->delta_sq;
+    w->step_sq += b->step_sq;
+    w->finite = w->finite && b->finite;
     if (j->out_hash) {
         sha256_add(j->out_hash, b->out_x, size);
     }
     if (j->out_data_hash) {
         sha256_add(j->out_data_hash, b->out_x, size);
     }
-    bool state = outer_has_state(j->spec->outer.name);
-    if (state && j->out_state_fd >= 0 && j->out_state_hash) {
-        sha256_add(j->out_state_hash, b->out_m, size);
+    int arrays = outer_arrays(j->spec->outer.name);
+    if (arrays > 0 && j->out_state_fd >= 0 && j->out_state_hash) {
+        sha256_add(j->out_state_hash, b->out_arrays[0], size);
     }
-    int streams = 1 + j->input_count + (state && j->state_fd >= 0 ? 1 : 0);
+    int streams = 1 + j->input_count + (j->state_fd >= 0 ? arrays : 0);
     w->bytes_read += (int64_t)size * streams;
 
     // One window behind, so that the disk works while we do.
@@ -330,8 +357,9 @@ static void fold_block(struct work *w, const struct bench *b, int64_t block, int
 
 /* ---- threads ---- */
 
-static void bench_init(struct bench *b, int inputs)
+static void bench_init(struct bench *b, const struct aggregate_job *j)
 {
+    int inputs = j->input_count;
     int kept = inputs < KEPT_INPUTS ? inputs : KEPT_INPUTS;
     size_t block = AGGREGATE_BLOCK;
     b->raw = mem_alloc(block * sizeof(float));
@@ -339,11 +367,13 @@ static void bench_init(struct bench *b, int inputs)
     b->delta = mem_alloc(block * sizeof(double));
     b->x = mem_alloc(block * sizeof(double));
     b->before = mem_alloc(block * sizeof(double));
-    b->m = mem_alloc(block * sizeof(double));
     b->sq = mem_alloc((size_t)inputs * sizeof(double));
     b->dot = mem_alloc((size_t)inputs * sizeof(double));
     b->out_x = mem_alloc(block * sizeof(float));
-    b->out_m = mem_alloc(block * sizeof(float));
+    for (int a = 0; a < outer_arrays(j->spec->outer.name); a++) {
+        b->arrays[a] = mem_alloc(block * sizeof(double));
+        b->out_arrays[a] = mem_alloc(block * sizeof(float));
+    }
 }
 
 static void bench_release(struct bench *b)
@@ -353,11 +383,13 @@ static void bench_release(struct bench *b)
     mem_free(b->delta);
     mem_free(b->x);
     mem_free(b->before);
-    mem_free(b->m);
     mem_free(b->sq);
     mem_free(b->dot);
     mem_free(b->out_x);
-    mem_free(b->out_m);
+    for (int a = 0; a < OUTER_ARRAYS_MAX; a++) {
+        mem_free(b->arrays[a]);
+        mem_free(b->out_arrays[a]);
+    }
 }
 
 /* The next block, or -1. */
@@ -399,7 +431,7 @@ static void *worker(void *arg)
 {
     struct work *w = arg;
     struct bench b = {0};
-    bench_init(&b, w->job->input_count);
+    bench_init(&b, w->job);
     for (;;) {
         int64_t block = take_block(w);
         if (block < 0) {
@@ -410,8 +442,9 @@ static void *worker(void *arg)
         int64_t n = left < AGGREGATE_BLOCK ? left : AGGREGATE_BLOCK;
         struct err e = {0};
         int corrupt = -1;
-        enum status st = sum_block(w, &b, at, n, &corrupt, &e);
-        if (!st) {
+        enum status st = w->measuring ? measure_block(w, &b, at, n, &corrupt, &e)
+                                      : sum_block(w, &b, at, n, &corrupt, &e);
+        if (!st && !w->measuring) {
             st = step_block(w, &b, at, n, &e);
         }
         if (!wait_turn(w, block)) {
@@ -460,6 +493,30 @@ static enum status share_weights(double *out, const struct aggregate_job *j, str
     return ST_OK;
 }
 
+/* Arrays behind the first follow it in the file, but are made block by block beside it: their part
+ * of the digest is taken from the file. */
+static enum status hash_other_arrays(const struct aggregate_job *j, struct err *e)
+{
+    int arrays = outer_arrays(j->spec->outer.name);
+    if (arrays < 2 || j->out_state_fd < 0 || !j->out_state_hash) {
+        return ST_OK;
+    }
+    int64_t total = j->table->total;
+    float *block = mem_alloc(AGGREGATE_BLOCK * sizeof(*block));
+    enum status st = ST_OK;
+    for (int64_t at = total; at < arrays * total && !st; at += AGGREGATE_BLOCK) {
+        int64_t left = arrays * total - at;
+        int64_t n = left < AGGREGATE_BLOCK ? left : AGGREGATE_BLOCK;
+        int64_t from = j->out_state_offset + at * (int64_t)sizeof(float);
+        st = read_block(j->out_state_fd, from, block, n, e);
+        if (!st) {
+            sha256_add(j->out_state_hash, block, (size_t)n * sizeof(float));
+        }
+    }
+    mem_free(block);
+    return st;
+}
+
 static void report(struct work *w, double seconds)
 {
     struct aggregate_stats *s = w->stats;
@@ -470,6 +527,9 @@ static void report(struct work *w, double seconds)
     s->bytes_read = w->bytes_read;
     for (int k = 0; k < w->job->input_count; k++) {
         double norm = sqrt(w->sq[k]);
+        if (s->update_factors) {
+            s->update_factors[k] = w->factors[k];
+        }
         if (s->update_norms) {
             s->update_norms[k] = norm;
         }
@@ -480,37 +540,77 @@ static void report(struct work *w, double seconds)
     }
 }
 
+static void clear_sums(struct work *w)
+{
+    w->next = w->turn = 0;
+    for (int k = 0; k < w->job->input_count; k++) {
+        w->sq[k] = w->dot[k] = 0.0;
+    }
+}
+
+/* All blocks once: the sums of a pass start from nothing. */
+static enum status run_pass(struct work *w, bool measuring, struct err *e)
+{
+    int threads = w->job->threads < THREADS_MAX ? w->job->threads : THREADS_MAX;
+    w->measuring = measuring;
+    clear_sums(w);
+    work_run(w, threads < w->blocks ? threads : (int)w->blocks);
+    if (w->st && e) {
+        *e = w->err;
+    }
+    return w->st;
+}
+
+/* A clipped update keeps its share of the tokens: what it lost goes to nobody else. */
+static enum status clip_weights(struct work *w, struct err *e)
+{
+    int n = w->job->input_count;
+    bool bounded = w->job->spec->outer.clip_median > 0.0;
+    if (bounded) {
+        TRY(run_pass(w, true, e));
+    }
+    for (int k = 0; k < n && bounded; k++) {
+        w->sq[k] = sqrt(w->sq[k]);
+    }
+    outer_clip(w->job->spec->outer.clip_median, w->sq, n, w->factors);
+    for (int k = 0; k < n; k++) {
+        w->weights[k] *= w->factors[k];
+    }
+    return ST_OK;
+}
+
+static enum status run_all(struct work *w, struct err *e)
+{
+    TRY(share_weights(w->weights, w->job, e));
+    TRY(clip_weights(w, e));
+    TRY(run_pass(w, false, e));
+    return hash_other_arrays(w->job, e);
+}
+
 enum status aggregate_run(const struct aggregate_job *job, struct aggregate_stats *stats,
                           int *corrupt_input, struct err *e)
 {
-    assert(job->threads >= 1 && job->out_fd >= 0 && job->base_fd >= 0);
+    assert(job->threads >= 1 && job->round >= 1 && job->out_fd >= 0 && job->base_fd >= 0);
     double began = clock_mono_s();
     struct work w = {.job = job, .stats = stats, .corrupt_input = -1, .finite = true};
     w.blocks = (job->table->total + AGGREGATE_BLOCK - 1) / AGGREGATE_BLOCK;
     size_t inputs = job->input_count > 0 ? (size_t)job->input_count : 1;
     w.weights = mem_alloc(inputs * sizeof(double));
+    w.factors = mem_alloc(inputs * sizeof(double));
     w.sq = mem_alloc(inputs * sizeof(double));
     w.dot = mem_alloc(inputs * sizeof(double));
-    *corrupt_input = -1;
+    (void)pthread_mutex_init(&w.lock, NULL);
+    (void)pthread_cond_init(&w.turned, NULL);
 
-    enum status st = share_weights(w.weights, job, e);
-    if (!st) {
-        (void)pthread_mutex_init(&w.lock, NULL);
-        (void)pthread_cond_init(&w.turned, NULL);
-        int threads = job->threads < THREADS_MAX ? job->threads : THREADS_MAX;
-        work_run(&w, threads < w.blocks ? threads : (int)w.blocks);
-        (void)pthread_cond_destroy(&w.turned);
-        (void)pthread_mutex_destroy(&w.lock);
-        st = w.st;
-        if (st && e) {
-            *e = w.err;
-        }
-        *corrupt_input = w.corrupt_input;
-    }
+    enum status st = run_all(&w, e);
+    *corrupt_input = w.corrupt_input;
     if (!st) {
         report(&w, clock_mono_s() - began);
     }
+    (void)pthread_cond_destroy(&w.turned);
+    (void)pthread_mutex_destroy(&w.lock);
     mem_free(w.weights);
+    mem_free(w.factors);
     mem_free(w.sq);
     mem_free(w.dot);
     return st;

@@ -11,9 +11,8 @@
  * function of one block (norms, digests of the output) is folded in block order: a
  * thread waits its turn.
  *
- *     fedavg       x <- x - lr * D                              (McMahan et al. 2017)
- *     fednesterov  m <- mu m + D;  x <- x - lr (D + mu m)       (Douillard et al. 2023)
- *     with D = sum_k w_k (theta_base - theta_k); every optimizer descends: D is subtracted.
+ * The rule itself is common/outer.h's. Where the spec bounds norms by their median, a pass before
+ * measures them. An outer state's file holds its arrays one after the other (m, then v).
  */
 #ifndef SERVER_AGGREGATE_H
 #define SERVER_AGGREGATE_H
@@ -36,9 +35,10 @@ struct aggregate_input {
 struct aggregate_job {
     const struct run_spec *spec;
     const struct param_table *table;
-    int base_fd; /* checkpoint's weights */
+    int32_t round; /* the one that is closed, from 1: a bias correction needs it */
+    int base_fd;   /* checkpoint's weights */
     int64_t base_offset;
-    int state_fd; /* outer state of the base, or -1 */
+    int state_fd; /* outer state of the base, or -1: its first values */
     int64_t state_offset;
     const struct aggregate_input *inputs; /* in slot order */
     int input_count;
@@ -57,8 +57,9 @@ struct aggregate_job {
 struct aggregate_stats {
     double delta_norm;      /* ||D|| */
     double outer_step_norm; /* ||x' - x|| */
-    double *update_norms;   /* [input_count], caller's; may be NULL */
+    double *update_norms;   /* before any clipping, [input_count], caller's; may be NULL */
     double *update_cosines; /* with D, [input_count], caller's; may be NULL */
+    double *update_factors; /* what the norm's bound left of each, 1: all; may be NULL */
     bool finite;            /* is every new weight? never publish when not */
     double seconds;
     int64_t bytes_read;
@@ -71,12 +72,5 @@ struct aggregate_stats {
  */
 enum status aggregate_run(const struct aggregate_job *job, struct aggregate_stats *stats,
                           int *corrupt_input, struct err *e) MUST_CHECK;
-
-/* Does this outer optimizer keep state between rounds? */
-bool outer_has_state(enum outer_optimizer o);
-
-/* One block of the outer step, the rule itself: x, m in place; m NULL without state. */
-void outer_step(enum outer_optimizer o, double lr, double momentum, double *x, double *m,
-                const double *delta, int64_t n);
 
 #endif

@@ -78,6 +78,23 @@ static void *make_header(struct arena *a, const struct run_spec *spec,
     return st_params_header(a, table, meta, META_COUNT, len);
 }
 
+/* Tensors of an outer state: each array whole, one after the other, its name before the tensors'.
+ */
+static struct param_table state_table(struct arena *a, const struct param_table *t,
+                                      enum outer_optimizer o)
+{
+    int arrays = outer_arrays(o);
+    struct param *items = arena_alloc(a, ((size_t)(arrays * t->count) + 1) * sizeof(*items));
+    for (int i = 0; i < arrays * t->count; i++) {
+        int array = i / t->count;
+        items[i] = t->items[i % t->count];
+        items[i].name = arena_fmt(a, "%s.%s", outer_array_name(o, array), items[i].name);
+        items[i].offset += array * t->total;
+    }
+    return (struct param_table){
+        .count = arrays * t->count, .total = arrays * t->total, .items = items};
+}
+
 static enum status output_open(struct output *o, struct blob_store *blobs,
                                const struct run_spec *spec, const struct param_table *table,
                                const char *kind, int32_t round, struct err *e)
@@ -335,6 +352,7 @@ struct next {
     const struct checkpoint_job *job;
     struct arena *arena;
     struct param_table table;
+    struct param_table state_table;
     int count;
     struct input *inputs; // base, [state], updates
     struct input *base, *state, *updates;
@@ -348,7 +366,8 @@ static void next_init(struct next *n, const struct checkpoint_job *job)
     n->arena = arena_new(LIMIT_REQUEST_ARENA);
     n->table = params_table(n->arena, &job->spec->model);
     n->out.fd = n->out_state.fd = -1;
-    n->keeps_state = outer_has_state(job->spec->outer.name);
+    n->state_table = state_table(n->arena, &n->table, job->spec->outer.name);
+    n->keeps_state = n->state_table.count > 0;
     bool state = n->keeps_state && job->state;
     n->count = 1 + (state ? 1 : 0) + job->update_count;
     n->inputs = mem_alloc((size_t)n->count * sizeof(*n->inputs));
@@ -398,7 +417,7 @@ static enum status next_check(struct next *n, int *corrupt, struct err *e)
     }
     TRY(check_own_header(n->base, j->spec, &n->table, "checkpoint", j->round - 1, e));
     if (n->state) {
-        TRY(check_own_header(n->state, j->spec, &n->table, "outer_state", j->round - 1, e));
+        TRY(check_own_header(n->state, j->spec, &n->state_table, "outer_state", j->round - 1, e));
     }
     for (int k = 0; k < j->update_count; k++) {
         struct update_expected want = {.run_name = j->spec->name,
@@ -431,6 +450,7 @@ static enum status next_aggregate(struct next *n, struct aggregate_stats *stats,
     struct sha256 *data_hash = sha256_new();
     struct aggregate_job job = {.spec = j->spec,
                                 .table = &n->table,
+                                .round = j->round,
                                 .base_fd = n->base->fd,
                                 .base_offset = n->base->data_offset,
                                 .state_fd = n->state ? n->state->fd : -1,
@@ -462,7 +482,8 @@ static enum status next_make(struct next *n, struct aggregate_stats *stats,
     TRY(next_check(n, corrupt, e));
     TRY(output_open(&n->out, j->blobs, j->spec, &n->table, "checkpoint", j->round, e));
     if (n->keeps_state) {
-        TRY(output_open(&n->out_state, j->blobs, j->spec, &n->table, "outer_state", j->round, e));
+        TRY(output_open(&n->out_state, j->blobs, j->spec, &n->state_table, "outer_state", j->round,
+                        e));
     }
     TRY(next_aggregate(n, stats, f, corrupt, e));
     f->params = n->table.total;

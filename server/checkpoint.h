@@ -8,8 +8,8 @@
  * two processes at once, is harmless.
  *
  *     weights      safetensors, F32, metadata kind=checkpoint run round spec_sha256
- *     outer state  the same tensors, kind=outer_state; only when the outer optimizer keeps state,
- * and from checkpoint 1 on (its first value is zero)
+ *     outer state  kind=outer_state; the same tensors once per array that the outer optimizer keeps
+ *                  (common/outer.h), named m.<tensor> and v.<tensor>; from checkpoint 1 on
  */
 #ifndef SERVER_CHECKPOINT_H
 #define SERVER_CHECKPOINT_H

@@ -325,7 +325,8 @@ static enum status fold_one(struct coordinator *c, struct db *db, const struct f
     struct checkpoint_files files;
     size_t size = (size_t)(f->update_count + 1) * sizeof(double);
     struct aggregate_stats stats = {.update_norms = arena_alloc(a, size),
-                                    .update_cosines = arena_alloc(a, size)};
+                                    .update_cosines = arena_alloc(a, size),
+                                    .update_factors = arena_alloc(a, size)};
     int corrupt = -1;
     enum status st = checkpoint_next(&job, &files, &stats, &corrupt, e);
     if (st) {

@@ -9,6 +9,8 @@
 
 #include "common/fault.h"
 #include "common/id.h"
+#include "common/json.h"
+#include "common/limits.h"
 #include "common/log.h"
 #include "server/db_event.h"
 #include "server/db_round.h"
@@ -272,6 +274,29 @@ static enum status record_metrics(struct db *db, struct arena *a, const struct p
     return db_metric(db, a, f->run_id, NULL, f->number, step, "round_s", round_s, e);
 }
 
+/* Whose update was larger than the spec's bound, and what was left of it. */
+static const char *clipped_json(struct arena *a, const struct publish *p, int *count)
+{
+    struct buf b;
+    buf_init(&b, LIMIT_REQUEST_ARENA);
+    jw_array(&b, NULL);
+    *count = 0;
+    for (int i = 0; i < p->f->update_count; i++) {
+        double factor = p->stats->update_factors[i];
+        if (factor < 1.0) {
+            (*count)++;
+            jw_object(&b, NULL);
+            jw_str(&b, "silo", p->f->updates[i].silo_name);
+            jw_num(&b, "factor", factor);
+            jw_end_object(&b);
+        }
+    }
+    jw_end_array(&b);
+    const char *text = arena_fmt(a, "%s", b.data);
+    buf_release(&b);
+    return text;
+}
+
 static enum status close_round(struct db *db, struct arena *a, const struct publish *p,
                                double *round_s, struct err *e)
 {
@@ -282,16 +307,20 @@ static enum status close_round(struct db *db, struct arena *a, const struct publ
                           db_arg_double(a, p->stats->outer_step_norm)};
     TRY(db_query(db, a, SQL_CLOSE, 4, argv, &rows, e));
     TRY(db_double(&rows, 0, 0, round_s, e));
-    const char *message = arena_fmt(a, "round %" PRId32 " closed with %s of %s updates", f->number,
-                                    db_text(&rows, 0, 1), db_text(&rows, 0, 2));
-    return db_event(db, a,
-                    &(struct event){.kind = "round_closed",
-                                    .run_id = f->run_id,
-                                    .round = f->number,
-                                    .message = message,
-                                    .detail = arena_fmt(a, "{\"accepted\":%s,\"seconds\":%.3f}",
-                                                        db_text(&rows, 0, 1), *round_s)},
-                    e);
+    int clipped = 0;
+    const char *who = clipped_json(a, p, &clipped);
+    const char *message = arena_fmt(
+        a, "round %" PRId32 " closed with %s of %s updates%s", f->number, db_text(&rows, 0, 1),
+        db_text(&rows, 0, 2), clipped > 0 ? arena_fmt(a, ", %d of them clipped", clipped) : "");
+    return db_event(
+        db, a,
+        &(struct event){.kind = "round_closed",
+                        .run_id = f->run_id,
+                        .round = f->number,
+                        .message = message,
+                        .detail = arena_fmt(a, "{\"accepted\":%s,\"seconds\":%.3f,\"clipped\":%s}",
+                                            db_text(&rows, 0, 1), *round_s, who)},
+        e);
 }
 
 /* The head moves by exactly one, whoever else tries. */

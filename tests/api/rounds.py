@@ -419,6 +419,33 @@ def test_updates_are_folded_in_the_order_of_slots(server):
     no_violations()
 
 
+def test_outer_moments_are_kept_and_a_loud_update_is_clipped(server):
+    run, silos = begin(server, 3, silos_per_round=3, min_silos=3, rounds=2,
+                       more={"outer": {"name": "fedadam", "clip_median": 2}})
+    for number in (1, 2):
+        held = seats(silos)
+        for s in silos:
+            assert s.train(held[s], pattern=1.0 if s is silos[0] and number == 2 else 0.25).status == 200
+        wait_round(run, number, "closed")
+    events = server.get("/api/v1/runs/%s/events" % run).json()["items"]
+    second, first = [e for e in events if e["kind"] == "round_closed"]
+    assert first["detail"]["clipped"] == [], first
+    assert second["detail"]["clipped"] == [{"silo": silos[0].name, "factor": 0.5}], second
+    assert second["message"].endswith("3 of 3 updates, 1 of them clipped"), second
+    (digest,) = [r[0] for r in psql("SELECT encode(outer_state, 'hex') FROM checkpoint WHERE run_id = '%s'"
+                                    " AND number = 2" % run)]
+    with open(blob_path(server, digest)[0], "rb") as f:
+        header, body = read_safetensors(f.read())
+    tensors = [k for k in header if k != "__metadata__"]
+    half = len(tensors) // 2
+    assert [k[:2] for k in tensors] == ["m."] * half + ["v."] * half
+    assert [k[2:] for k in tensors[:half]] == [k[2:] for k in tensors[half:]]
+    m, v = struct.unpack_from("<f", body)[0], struct.unpack_from("<f", body, len(body) // 2)[0]
+    assert abs(m - (0.9 * 0.1 * 0.25 + 0.1 * (0.25 + 0.25 + 0.5) / 3)) < 1e-7, m
+    assert abs(v - (0.99 * 0.01 * 0.25 ** 2 + 0.01 * ((0.25 + 0.25 + 0.5) / 3) ** 2)) < 1e-7, v
+    no_violations()
+
+
 # ---- several servers ----
 
 def test_two_servers_over_one_store_make_one_checkpoint_each_round(server):

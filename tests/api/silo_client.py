@@ -13,10 +13,11 @@ BOUNDARY = "----photon-test"
 MODEL = {"d_model": 16, "n_heads": 2, "n_layers": 1, "vocab_size": 320, "seq_len": 8}
 
 
-def spec(name, model=MODEL, **federation):
-    """A run of a few thousand parameters that one silo can keep going."""
+def spec(name, model=MODEL, more=None, **federation):
+    """A run of a few thousand parameters that one silo can keep going; more: other members of the spec."""
     rounds = dict({"rounds": 2, "silos_per_round": 1, "min_silos": 1, "local_steps": 2}, **federation)
-    return {"name": name, "model": model, "federation": rounds, "inner": {"batch": 2}, "eval": {"every": 1, "windows": 1}}
+    made = {"name": name, "model": model, "federation": rounds, "inner": {"batch": 2}, "eval": {"every": 1, "windows": 1}}
+    return dict(made, **(more or {}))
 
 
 def read_safetensors(data):

@@ -99,7 +99,7 @@ int main(int argc, char **argv)
     struct param_table table = {.total = (int64_t)(millions * 1e6 + 0.5)};
     const char *dir = getenv("TMPDIR");
     struct statvfs disk;
-    double need = (double)table.total * 4.0 * ((double)updates + 4.0);
+    double need = (double)table.total * 4.0 * ((double)updates + 6.0);
     if (statvfs(dir ? dir : "/tmp", &disk) == 0 &&
         (double)disk.f_bavail * (double)disk.f_frsize < need * 1.1) {
         (void)printf("skipped: aggregate needs %.1f GB in %s; try TMPDIR or a smaller model\n",
@@ -115,8 +115,9 @@ int main(int argc, char **argv)
     }
     struct aggregate_job job = {.spec = &spec,
                                 .table = &table,
+                                .round = 2,
                                 .base_fd = drawn_file(1, table.total, 0.02),
-                                .state_fd = drawn_file(2, table.total, 1e-3),
+                                .state_fd = drawn_file(2, OUTER_ARRAYS_MAX * table.total, 1e-3),
                                 .inputs = inputs,
                                 .input_count = (int)updates,
                                 .out_fd = scratch_file(),
@@ -124,13 +125,15 @@ int main(int argc, char **argv)
     long cpus = sysconf(_SC_NPROCESSORS_ONLN);
     for (int threads = 1; threads <= cpus && threads <= 16; threads *= 2) {
         job.threads = threads;
-        spec.outer.name = OUTER_FEDAVG;
-        spec.outer.lr = 1.0;
+        spec.outer = (struct outer_spec){.name = OUTER_FEDAVG, .lr = 1.0};
         measure(&job, "fedavg");
-        spec.outer.name = OUTER_FEDNESTEROV;
-        spec.outer.lr = 0.7;
-        spec.outer.momentum = 0.9;
+        spec.outer.clip_median = 3.0;
+        measure(&job, "fedavg, norms bounded");
+        spec.outer = (struct outer_spec){.name = OUTER_FEDNESTEROV, .lr = 0.7, .momentum = 0.9};
         measure(&job, "fednesterov");
+        spec.outer = (struct outer_spec){
+            .name = OUTER_FEDADAM, .lr = 0.01, .beta1 = 0.9, .beta2 = 0.99, .eps = 1e-3};
+        measure(&job, "fedadam");
     }
     return 0;
 }

@@ -2,10 +2,20 @@
 # shellcheck shell=sh disable=SC2016 # a dollar here is SQL's, or the end of a line
 
 # ---- the sum ----
-mutant 'a delta is added, not subtracted' server/aggregate.c \
-    's/x\[i\] -= lr \* delta\[i\];/x[i] += lr * delta[i];/' tests/unit/test_aggregate
-mutant 'nesterov does not look ahead' server/aggregate.c \
-    's/(delta\[i\] + momentum \* m\[i\])/(m[i])/' tests/unit/test_aggregate
+mutant 'a delta is added, not subtracted' common/outer.c \
+    's/x\[i\] -= lr \* delta\[i\];/x[i] += lr * delta[i];/' tests/unit/test_outer
+mutant 'nesterov does not look ahead' common/outer.c \
+    's/(delta\[i\] + momentum \* m\[i\])/(m[i])/' tests/unit/test_outer
+mutant 'fedmom starts from zero' common/outer.c \
+    's/if (o == OUTER_FEDMOM) {/if (false) {/' tests/unit/test_aggregate
+mutant 'the moments are not corrected for the round' common/outer.c \
+    's/pow(o->beta2, round)/pow(o->beta2, 1)/' tests/unit/test_outer
+mutant 'yogi is adam' common/outer.c \
+    's/bool yogi = .*;/bool yogi = false;/' tests/unit/test_outer
+mutant 'the second array is read where the first is' server/aggregate.c \
+    's/return offset + i \* j->table->total/return offset + 0 * i * j->table->total/' tests/unit/test_aggregate
+mutant 'a loud update is not clipped' server/aggregate.c \
+    's/w->weights\[k\] \*= w->factors\[k\];/(void)k;/' tests/unit/test_aggregate
 mutant 'updates are folded as they came, not by slot' server/db_publish.c \
     "s/ORDER BY u.slot\"/ORDER BY u.id\"/" tests/api rounds.test_updates_are_folded_in_the_order_of_slots
 mutant 'every silo weighs the same' server/checkpoint.c \

@@ -12,7 +12,7 @@
 #include "common/rng.h"
 #include "tests/support/check.h"
 
-enum { HEADER = 64, SILOS = 5 };
+enum { HEADER = 64, SILOS = 5, ARRAYS = OUTER_ARRAYS_MAX, ROUND = 3 };
 
 /* Three blocks, the last one short and no multiple of the lanes. */
 static const int64_t TOTAL = 2 * AGGREGATE_BLOCK + 1237;
@@ -35,10 +35,10 @@ static int file_of(const float *v, int64_t n)
     return fd;
 }
 
-static float *drawn(uint64_t seed, double scale)
+static float *drawn(uint64_t seed, int64_t n, double scale)
 {
-    float *v = mem_alloc((size_t)TOTAL * sizeof(*v));
-    for (int64_t i = 0; i < TOTAL; i++) {
+    float *v = mem_alloc((size_t)n * sizeof(*v));
+    for (int64_t i = 0; i < n; i++) {
         v[i] = (float)(scale * rng_normal(seed, (uint64_t)i));
     }
     return v;
@@ -47,12 +47,12 @@ static float *drawn(uint64_t seed, double scale)
 struct bed {
     struct run_spec spec;
     struct param_table table;
-    float *base, *state;
+    float *base, *state; // state: OUTER_ARRAYS_MAX arrays of TOTAL
     float *updates[SILOS];
     double weights[SILOS];
     struct aggregate_input inputs[SILOS];
     struct aggregate_job job;
-    double norms[SILOS], cosines[SILOS];
+    double norms[SILOS], cosines[SILOS], factors[SILOS];
     struct aggregate_stats stats;
     struct digest out, out_state;
     float *got, *got_state;
@@ -63,24 +63,32 @@ struct bed {
 static struct bed *bed_new(enum outer_optimizer o)
 {
     struct bed *b = mem_alloc(sizeof(*b));
-    b->spec.outer.name = o;
-    b->spec.outer.lr = o == OUTER_FEDAVG ? 1.0 : 0.7;
-    b->spec.outer.momentum = o == OUTER_FEDAVG ? 0.0 : 0.9;
+    b->spec.outer = (struct outer_spec){.name = o,
+                                        .lr = o == OUTER_FEDAVG ? 1.0 : 0.7,
+                                        .momentum = outer_arrays(o) == 1 ? 0.9 : 0.0,
+                                        .beta1 = 0.9,
+                                        .beta2 = 0.99,
+                                        .eps = 1e-3};
     b->table.total = TOTAL;
-    b->base = drawn(1, 0.1);
-    b->state = drawn(2, 0.01);
+    b->base = drawn(1, TOTAL, 0.1);
+    b->state = drawn(2, ARRAYS * TOTAL, 0.01);
+    for (int64_t i = TOTAL; i < ARRAYS * TOTAL; i++) {
+        b->state[i] *= b->state[i]; // second moments
+    }
     for (int k = 0; k < SILOS; k++) {
-        b->updates[k] = drawn(10 + (uint64_t)k, 0.003);
+        b->updates[k] = drawn(10 + (uint64_t)k, TOTAL, 0.003);
         b->weights[k] = 1000.0 * (k + 1);
         b->inputs[k] = (struct aggregate_input){
             .fd = file_of(b->updates[k], TOTAL), .data_offset = HEADER, .weight = b->weights[k]};
     }
     b->got = mem_alloc((size_t)TOTAL * sizeof(float));
-    b->got_state = mem_alloc((size_t)TOTAL * sizeof(float));
+    b->got_state = mem_alloc((size_t)(ARRAYS * TOTAL) * sizeof(float));
     b->stats.update_norms = b->norms;
     b->stats.update_cosines = b->cosines;
+    b->stats.update_factors = b->factors;
     b->job = (struct aggregate_job){.spec = &b->spec,
                                     .table = &b->table,
+                                    .round = ROUND,
                                     .base_fd = file_of(b->base, TOTAL),
                                     .base_offset = HEADER,
                                     .state_fd = -1,
@@ -92,8 +100,8 @@ static struct bed *bed_new(enum outer_optimizer o)
                                     .out_state_fd = -1,
                                     .out_state_offset = HEADER,
                                     .threads = 1};
-    if (o == OUTER_FEDNESTEROV) {
-        b->job.state_fd = file_of(b->state, TOTAL);
+    if (outer_arrays(o) > 0) {
+        b->job.state_fd = file_of(b->state, outer_arrays(o) * TOTAL);
         b->job.out_state_fd = temp_file();
     }
     return b;
@@ -134,6 +142,7 @@ static enum status bed_run(struct bed *b, int threads)
         size_t size = (size_t)TOTAL * sizeof(float);
         CHECK_INT(pread(b->job.out_fd, b->got, size, HEADER), size);
         if (b->job.out_state_fd >= 0) {
+            size *= (size_t)outer_arrays(b->spec.outer.name);
             CHECK_INT(pread(b->job.out_state_fd, b->got_state, size, HEADER), size);
         }
     }
@@ -189,6 +198,91 @@ static void fednesterov_gives_what_plain_double_arithmetic_gives(void)
             CHECK_NEAR(b->got_state[i], (float)m, 0.0);
         }
     }
+    bed_free(b);
+}
+
+/* Files, blocks and arrays around the rule, whose own values test_outer.c knows. */
+static void every_rule_is_applied_to_its_own_arrays(void)
+{
+    for (int o = 0; o < OUTER_COUNT; o++) {
+        struct bed *b = bed_new((enum outer_optimizer)o);
+        CHECK_INT(bed_run(b, 2), ST_OK);
+        for (int64_t i = 0; i < TOTAL; i++) {
+            double d = mean_delta(b, i);
+            double x = (double)b->base[i];
+            double state[ARRAYS] = {(double)b->state[i], (double)b->state[TOTAL + i]};
+            double *arrays[ARRAYS] = {&state[0], &state[1]};
+            outer_step(&b->spec.outer, ROUND, &x, arrays, &d, 1);
+            bool same = b->got[i] == (float)x;
+            for (int a = 0; a < outer_arrays((enum outer_optimizer)o); a++) {
+                same = same && b->got_state[a * TOTAL + i] == (float)state[a];
+            }
+            if (!same) {
+                CHECK_INT(i, -1); // names the element
+            }
+        }
+        struct digest plain;
+        sha256_of(b->got_state, (size_t)(outer_arrays((enum outer_optimizer)o) * TOTAL) * 4,
+                  &plain);
+        CHECK(digest_equal(&plain, &b->out_state));
+        bed_free(b);
+    }
+}
+
+static void without_a_state_file_fedmom_starts_at_the_weights(void)
+{
+    struct bed *b = bed_new(OUTER_FEDMOM);
+    (void)close(b->job.state_fd);
+    b->job.state_fd = -1;
+    CHECK_INT(bed_run(b, 1), ST_OK);
+    double x = (double)b->base[77];
+    double u = x - 0.7 * mean_delta(b, 77);
+    CHECK_NEAR(b->got_state[77], (float)u, 0.0);
+    CHECK_NEAR(b->got[77], (float)(1.9 * u - 0.9 * x), 1e-7);
+    bed_free(b);
+}
+
+static void a_state_of_one_array_too_few_is_refused(void)
+{
+    struct bed *b = bed_new(OUTER_FEDADAM);
+    CHECK_INT(ftruncate(b->job.state_fd, HEADER + TOTAL * 4), 0);
+    CHECK_INT(bed_run(b, 2), ST_CORRUPT);
+    CHECK_INT(b->corrupt, -1);
+    bed_free(b);
+}
+
+static void one_loud_update_is_clipped_to_the_median(void)
+{
+    struct bed *b = bed_new(OUTER_FEDAVG);
+    for (int64_t i = 0; i < TOTAL; i++) {
+        b->updates[2][i] *= 1000.0F;
+    }
+    size_t size = (size_t)TOTAL * sizeof(float);
+    CHECK_INT(pwrite(b->inputs[2].fd, b->updates[2], size, HEADER), size);
+    b->spec.outer.clip_median = 2.0;
+    CHECK_INT(bed_run(b, 3), ST_OK);
+    CHECK(b->factors[0] == 1.0 && b->factors[4] == 1.0);
+    CHECK_NEAR(b->factors[2], 0.002, 1e-4);
+    for (int64_t i = 0; i < TOTAL; i++) {
+        b->updates[2][i] *= (float)b->factors[2];
+    }
+    CHECK_NEAR(b->got[9], (double)b->base[9] - mean_delta(b, 9), 1e-7);
+    CHECK_NEAR(b->got[TOTAL - 1], (double)b->base[TOTAL - 1] - mean_delta(b, TOTAL - 1), 1e-7);
+    CHECK(b->norms[2] > 100.0 * b->norms[1]); // as it came
+    struct digest want = b->out;
+    CHECK_INT(bed_run(b, 1), ST_OK);
+    CHECK(digest_equal(&b->out, &want));
+    bed_free(b);
+}
+
+static void a_bound_that_nobody_reaches_changes_no_bit(void)
+{
+    struct bed *b = bed_new(OUTER_FEDADAM);
+    CHECK_INT(bed_run(b, 2), ST_OK);
+    struct digest want = b->out;
+    b->spec.outer.clip_median = 3.0;
+    CHECK_INT(bed_run(b, 2), ST_OK);
+    CHECK(digest_equal(&b->out, &want));
     bed_free(b);
 }
 
@@ -278,6 +372,7 @@ static void more_updates_than_are_kept_in_memory_give_the_same_numbers(void)
     b->job.inputs = many;
     b->job.input_count = MANY;
     b->stats.update_norms = norms;
+    b->stats.update_factors = NULL;
     b->stats.update_cosines = cosines;
     CHECK_INT(bed_run(b, 2), ST_OK);
     for (int k = SILOS; k < MANY; k++) { // from 16 on they are read twice
@@ -377,6 +472,7 @@ static long peak_kib(int n)
         }
         struct aggregate_job job = {.spec = &spec,
                                     .table = &table,
+                                    .round = 1,
                                     .base_fd = sparse,
                                     .state_fd = sparse,
                                     .inputs = in,
@@ -413,6 +509,11 @@ int main(void)
     RUN(fedavg_gives_what_plain_double_arithmetic_gives);
     RUN(fednesterov_gives_what_plain_double_arithmetic_gives);
     RUN(without_a_state_file_the_momentum_starts_at_zero);
+    RUN(every_rule_is_applied_to_its_own_arrays);
+    RUN(without_a_state_file_fedmom_starts_at_the_weights);
+    RUN(a_state_of_one_array_too_few_is_refused);
+    RUN(one_loud_update_is_clipped_to_the_median);
+    RUN(a_bound_that_nobody_reaches_changes_no_bit);
     RUN(norms_and_cosines_are_those_of_the_updates);
     RUN(any_number_of_threads_gives_the_same_bits);
     RUN(the_order_of_arrival_does_not_matter_once_sorted_by_slot);

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "common/mem.h"
+#include "common/safetensors.h"
 #include "tests/support/check.h"
 #include "tests/support/files.h"
 
@@ -89,9 +90,11 @@ static float *values(struct bed *b, const struct digest *d)
     int fd = -1;
     int64_t bytes = 0;
     CHECK_INT(blob_open(b->files.blobs, d, &fd, &bytes, NULL), ST_OK);
-    float *v = arena_alloc(b->a, (size_t)b->table.total * 4);
-    CHECK_INT(pread(fd, v, (size_t)b->table.total * 4, bytes - b->table.total * 4),
-              b->table.total * 4);
+    struct st_header h;
+    CHECK_INT(st_read(&h, b->a, fd, NULL), ST_OK);
+    CHECK_INT(h.data_offset + h.data_bytes, bytes);
+    float *v = arena_alloc(b->a, (size_t)h.data_bytes);
+    CHECK_INT(pread(fd, v, (size_t)h.data_bytes, h.data_offset), h.data_bytes);
     CHECK_INT(close(fd), 0);
     return v;
 }
@@ -188,6 +191,44 @@ static void momentum_travels_from_round_to_round(void)
     CHECK_NEAR(m2[5], (float)m, 0.0);
     CHECK_NEAR(values(b, &b->out.weights)[5],
                (float)((double)values(b, &one.weights)[5] - 0.7 * (d + 0.9 * m)), 0.0);
+    bed_free(b);
+}
+
+static void both_moments_travel_from_round_to_round(void)
+{
+    struct bed *b = bed_new(",\"outer\":{\"name\":\"fedadam\"}");
+    CHECK_INT(next(b, 1, &b->zero, 2), ST_OK);
+    const float *one_state = values(b, &b->out.state); // m, then v
+    const struct checkpoint_files one = b->out;
+    double d = mean_delta(b, 5);
+    double x = (double)values(b, &b->zero.weights)[5];
+    double m = 0.0;
+    double v = 0.0;
+    double *arrays[] = {&m, &v};
+    outer_step(&b->spec.outer, 1, &x, arrays, &d, 1);
+    CHECK_NEAR(one_state[5], (float)m, 0.0);
+    CHECK_NEAR(one_state[b->table.total + 5], (float)v, 0.0);
+
+    bed_updates(b, 2, &one.weights);
+    CHECK_INT(next(b, 2, &one, 2), ST_OK);
+    d = mean_delta(b, 5);
+    x = (double)values(b, &one.weights)[5];
+    m = (double)one_state[5];
+    v = (double)one_state[b->table.total + 5];
+    outer_step(&b->spec.outer, 2, &x, arrays, &d, 1); // corrected for two rounds
+    CHECK_NEAR(values(b, &b->out.weights)[5], (float)x, 0.0);
+    bed_free(b);
+}
+
+static void a_state_of_another_optimizer_is_refused(void)
+{
+    struct bed *b = bed_new(",\"outer\":{\"name\":\"fednesterov\"}");
+    CHECK_INT(next(b, 1, &b->zero, 2), ST_OK);
+    struct checkpoint_files one = b->out;
+    bed_updates(b, 2, &one.weights);
+    b->spec.outer.name = OUTER_FEDMOM;
+    CHECK_INT(next(b, 2, &one, 2), ST_CORRUPT);
+    CHECK_INT(b->corrupt, -1);
     bed_free(b);
 }
 
@@ -323,6 +364,8 @@ int main(void)
     RUN(the_metadata_say_what_a_file_is);
     RUN(the_next_checkpoint_is_the_base_less_the_weighted_mean);
     RUN(momentum_travels_from_round_to_round);
+    RUN(both_moments_travel_from_round_to_round);
+    RUN(a_state_of_another_optimizer_is_refused);
     RUN(doing_it_again_gives_the_same_files);
     RUN(a_damaged_update_is_named_and_nothing_is_made);
     RUN(a_missing_update_is_named);

@@ -143,6 +143,30 @@ static void the_optimizer_chosen_brings_its_own_betas(void)
     CHECK_NEAR(s.outer.momentum, 0.9, 0);
 }
 
+static void every_outer_optimizer_has_its_own_defaults(void)
+{
+    static const struct {
+        const char *name;
+        double lr, momentum, beta1, beta2, eps;
+    } want[OUTER_COUNT] = {{"fedavg", 1.0, 0, 0, 0, 0},
+                           {"fednesterov", 0.7, 0.9, 0, 0, 0},
+                           {"fedmom", 0.7, 0.9, 0, 0, 0},
+                           {"fedadam", 0.01, 0, 0.9, 0.99, 1e-3},
+                           {"fedyogi", 0.01, 0, 0.9, 0.99, 1e-3}};
+    for (int o = 0; o < OUTER_COUNT; o++) {
+        char text[512];
+        (void)snprintf(text, sizeof(text),
+                       "{\"model\":{" SIZES "}," REST ",\"outer\":{\"name\":\"%s\"}}",
+                       want[o].name);
+        struct run_spec s;
+        good(text, &s);
+        CHECK_INT(s.outer.name, o);
+        CHECK(s.outer.lr == want[o].lr && s.outer.momentum == want[o].momentum);
+        CHECK(s.outer.beta1 == want[o].beta1 && s.outer.beta2 == want[o].beta2);
+        CHECK(s.outer.eps == want[o].eps && s.outer.clip_median == 0.0);
+    }
+}
+
 static void the_quorum_is_two_thirds_and_two_at_least(void)
 {
     static const int want[][2] = {{1, 1}, {2, 2}, {3, 2}, {4, 3}, {5, 4}, {6, 4}, {9, 6}};
@@ -171,6 +195,8 @@ static void what_is_printed_parses_to_the_same_spec(void)
 {
     static const char *const texts[] = {
         "{\"model\":{" SIZES "}," REST "}",
+        "{\"model\":{" SIZES "}," REST ",\"outer\":{\"name\":\"fedyogi\",\"betas\":[0.8,0.999],"
+        "\"eps\":1e-7,\"clip_median\":2.5}}",
         "{\"model\":{\"preset\":\"3b\",\"seq_len\":512,\"bias\":false,\"position\":\"alibi\"}," REST
         ",\"name\":\"a.b-c_1\",\"experiment\":\"e\",\"seed\":9007199254740991,\"outer\":"
         "{\"name\":\"fednesterov\",\"lr\":0.1,\"momentum\":0.3333333333333333},\"weights\":"
@@ -250,6 +276,11 @@ static void wrong_rates_and_words_say_what_would_do(void)
     bad_top("\"codec\":{\"up\":\"int8\"}", "/codec/up", "use one of: f32");
     bad_top("\"inner_state\":\"average\"", "/inner_state", "keep, reset");
     bad_top("\"outer\":{\"momentum\":0.5}", "/outer/momentum", "fednesterov");
+    bad_top("\"outer\":{\"betas\":[0.9,0.99]}", "/outer/betas", "fedadam");
+    bad_top("\"outer\":{\"name\":\"fedmom\",\"eps\":0.1}", "/outer/eps", "fedyogi");
+    bad_top("\"outer\":{\"name\":\"fedadam\",\"momentum\":0.9}", "/outer/momentum", "fedadam");
+    bad_top("\"outer\":{\"name\":\"fedyogi\",\"eps\":0}", "/outer/eps", "above 0");
+    bad_top("\"outer\":{\"clip_median\":0.5}", "/outer/clip_median", "try 3");
     bad_top("\"name\":\"Tiny\"", "/name", "for example");
     bad_top("\"seed\":-1", "/seed", "from 0 to 9007199254740991");
     bad_top("\"tokenizer\":{\"sha256\":\"abc\"}", "/tokenizer/sha256", "sha256sum");
@@ -291,6 +322,7 @@ int main(void)
     RUN(a_short_spec_gets_every_default);
     RUN(presets_bring_sizes_and_their_inner_optimizer);
     RUN(the_optimizer_chosen_brings_its_own_betas);
+    RUN(every_outer_optimizer_has_its_own_defaults);
     RUN(the_quorum_is_two_thirds_and_two_at_least);
     RUN(a_short_run_warms_up_for_a_tenth);
     RUN(what_is_printed_parses_to_the_same_spec);

@@ -138,7 +138,7 @@ enum status db_fold_begin(struct db *db, struct arena *a, const char *aside, str
 /* ---- the locks and the fence ---- */
 
 static const char SQL_FENCE[] =
-    "SELECT state = 'aggregating' AND agg_epoch = $2 FROM round WHERE id = $1 FOR NO KEY UPDATE";
+    "SELECT state, agg_epoch FROM round WHERE id = $1 FOR NO KEY UPDATE";
 
 /* Run, then round; *mine false when the round is closed, aborted, or aggregated
  * by a newer holder. */
@@ -146,11 +146,16 @@ static enum status lock_fenced(struct db *db, struct arena *a, const struct fold
                                struct run_row *run, bool *mine, struct err *e)
 {
     struct db_rows rows;
-    const char *argv[] = {db_arg_int(a, f->round_id), db_arg_int(a, f->epoch)};
+    const char *argv[] = {db_arg_int(a, f->round_id)};
+    int64_t newest = 0;
     *mine = false;
     TRY(db_run_lock_wait(db, a, f->run_id, run, e));
-    TRY(db_query(db, a, SQL_FENCE, 2, argv, &rows, e));
-    return run->found && rows.count > 0 ? db_bool(&rows, 0, 0, mine, e) : ST_OK;
+    TRY(db_query(db, a, SQL_FENCE, 1, argv, &rows, e));
+    if (run->found && rows.count > 0) {
+        TRY(db_int64(&rows, 0, 1, &newest, e));
+        *mine = round_fence(round_state_of(db_text(&rows, 0, 0)), newest, f->epoch);
+    }
+    return ST_OK;
 }
 
 /*
@@ -402,7 +407,10 @@ static const char SQL_CORRUPT[] =
     "        jsonb_build_object('why', $4::text) FROM u";
 static const char SQL_NEW_MANIFEST[] =
     "UPDATE round q SET manifest = m.m, manifest_rev = manifest_rev + 1, agg_epoch = agg_epoch + 1"
-    "  FROM manifest_now m WHERE q.id = $1 AND m.round_id = q.id AND m.n >= q.quorum";
+    "  FROM manifest_now m WHERE q.id = $1 AND m.round_id = q.id";
+static const char SQL_COUNT_LEFT[] =
+    "SELECT coalesce((SELECT n FROM manifest_now WHERE round_id = q.id), 0), q.quorum"
+    "  FROM round q WHERE q.id = $1";
 
 /*
  * The damaged file goes, under its row's lock: else the same update, sent again, would be taken for
@@ -431,15 +439,19 @@ static enum status corrupt_tx(struct db *db, struct arena *a, void *ctx, struct 
     const char *argv[] = {d->f->update_ids[d->index], d->f->run_id, db_arg_int(a, d->f->number),
                           d->why};
     const char *round[] = {db_arg_int(a, d->f->round_id)};
-    int64_t enough = 0;
+    struct db_rows rows;
+    int32_t left = 0;
+    int32_t quorum = 0;
     TRY(db_exec(db, SQL_CORRUPT, 4, argv, NULL, e));
     FAULT("corrupt.marked");
     TRY(drop_damaged(db, a, d, e));
     FAULT("corrupt.removed");
-    TRY(db_exec(db, SQL_NEW_MANIFEST, 1, round, &enough, e));
-    return enough ? ST_OK
-                  : db_round_abort(db, a, d->f->run_id, d->f->round_id,
-                                   "a stored update was damaged", e);
+    TRY(db_query(db, a, SQL_COUNT_LEFT, 1, round, &rows, e));
+    TRY(db_int32(&rows, 0, 0, &left, e));
+    TRY(db_int32(&rows, 0, 1, &quorum, e));
+    return round_keeps_quorum(left, quorum) ? db_exec(db, SQL_NEW_MANIFEST, 1, round, NULL, e)
+                                            : db_round_abort(db, a, d->f->run_id, d->f->round_id,
+                                                             "a stored update was damaged", e);
 }
 
 enum status db_fold_corrupt(struct db *db, struct blob_store *blobs, const struct fold *f, int i,

@@ -13,9 +13,7 @@
 #include "server/deadline.h"
 #include "server/round.h"
 #include "server/sampling.h"
-
-/* A silo is heard of while it spoke within three poll times. */
-#define HEARD "(s.seen_at > clock_timestamp() - interval '75 seconds')"
+#include "server/seat.h"
 
 /* ---- a pending round ---- */
 
@@ -52,7 +50,7 @@ enum status db_round_prepare(struct db *db, const char *run_id, struct err *e)
 
 /* ---- opening ---- */
 
-struct seat {
+struct seated {
     const char *silo_id;
     const char *name;
     const char *carried; // id of the sound update of the attempt before, or NULL
@@ -67,7 +65,8 @@ struct opening {
     int32_t attempt;
     double waited_s;
     int eligible;
-    struct seat *silos; // eligible ones, by name until they are drawn
+    int recallable;
+    struct seated *silos; // eligible ones, by name until they are drawn
     int seats;
 };
 
@@ -78,76 +77,71 @@ static const char SQL_PENDING[] =
     "         WHERE seen_at > clock_timestamp() - interval '30 seconds')))"
     "  FROM round q WHERE q.run_id = $1 AND q.state = 'pending' FOR NO KEY UPDATE";
 
-/*
- * Who may get a seat: active, heard of, introduced, with the run's tokenizer, not sitting out; and
- * whoever has a sound update from the attempt before, here or not.
- */
-static const char SQL_ELIGIBLE[] =
-    "SELECT s.id, s.name, c.id"
+/* What the rule of who may get a seat wants to know of each silo. */
+static const char SQL_SILOS[] =
+    "SELECT s.id, s.name, c.id, s.state = 'active', s.agent IS NOT NULL,"
+    "       coalesce(s.tokenizer_sha256, '') = coalesce(r.spec -> 'tokenizer' ->> 'sha256', ''),"
+    "       coalesce(x.aside_rounds, 0),"
+    "       coalesce(extract(epoch FROM clock_timestamp() - s.seen_at)::double precision, "
+    "'infinity')"
     "  FROM silo s"
     "  JOIN run r ON r.id = $1"
     "  LEFT JOIN run_silo x ON (x.run_id, x.silo_id) = (r.id, s.id)"
     "  LEFT JOIN LATERAL (SELECT u.id FROM update u JOIN round p ON p.id = u.round_id"
     "      WHERE p.run_id = r.id AND p.number = $2 AND p.attempt = $3::integer - 1"
     "        AND u.silo_id = s.id AND u.state = 'accepted' AND u.kept) c ON true"
-    " WHERE c.id IS NOT NULL"
-    "    OR (s.state = 'active' AND " HEARD " AND s.agent IS NOT NULL"
-    "        AND coalesce(x.aside_rounds, 0) = 0"
-    "        AND coalesce(s.tokenizer_sha256, '') = coalesce(r.spec -> 'tokenizer' ->> 'sha256', "
-    "''))"
+    " WHERE c.id IS NOT NULL OR s.state = 'active'"
     " ORDER BY s.name COLLATE \"C\"";
 
-static enum status read_eligible(struct db *db, struct opening *o, struct err *e)
+static enum status read_silo(const struct db_rows *rows, int i, struct round_silo *out,
+                             struct err *e)
+{
+    out->carried = !db_is_null(rows, i, 2);
+    TRY(db_bool(rows, i, 3, &out->active, e));
+    TRY(db_bool(rows, i, 4, &out->introduced, e));
+    TRY(db_bool(rows, i, 5, &out->tokens_fit, e));
+    TRY(db_int32(rows, i, 6, &out->aside_rounds, e));
+    return db_double(rows, i, 7, &out->silent_s, e);
+}
+
+/* The eligible silos by name; with recall those too that sit out. */
+static enum status read_eligible(struct db *db, struct opening *o, bool recall, struct err *e)
 {
     struct db_rows rows;
     const char *argv[] = {o->run->id, db_arg_int(o->a, o->number), db_arg_int(o->a, o->attempt)};
-    TRY(db_query(db, o->a, SQL_ELIGIBLE, 3, argv, &rows, e));
-    o->eligible = rows.count < LIMIT_SILOS ? rows.count : LIMIT_SILOS;
-    o->silos = arena_alloc(o->a, (size_t)(o->eligible + 1) * sizeof(*o->silos));
-    for (int i = 0; i < o->eligible; i++) {
+    TRY(db_query(db, o->a, SQL_SILOS, 3, argv, &rows, e));
+    o->silos = arena_alloc(o->a, (size_t)(rows.count + 1) * sizeof(*o->silos));
+    o->eligible = 0;
+    o->recallable = 0;
+    for (int i = 0; i < rows.count && o->recallable < LIMIT_SILOS; i++) {
+        struct round_silo s = {0};
+        TRY(read_silo(&rows, i, &s, e));
+        o->recallable += round_eligible(&s, true);
+        if (!round_eligible(&s, recall)) {
+            continue;
+        }
         char id[ID_LEN + 1];
         id_new('t', id);
-        o->silos[i] = (struct seat){.silo_id = db_text(&rows, i, 0),
-                                    .name = db_text(&rows, i, 1),
-                                    .carried = db_text(&rows, i, 2),
-                                    .task_id = arena_fmt(o->a, "%s", id)};
+        o->silos[o->eligible++] = (struct seated){.silo_id = db_text(&rows, i, 0),
+                                                  .name = db_text(&rows, i, 1),
+                                                  .carried = db_text(&rows, i, 2),
+                                                  .task_id = arena_fmt(o->a, "%s", id)};
     }
     return ST_OK;
 }
 
-static const struct seat *seat_named(const struct seat *seats, int n, const char *name)
-{
-    for (int i = 0; i < n; i++) {
-        if (strcmp(seats[i].name, name) == 0) {
-            return &seats[i];
-        }
-    }
-    return NULL;
-}
-
-/*
- * Puts the silos into the order of the draw, those with a seat before the spares. Whoever has an
- * update already keeps a seat; among the seats the order is the draw's all the same, so that a
- * second attempt with the same silos sums in the same order as the first would have.
- */
+/* Puts the silos into the order of the draw, those with a seat before the spares. */
 static void draw(struct opening *o)
 {
     size_t n = (size_t)o->eligible;
-    const char **names = arena_alloc(o->a, n * sizeof(*names));
-    struct seat *drawn = arena_alloc(o->a, n * sizeof(*drawn));
-    int free_seats = o->seats;
-    for (size_t i = 0; i < n; i++) {
-        names[i] = o->silos[i].name;
-        free_seats -= o->silos[i].carried != NULL;
+    struct sampled *order = arena_alloc(o->a, (n + 1) * sizeof(*order));
+    struct seated *drawn = arena_alloc(o->a, (n + 1) * sizeof(*drawn));
+    for (int i = 0; i < o->eligible; i++) {
+        order[i] = (struct sampled){o->silos[i].name, i, o->silos[i].carried != NULL};
     }
-    sampling_draw(o->run->spec.seed, o->number, names, o->eligible);
-    int seated = 0;
-    int spare = o->seats;
+    sampling_seats(o->run->spec.seed, o->number, order, o->eligible, o->seats);
     for (size_t i = 0; i < n; i++) {
-        const struct seat *s = seat_named(o->silos, o->eligible, names[i]);
-        assert(s);
-        bool sits = s->carried || free_seats-- > 0;
-        drawn[sits ? seated++ : spare++] = *s;
+        drawn[i] = o->silos[order[i].index];
     }
     o->silos = drawn;
 }
@@ -172,8 +166,8 @@ static const char SQL_SAMPLES[] =
     "  JOIN update u ON u.task_id = t.id AND u.carried_from IS NULL"
     " WHERE t.run_id = $1 AND t.kind = 'train' AND t.number BETWEEN $2::integer - $3 AND $2";
 
-static enum status estimate(struct db *db, struct arena *a, const char *run_id, int32_t number,
-                            struct deadline_estimate *out, struct err *e)
+enum status db_round_estimate(struct db *db, struct arena *a, const char *run_id, int32_t number,
+                              struct deadline_estimate *out, struct err *e)
 {
     struct db_rows rows;
     const char *argv[] = {run_id, db_arg_int(a, number), db_arg_int(a, DEADLINE_ROUNDS)};
@@ -188,7 +182,7 @@ static enum status estimate(struct db *db, struct arena *a, const char *run_id, 
 
 static const char SQL_OPEN[] =
     "UPDATE round SET state = 'open', eligible = $2, silos_expected = $3,"
-    "       quorum = least($4::integer, $3::integer), opened_at = clock_timestamp(),"
+    "       quorum = $4, opened_at = clock_timestamp(),"
     "       deadline = clock_timestamp() + make_interval(secs => $5),"
     "       cap_at = clock_timestamp() + make_interval(secs => $6) + interval '1 millisecond'"
     " WHERE id = $1";
@@ -197,7 +191,7 @@ static const char SQL_SEAT[] =
     "INSERT INTO task (id, kind, run_id, round_id, number, slot, silo_id, steps, plan_tokens, "
     "open_at)"
     " VALUES ($1, 'train', $2, $3, $4, $5, $6, $7, $8,"
-    "         clock_timestamp() + make_interval(secs => 2 * $9::double precision))";
+    "         clock_timestamp() + make_interval(secs => $9))";
 
 /* A seat whose update came in the attempt before: held and done in this transaction. */
 static const char SQL_CARRY_LEASE[] =
@@ -215,7 +209,7 @@ static const char SQL_CARRY_UPDATE[] =
     " SELECT 'update_accepted', $5, $6, $4, n.silo_id, n.id,"
     "        'an update was carried over from the attempt before', '{\"carried\": true}' FROM n";
 
-static enum status carry(struct db *db, const struct opening *o, const struct seat *s,
+static enum status carry(struct db *db, const struct opening *o, const struct seated *s,
                          const char *slot, struct err *e)
 {
     const char *argv[] = {s->task_id, s->carried, o->round_id,
@@ -244,8 +238,9 @@ static enum status make_seats(struct db *db, const struct opening *o, struct err
     int64_t steps = spec->federation.local_steps;
     int64_t tokens = steps * spec->inner.batch * spec->model.seq_len;
     for (int i = 0; i < o->seats; i++) {
-        const struct seat *s = &o->silos[i];
+        const struct seated *s = &o->silos[i];
         const char *slot = db_arg_int(o->a, i);
+        struct seat fresh = seat_new(i, false, 0.0);
         const char *argv[] = {s->task_id,
                               o->run->id,
                               o->round_id,
@@ -254,7 +249,7 @@ static enum status make_seats(struct db *db, const struct opening *o, struct err
                               s->silo_id,
                               db_arg_int(o->a, steps),
                               db_arg_int(o->a, tokens),
-                              db_arg_int(o->a, ROUND_LEASE_S)};
+                              db_arg_double(o->a, fresh.open_at)};
         TRY(db_exec(db, SQL_SEAT, 9, argv, NULL, e));
         if (s->carried) {
             TRY(carry(db, o, s, slot, e));
@@ -269,13 +264,8 @@ static const char SQL_LEFT_OUT[] =
     " SELECT $1, s.id, CASE WHEN s.name = ANY ($3::text[]) THEN 0 ELSE 1 END"
     "   FROM silo s WHERE s.name = ANY ($2::text[])"
     " ON CONFLICT ON CONSTRAINT run_silo_pk DO UPDATE"
-    "    SET left_out = CASE excluded.left_out WHEN 0 THEN 0 ELSE x.left_out + 1 END";
-static const char SQL_LEFT_OUT_EVENTS[] =
-    "INSERT INTO event (kind, run_id, round, silo_id, message)"
-    " SELECT 'silo_left_out', $1, $2, s.id, s.name || ' got no seat for ' || x.left_out || ' "
-    "rounds in a row'"
-    "   FROM run_silo x JOIN silo s ON s.id = x.silo_id"
-    "  WHERE x.run_id = $1 AND x.left_out > 0 AND x.left_out % 3 = 0 AND s.name = ANY ($3::text[])";
+    "    SET left_out = CASE excluded.left_out WHEN 0 THEN 0 ELSE x.left_out + 1 END"
+    " RETURNING x.silo_id, x.left_out, (SELECT name FROM silo WHERE id = x.silo_id)";
 
 static enum status count_left_out(struct db *db, const struct opening *o, const char *all,
                                   const char *seated, struct err *e)
@@ -285,9 +275,24 @@ static enum status count_left_out(struct db *db, const struct opening *o, const 
                 "UPDATE run_silo SET aside_rounds = aside_rounds - 1"
                 " WHERE run_id = $1 AND aside_rounds > 0",
                 1, run, NULL, e));
-    TRY(db_exec(db, SQL_LEFT_OUT, 3, run, NULL, e));
-    const char *event[] = {o->run->id, db_arg_int(o->a, o->number), all};
-    return db_exec(db, SQL_LEFT_OUT_EVENTS, 3, event, NULL, e);
+    struct db_rows rows;
+    TRY(db_query(db, o->a, SQL_LEFT_OUT, 3, run, &rows, e));
+    for (int i = 0; i < rows.count; i++) {
+        int32_t rounds = 0;
+        TRY(db_int32(&rows, i, 1, &rounds, e));
+        if (silo_left_out(rounds)) {
+            const char *message = arena_fmt(o->a, "%s got no seat for %" PRId32 " rounds in a row",
+                                            db_text(&rows, i, 2), rounds);
+            TRY(db_event(db, o->a,
+                         &(struct event){.kind = "silo_left_out",
+                                         .run_id = o->run->id,
+                                         .round = o->number,
+                                         .silo_id = db_text(&rows, i, 0),
+                                         .message = message},
+                         e));
+        }
+    }
+    return ST_OK;
 }
 
 static enum status say_opened(struct db *db, const struct opening *o, struct err *e)
@@ -329,7 +334,7 @@ static enum status open_now(struct db *db, struct opening *o, struct err *e)
     const char *seated = db_arg_array(o->a, names, o->seats);
 
     struct deadline_estimate d;
-    TRY(estimate(db, o->a, o->run->id, o->number, &d, e));
+    TRY(db_round_estimate(db, o->a, o->run->id, o->number, &d, e));
     double cap_s = spec->federation.deadline_s;
     double deadline_s = deadline_seconds(&d, spec->federation.deadline_k,
                                          spec->federation.local_steps, 2 * ROUND_LEASE_S, cap_s);
@@ -337,7 +342,7 @@ static enum status open_now(struct db *db, struct opening *o, struct err *e)
     const char *argv[] = {o->round_id,
                           all,
                           db_arg_int(o->a, expected),
-                          db_arg_int(o->a, spec->federation.min_silos),
+                          db_arg_int(o->a, round_quorum(expected, spec->federation.min_silos)),
                           db_arg_double(o->a, deadline_s),
                           db_arg_double(o->a, cap_s)};
     TRY(db_exec(db, SQL_OPEN, 6, argv, NULL, e));
@@ -351,6 +356,20 @@ static enum status open_now(struct db *db, struct opening *o, struct err *e)
         TRY(db_round_ask_evaluation(db, o->a, o->run->id, 0, e));
     }
     return say_opened(db, o, e);
+}
+
+/* Who sits out is needed for a quorum. */
+static enum status call_back(struct db *db, const struct opening *o, struct err *e)
+{
+    TRY(db_exec(db, "UPDATE run_silo SET aside_rounds = 0 WHERE run_id = $1 AND aside_rounds > 0",
+                1, &o->run->id, NULL, e));
+    return db_event(db, o->a,
+                    &(struct event){.kind = "silo_aside",
+                                    .run_id = o->run->id,
+                                    .round = o->number,
+                                    .message = "silos that sat out are called back, for without "
+                                               "them there is no quorum"},
+                    e);
 }
 
 static enum status open_tx(struct db *db, struct arena *a, void *ctx, struct err *e)
@@ -371,12 +390,18 @@ static enum status open_tx(struct db *db, struct arena *a, void *ctx, struct err
     TRY(db_int32(&rows, 0, 1, &o.number, e));
     TRY(db_int32(&rows, 0, 2, &o.attempt, e));
     TRY(db_double(&rows, 0, 3, &o.waited_s, e));
-    TRY(read_eligible(db, &o, e));
+    TRY(read_eligible(db, &o, false, e));
     struct round_opening facts = {.eligible = o.eligible,
+                                  .recallable = o.recallable,
                                   .silos_per_round = run.spec.federation.silos_per_round,
                                   .quorum = run.spec.federation.min_silos,
                                   .waited_s = o.waited_s};
-    return round_may_open(&facts) == ROUND_OPEN ? open_now(db, &o, e) : say_waiting(db, &o, e);
+    enum round_verdict verdict = round_may_open(&facts);
+    if (verdict == ROUND_RECALL) {
+        TRY(read_eligible(db, &o, true, e));
+        TRY(call_back(db, &o, e));
+    }
+    return verdict == ROUND_WAIT ? say_waiting(db, &o, e) : open_now(db, &o, e);
 }
 
 enum status db_round_open(struct db *db, const char *run_id, struct err *e)
@@ -391,18 +416,41 @@ enum status db_round_open(struct db *db, const char *run_id, struct err *e)
 static const char SQL_OPEN_ROUND[] = "SELECT id, number, silos_expected, quorum FROM round"
                                      " WHERE run_id = $1 AND state = 'open' FOR NO KEY UPDATE";
 
-/*
- * A seat that changed hands gets the time of one task from its new claim, within the cap, so that
- * a silo that helps out is not sealed out at once.
- */
+/* The newest claim of a seat that changed hands and is at work. */
+static const char SQL_REDISPATCHED[] =
+    "SELECT extract(epoch FROM max(l.claimed_at) - clock_timestamp()),"
+    "       (SELECT extract(epoch FROM deadline - clock_timestamp()) FROM round WHERE id = $1),"
+    "       (SELECT extract(epoch FROM cap_at - clock_timestamp()) FROM round WHERE id = $1)"
+    "  FROM lease l JOIN task t ON t.id = l.task_id"
+    " WHERE t.round_id = $1 AND l.outcome IS NULL"
+    "   AND EXISTS (SELECT FROM lease o WHERE o.task_id = l.task_id"
+    "                  AND o.epoch < l.epoch AND o.silo_id <> l.silo_id)"
+    " HAVING count(*) > 0";
 static const char SQL_EXTEND[] =
-    "UPDATE round q SET deadline = least(q.cap_at, x.until)"
-    "  FROM (SELECT max(l.claimed_at) + make_interval(secs => $2) AS until"
-    "          FROM lease l JOIN task t ON t.id = l.task_id"
-    "         WHERE t.round_id = $1 AND l.outcome IS NULL"
-    "           AND EXISTS (SELECT FROM lease o WHERE o.task_id = l.task_id"
-    "                          AND o.epoch < l.epoch AND o.silo_id <> l.silo_id)) x"
-    " WHERE q.id = $1 AND least(q.cap_at, x.until) > q.deadline";
+    "UPDATE round SET deadline = least(cap_at, clock_timestamp() + make_interval(secs => $2))"
+    " WHERE id = $1";
+
+static enum status extend(struct db *db, struct arena *a, const char *round_id, double task_s,
+                          struct err *e)
+{
+    struct db_rows rows;
+    double claimed = 0.0;
+    double deadline = 0.0;
+    double cap = 0.0;
+    TRY(db_query(db, a, SQL_REDISPATCHED, 1, &round_id, &rows, e));
+    if (rows.count == 0) {
+        return ST_OK;
+    }
+    TRY(db_double(&rows, 0, 0, &claimed, e));
+    TRY(db_double(&rows, 0, 1, &deadline, e));
+    TRY(db_double(&rows, 0, 2, &cap, e));
+    double later = round_deadline(deadline, cap, claimed, task_s);
+    if (later < deadline + 1.0) { // what the clock moved meanwhile is no reason to write
+        return ST_OK;
+    }
+    const char *argv[] = {round_id, db_arg_double(a, later)};
+    return db_exec(db, SQL_EXTEND, 2, argv, NULL, e);
+}
 
 /* Counted after the lock was had, by the clock of this moment. */
 static const char SQL_PROGRESS[] =
@@ -496,8 +544,8 @@ enum status db_round_abort(struct db *db, struct arena *a, const char *run_id, i
     if (!running) {
         return ST_OK;
     }
-    return attempt % ROUND_ATTEMPTS == 0 ? pause_starved(db, a, run_id, number, reason, e)
-                                         : db_round_prepare_in(db, run_id, e);
+    return round_tries_again(attempt) ? db_round_prepare_in(db, run_id, e)
+                                      : pause_starved(db, a, run_id, number, reason, e);
 }
 
 static enum status read_progress(struct db *db, struct arena *a, const char *round_id,
@@ -536,12 +584,11 @@ static enum status judge_tx(struct db *db, struct arena *a, void *ctx, struct er
     TRY(db_int32(&rows, 0, 3, &p.quorum, e));
 
     struct deadline_estimate d;
-    TRY(estimate(db, a, run.id, number, &d, e));
+    TRY(db_round_estimate(db, a, run.id, number, &d, e));
     double task_s =
         deadline_task_seconds(&d, run.spec.federation.deadline_k, run.spec.federation.local_steps);
     if (task_s > 0.0) {
-        const char *extend[] = {round_id, db_arg_double(a, task_s)};
-        TRY(db_exec(db, SQL_EXTEND, 2, extend, NULL, e));
+        TRY(extend(db, a, round_id, task_s, e));
     }
     TRY(read_progress(db, a, round_id, &p, e));
     FAULT("seal.counted");
@@ -554,6 +601,7 @@ static enum status judge_tx(struct db *db, struct arena *a, void *ctx, struct er
                                         p.cap_passed ? " in time" : ""),
                               e);
     case ROUND_OPEN:
+    case ROUND_RECALL:
     case ROUND_WAIT:
     default:
         return ST_OK;

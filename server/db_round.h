@@ -13,6 +13,7 @@
 
 #include "common/status.h"
 #include "server/db.h"
+#include "server/deadline.h"
 
 /* A pending round for the next number, when the run runs, has none and is not at its end. */
 enum status db_round_prepare(struct db *db, const char *run_id, struct err *e) MUST_CHECK;
@@ -47,5 +48,9 @@ enum status db_round_prepare_in(struct db *db, const char *run_id, struct err *e
  */
 enum status db_round_ask_evaluation(struct db *db, struct arena *a, const char *run_id,
                                     int32_t number, struct err *e) MUST_CHECK;
+
+/* How long a step takes, as the accepted tasks of the rounds before say. */
+enum status db_round_estimate(struct db *db, struct arena *a, const char *run_id, int32_t number,
+                              struct deadline_estimate *out, struct err *e) MUST_CHECK;
 
 #endif

@@ -7,19 +7,6 @@
 #define SQL_RUN                                                                                    \
     "SELECT state, coalesce(head, -1), spec_text FROM run WHERE id = $1 FOR NO KEY UPDATE"
 
-static enum status parse_state(enum run_state *out, const char *name, struct err *e)
-{
-    static const char *const names[RUN_STATE_COUNT] = {"created",  "running", "paused",
-                                                       "finished", "stopped", "failed"};
-    for (int i = 0; i < RUN_STATE_COUNT; i++) {
-        if (name && strcmp(name, names[i]) == 0) {
-            *out = (enum run_state)i;
-            return ST_OK;
-        }
-    }
-    return err_set(e, ST_CORRUPT, "unknown run state '%s'", name ? name : "null");
-}
-
 static enum status parse_spec(struct arena *a, struct run_spec *out, const char *text,
                               struct err *e)
 {
@@ -41,7 +28,10 @@ static enum status lock_with(struct db *db, struct arena *a, const char *sql, co
     TRY(db_query(db, a, sql, 1, &run_id, &rows, e));
     struct run_row r = {.found = rows.count > 0, .id = run_id};
     if (r.found) {
-        TRY(parse_state(&r.state, db_text(&rows, 0, 0), e));
+        r.state = run_state_of(db_text(&rows, 0, 0));
+        if (r.state == RUN_STATE_COUNT) {
+            return err_set(e, ST_CORRUPT, "unknown run state '%s'", db_text(&rows, 0, 0));
+        }
         TRY(db_int32(&rows, 0, 1, &r.head, e));
         TRY(parse_spec(a, &r.spec, db_text(&rows, 0, 2), e));
     }

@@ -9,16 +9,7 @@
 #include "common/run_spec.h"
 #include "common/status.h"
 #include "server/db.h"
-
-enum run_state {
-    RUN_CREATED = 0,
-    RUN_RUNNING,
-    RUN_PAUSED,
-    RUN_FINISHED,
-    RUN_STOPPED,
-    RUN_FAILED,
-    RUN_STATE_COUNT
-};
+#include "server/round.h"
 
 struct run_row {
     bool found; /* false: no such run, or somebody else has the lock */

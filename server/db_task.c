@@ -7,6 +7,9 @@
 #include <string.h>
 
 #include "common/fault.h"
+#include "common/id.h"
+#include "server/db_round.h"
+#include "server/db_run.h"
 
 void refuse(struct refusal *r, int status, const char *code, const char *fmt, ...)
 {
@@ -26,54 +29,131 @@ static void copy_text(char *out, size_t size, const char *text)
 
 /* ---- claim ---- */
 
-struct claim {
+struct claim_work {
     const char *silo_id;
     const char *agent;
     struct arena *keep;
+    struct silo_ids ids; // of the transaction; the claiming silo is number 0
     struct task task;
     bool found;
 };
 
-/*
- * What a silo may take, best first: what it holds already; an evaluation, which is short and reads
- * the file it has anyway; its own seat; a seat whose silo has had its time. A spare has no seat in
- * the round and was in its draw; a silo that came later gets a seat only when the spares have had a
- * lease's time.
- */
-static const char SQL_CLAIM[] =
+/* What it holds or was drawn for, best first: what it holds already; an evaluation, which is short
+ * and reads the file it has anyway; its own seat. */
+static const char SQL_OWN[] =
+    "SELECT t.id FROM task t LEFT JOIN round q ON q.id = t.round_id"
+    " WHERE t.silo_id = $1 AND t.state IN ('pending', 'leased')"
+    "   AND (t.kind = 'evaluate' OR q.state = 'open')"
+    " ORDER BY t.state = 'leased' DESC, t.kind = 'evaluate' DESC, t.created_at, t.slot";
+
+/* Rounds with a seat whose silo has had its time, and none of this silo's. Narrows the search and
+ * decides nothing: seats_claim_over() does. */
+static const char SQL_OTHERS[] =
+    "SELECT q.id FROM round q JOIN run r ON r.id = q.run_id"
+    " WHERE q.state = 'open' AND r.state = 'running'"
+    "   AND EXISTS (SELECT FROM task t WHERE t.round_id = q.id AND t.silo_id <> $1"
+    "          AND CASE t.state WHEN 'pending' THEN t.open_at WHEN 'leased' THEN t.lease_until END"
+    "              <= clock_timestamp())"
+    "   AND NOT EXISTS (SELECT FROM task t WHERE t.round_id = q.id AND t.silo_id = $1"
+    "                      AND t.state IN ('pending', 'leased', 'done'))"
+    " ORDER BY q.created_at";
+
+#define SQL_ASIDE                                                                                  \
+    " EXISTS (SELECT FROM run_silo x WHERE (x.run_id, x.silo_id) = (q.run_id, s.id)"               \
+    "            AND x.aside_rounds > 0)"
+
+/* All seats of a round; the task is seated last where it is looked for. */
+static const char SQL_SEATS[] =
+    "SELECT t.id, " SEAT_COLUMNS "  FROM task t WHERE t.round_id = $1 ORDER BY t.slot";
+static const char SQL_DRAWN[] =
+    "SELECT s.id, s.state = 'active' AND s.seen_at > clock_timestamp() - make_interval(secs => "
+    "$2)," SQL_ASIDE "  FROM round q, unnest(q.eligible) WITH ORDINALITY AS d (name, place)"
+    "  JOIN silo s ON s.name = d.name WHERE q.id = $1 ORDER BY d.place";
+static const char SQL_ROUND[] =
+    "SELECT r.state, q.state, extract(epoch FROM q.deadline - clock_timestamp()), q.run_id,"
+    "       q.number, s.state = 'active'," SQL_ASIDE
+    "  FROM round q JOIN run r ON r.id = q.run_id JOIN silo s ON s.id = $2 WHERE q.id = $1";
+
+static enum status read_seats(struct db *db, struct arena *a, struct claim_work *c,
+                              const char *round_id, struct seats *r, const char ***ids,
+                              struct err *e)
+{
+    struct db_rows rows;
+    TRY(db_query(db, a, SQL_SEATS, 1, &round_id, &rows, e));
+    struct seat *seat = arena_alloc(a, (size_t)(rows.count + 1) * sizeof(*seat));
+    *ids = arena_alloc(a, (size_t)(rows.count + 1) * sizeof(**ids));
+    for (int i = 0; i < rows.count; i++) {
+        (*ids)[i] = db_text(&rows, i, 0);
+        TRY(db_seat_read(&rows, i, 1, &c->ids, &seat[i], e));
+    }
+    r->seat = seat;
+    r->count = rows.count;
+    return ST_OK;
+}
+
+static enum status read_drawn(struct db *db, struct arena *a, struct claim_work *c,
+                              const char *round_id, struct seats *r, struct err *e)
+{
+    struct db_rows rows;
+    const char *argv[] = {round_id, db_arg_int(a, ROUND_PATIENCE_S)};
+    TRY(db_query(db, a, SQL_DRAWN, 2, argv, &rows, e));
+    struct spare *drawn = arena_alloc(a, (size_t)(rows.count + 1) * sizeof(*drawn));
+    for (int i = 0; i < rows.count; i++) {
+        drawn[i].silo = silo_number_of(&c->ids, db_text(&rows, i, 0));
+        TRY(db_bool(&rows, i, 1, &drawn[i].here, e));
+        TRY(db_bool(&rows, i, 2, &drawn[i].aside, e));
+    }
+    r->drawn = drawn;
+    r->drawn_count = rows.count;
+    return ST_OK;
+}
+
+/* The task of another silo that this one may take over in that round; NULL: none. */
+static enum status judge_others(struct db *db, struct arena *a, struct claim_work *c,
+                                const char *round_id, const char **task_id, struct err *e)
+{
+    struct db_rows rows;
+    struct seats r = {0};
+    struct claimant me = {.silo = silo_number_of(&c->ids, c->silo_id)};
+    const char **ids = NULL;
+    int32_t number = 0;
+    *task_id = NULL;
+    const char *argv[] = {round_id, c->silo_id};
+    TRY(db_query(db, a, SQL_ROUND, 2, argv, &rows, e));
+    if (rows.count == 0) {
+        return ST_OK;
+    }
+    r.run = run_state_of(db_text(&rows, 0, 0));
+    r.round = round_state_of(db_text(&rows, 0, 1));
+    TRY(db_double(&rows, 0, 2, &r.deadline, e));
+    TRY(db_int32(&rows, 0, 4, &number, e));
+    TRY(db_bool(&rows, 0, 5, &me.active, e));
+    TRY(db_bool(&rows, 0, 6, &me.aside, e));
+    struct deadline_estimate d;
+    struct run_row run;
+    TRY(db_run_read(db, a, db_text(&rows, 0, 3), &run, e));
+    TRY(db_round_estimate(db, a, run.id, number, &d, e));
+    r.task_s = d.known ? d.m * run.spec.federation.local_steps : 0.0;
+    TRY(read_seats(db, a, c, round_id, &r, &ids, e));
+    TRY(read_drawn(db, a, c, round_id, &r, e));
+    int i = seats_claim_over(&r, &me, 0.0);
+    *task_id = i < 0 ? NULL : ids[i];
+    return ST_OK;
+}
+
+/* Under the task's lock, unless somebody else has it: then rows is empty. */
+static const char SQL_LOCK_CLAIM[] =
     "SELECT t.id, t.kind, t.run_id, r.name, t.number, r.rounds, t.slot, t.base, c.weights,"
-    "       c.weights_bytes, r.spec_text, t.silo_id = s.id AS mine, t.state, s.name"
-    "  FROM silo s"
-    "  JOIN task t ON t.state IN ('pending', 'leased')"
+    "       c.weights_bytes, r.spec_text, s.name, s.state, r.state, coalesce(q.state, ''),"
+    "       " SEAT_COLUMNS "  FROM task t"
+    "  JOIN silo s ON s.id = $2"
     "  JOIN run r ON r.id = t.run_id"
     "  JOIN checkpoint c ON (c.run_id, c.number) = (t.run_id, t.base) AND c.kept"
     "  LEFT JOIN round q ON q.id = t.round_id"
-    " WHERE s.id = $1"
-    "   AND s.state <> 'revoked'"
-    "   AND (t.kind = 'evaluate' OR q.state = 'open')"
-    "   AND CASE WHEN t.silo_id = s.id AND t.state = 'leased' THEN r.state IN ('running', "
-    "'paused', 'finished')"
-    "            WHEN s.state <> 'active' THEN false"
-    "            WHEN r.state <> 'running' AND (r.state <> 'finished' OR t.kind <> 'evaluate') "
-    "THEN false"
-    "            WHEN t.silo_id = s.id THEN t.free_at <= clock_timestamp()"
-    "            WHEN t.kind <> 'train' THEN false"
-    "            WHEN EXISTS (SELECT FROM task o WHERE o.round_id = t.round_id AND o.silo_id = s.id"
-    "                            AND o.kind = 'train' AND o.state IN ('pending', 'leased', "
-    "'done')) THEN false"
-    "            WHEN EXISTS (SELECT FROM run_silo x WHERE (x.run_id, x.silo_id) = (t.run_id, s.id)"
-    "                            AND x.aside_rounds > 0) THEN false"
-    "            ELSE CASE t.state WHEN 'pending' THEN t.open_at ELSE t.lease_until + "
-    "make_interval(secs => $2) END"
-    "                 + CASE WHEN s.name = ANY (q.eligible) THEN interval '0' ELSE "
-    "make_interval(secs => $2) END"
-    "                 <= clock_timestamp()"
-    "        END"
-    " ORDER BY t.silo_id = s.id AND t.state = 'leased' DESC, t.kind = 'evaluate' DESC,"
-    "          t.silo_id = s.id DESC, t.created_at, t.slot"
-    " LIMIT 1 FOR UPDATE OF t SKIP LOCKED";
+    " WHERE t.id = $1 AND s.state <> 'revoked' FOR UPDATE OF t SKIP LOCKED";
+enum { LOCK_CLAIM_SEAT = 15 };
 
-static enum status read_claim(const struct db_rows *rows, struct claim *c, struct err *e)
+static enum status read_claim(const struct db_rows *rows, struct claim_work *c, struct err *e)
 {
     struct task *t = &c->task;
     copy_text(t->id, sizeof(t->id), db_text(rows, 0, 0));
@@ -90,17 +170,17 @@ static enum status read_claim(const struct db_rows *rows, struct claim *c, struc
     return ST_OK;
 }
 
-static enum status claim_event(struct db *db, struct arena *a, const struct claim *c, bool mine,
-                               bool again, const char *silo_name, struct err *e)
+static enum status claim_event(struct db *db, struct arena *a, const struct claim_work *c,
+                               enum claim how, const char *silo_name, struct err *e)
 {
     const struct task *t = &c->task;
     const char *what = t->evaluate
                            ? arena_fmt(a, "the evaluation of checkpoint %" PRId32, t->number)
                            : arena_fmt(a, "seat %" PRId32 " of round %" PRId32, t->slot, t->number);
     const char *message = arena_fmt(a, "%s took %s%s", silo_name, what,
-                                    again  ? " again"
-                                    : mine ? ""
-                                           : " over");
+                                    how == CLAIM_AGAIN  ? " again"
+                                    : how == CLAIM_OVER ? " over"
+                                                        : "");
     const char *argv[] = {t->run_id,
                           db_arg_int(a, t->number),
                           db_arg_int(a, t->slot),
@@ -116,52 +196,93 @@ static enum status claim_event(struct db *db, struct arena *a, const struct clai
                    8, argv, NULL, e);
 }
 
-static enum status claim_tx(struct db *db, struct arena *a, void *ctx, struct err *e)
+static const char SQL_END_LEASE[] =
+    "UPDATE lease SET ended_at = clock_timestamp(),"
+    "       outcome = CASE WHEN silo_id = $2 THEN 'superseded' ELSE 'expired' END"
+    " WHERE task_id = $1 AND outcome IS NULL";
+static const char SQL_BEGIN_LEASE[] =
+    "WITH t AS (UPDATE task SET phase = NULL, step = CASE WHEN $4 THEN 0 ELSE step END"
+    "     WHERE id = $1 RETURNING id, lease_epoch, run_id),"
+    " s AS (INSERT INTO run_silo (run_id, silo_id) SELECT run_id, $2 FROM t"
+    "       ON CONFLICT DO NOTHING)"
+    " INSERT INTO lease (task_id, epoch, silo_id, agent) SELECT id, lease_epoch, $2, $3 FROM t";
+
+static enum status take(struct db *db, struct arena *a, struct claim_work *c, struct seat *s,
+                        enum claim how, const char *silo_name, struct err *e)
 {
-    struct claim *c = ctx;
+    seat_take(s, silo_number_of(&c->ids, c->silo_id), 0.0);
+    c->task.epoch = s->epoch;
+    const char *argv[] = {c->task.id, c->silo_id, c->agent, how == CLAIM_OVER ? "t" : "f"};
+    TRY(db_exec(db, SQL_END_LEASE, 2, argv, NULL, e));
+    TRY(db_seat_write(db, a, c->task.id, &c->ids, s, e));
+    TRY(db_exec(db, SQL_BEGIN_LEASE, 4, argv, NULL, e));
+    FAULT("claim.taken");
+    TRY(claim_event(db, a, c, how, silo_name, e));
+    c->found = true;
+    return ST_OK;
+}
+
+/*
+ * Lock the task and ask the rule again, with what is true now. round_id NULL: it is the silo's own.
+ */
+static enum status try_claim(struct db *db, struct arena *a, struct claim_work *c,
+                             const char *task_id, const char *round_id, struct err *e)
+{
     struct db_rows rows;
-    const char *find[] = {c->silo_id, db_arg_int(a, LEASE_S)};
-    c->found = false;
-    TRY(db_query(db, a, SQL_CLAIM, 2, find, &rows, e));
+    struct seat s;
+    const char *argv[] = {task_id, c->silo_id};
+    TRY(db_query(db, a, SQL_LOCK_CLAIM, 2, argv, &rows, e));
     if (rows.count == 0) {
         return ST_OK;
     }
     FAULT("claim.locked");
-    bool mine = false;
+    TRY(db_seat_read(&rows, 0, LOCK_CLAIM_SEAT, &c->ids, &s, e));
+    struct claimant me = {.silo = silo_number_of(&c->ids, c->silo_id),
+                          .active = strcmp(db_text(&rows, 0, 12), "active") == 0};
+    enum claim how = seat_claim_own(&s, &me, run_state_of(db_text(&rows, 0, 13)),
+                                    round_state_of(db_text(&rows, 0, 14)), 0.0);
+    if (how == CLAIM_NO && round_id) {
+        const char *still = NULL;
+        TRY(judge_others(db, a, c, round_id, &still, e));
+        how = still && strcmp(still, task_id) == 0 ? CLAIM_OVER : CLAIM_NO;
+    }
+    if (how == CLAIM_NO) {
+        return ST_OK;
+    }
     TRY(read_claim(&rows, c, e));
-    TRY(db_bool(&rows, 0, 11, &mine, e));
-    bool again = mine && strcmp(db_text(&rows, 0, 12), "leased") == 0;
-    const char *silo_name = db_text(&rows, 0, 13);
+    return take(db, a, c, &s, how, db_text(&rows, 0, 11), e);
+}
 
-    const char *end[] = {c->task.id, c->silo_id};
-    TRY(db_exec(db,
-                "UPDATE lease SET ended_at = clock_timestamp(),"
-                "       outcome = CASE WHEN silo_id = $2 THEN 'superseded' ELSE 'expired' END"
-                " WHERE task_id = $1 AND outcome IS NULL",
-                2, end, NULL, e));
-    const char *take[] = {c->task.id, c->silo_id, db_arg_int(a, LEASE_S), c->agent};
-    TRY(db_query(db, a,
-                 "WITH t AS (UPDATE task SET state = 'leased', lease_epoch = lease_epoch + 1,"
-                 "           lease_until = clock_timestamp() + make_interval(secs => $3),"
-                 "           step = CASE WHEN silo_id = $2 THEN step ELSE 0 END,"
-                 "           phase = NULL, silo_id = $2"
-                 "     WHERE id = $1 RETURNING id, lease_epoch, run_id),"
-                 " s AS (INSERT INTO run_silo (run_id, silo_id) SELECT run_id, $2 FROM t"
-                 "       ON CONFLICT DO NOTHING)"
-                 " INSERT INTO lease (task_id, epoch, silo_id, agent)"
-                 " SELECT id, lease_epoch, $2, $4 FROM t RETURNING epoch",
-                 4, take, &rows, e));
-    TRY(db_int64(&rows, 0, 0, &c->task.epoch, e));
-    FAULT("claim.taken");
-    TRY(claim_event(db, a, c, mine, again, silo_name, e));
-    c->found = true;
+static enum status claim_tx(struct db *db, struct arena *a, void *ctx, struct err *e)
+{
+    struct claim_work *c = ctx;
+    struct db_rows rows;
+    c->found = false;
+    c->ids = (struct silo_ids){.arena = a};
+    (void)silo_number_of(&c->ids, c->silo_id);
+    TRY(db_query(db, a, SQL_OWN, 1, &c->silo_id, &rows, e));
+    for (int i = 0; i < rows.count && !c->found; i++) {
+        TRY(try_claim(db, a, c, db_text(&rows, i, 0), NULL, e));
+    }
+    if (c->found) {
+        return ST_OK;
+    }
+    TRY(db_query(db, a, SQL_OTHERS, 1, &c->silo_id, &rows, e));
+    for (int i = 0; i < rows.count && !c->found; i++) {
+        const char *round_id = db_text(&rows, i, 0);
+        const char *task_id = NULL;
+        TRY(judge_others(db, a, c, round_id, &task_id, e));
+        if (task_id) {
+            TRY(try_claim(db, a, c, task_id, round_id, e));
+        }
+    }
     return ST_OK;
 }
 
 enum status db_task_claim(struct db *db, struct arena *a, const char *silo_id, const char *agent,
                           struct task *out, bool *found, struct err *e)
 {
-    struct claim c = {.silo_id = silo_id, .agent = agent, .keep = a};
+    struct claim_work c = {.silo_id = silo_id, .agent = agent, .keep = a};
     enum status st = db_tx(db, claim_tx, &c, e);
     FAULT("claim.committed");
     if (st == ST_CONFLICT) {
@@ -182,55 +303,70 @@ static const char SQL_LOCK_ROUND[] =
     "SELECT q.state FROM round q WHERE q.id = (SELECT round_id FROM task WHERE id = $1)"
     " FOR SHARE";
 static const char SQL_LOCK_TASK[] =
-    "SELECT t.run_id, coalesce(t.round_id, 0), t.number, t.slot, t.plan_tokens, t.steps, t.kind,"
-    "       t.state, t.lease_epoch, t.silo_id, r.state"
-    "  FROM task t JOIN run r ON r.id = t.run_id WHERE t.id = $1 FOR UPDATE OF t";
+    "SELECT t.run_id, coalesce(t.round_id, 0), t.number, t.slot, t.plan_tokens, t.steps, r.state,"
+    "       " SEAT_COLUMNS "  FROM task t JOIN run r ON r.id = t.run_id"
+    " WHERE t.id = $1 FOR UPDATE OF t";
+enum { LOCK_TASK_SEAT = 7 };
+
+/* Why the silo does not hold it, for the silo. */
+static void refuse_hold(const struct task_lock *l, int silo, const char *run, const char *round,
+                        struct refusal *no)
+{
+    const struct seat *s = &l->seat;
+    bool anew = s->silo == silo && s->state == SEAT_LEASED;
+    switch (l->hold) {
+    case HOLD_RUN_OVER:
+        refuse(no, 410, "RUN_STOPPED", "the run was %s", run);
+        break;
+    case HOLD_ROUND_OVER:
+        refuse(no, 409, "ROUND_CLOSED", "round %" PRId32 " is %s; this work is not counted",
+               l->number, round);
+        break;
+    case HOLD_DONE:
+        refuse(no, 409, "OTHER_UPDATE_COUNTED", "this task is done");
+        break;
+    case HOLD_LOST:
+        refuse(no, 409, "STALE_LEASE",
+               anew ? "the task was claimed anew under epoch %" PRId64
+                    : "the task is no longer this silo's; its epoch is %" PRId64,
+               s->epoch);
+        break;
+    case HOLD_YES:
+    default:
+        break;
+    }
+}
 
 enum status db_task_lock(struct db *db, struct arena *a, const char *task_id, const char *silo_id,
                          int64_t epoch, struct task_lock *out, struct refusal *no, struct err *e)
 {
     struct db_rows rows;
-    struct task_lock l = {0};
+    struct task_lock l = {.ids = {.arena = a}};
     const char *argv[] = {task_id};
     FAULT("task.lock");
     TRY(db_query(db, a, SQL_LOCK_ROUND, 1, argv, &rows, e));
     FAULT("task.round_locked");
-    copy_text(l.round_state, sizeof(l.round_state), rows.count ? db_text(&rows, 0, 0) : "");
+    const char *round = rows.count ? db_text(&rows, 0, 0) : "";
     TRY(db_query(db, a, SQL_LOCK_TASK, 1, argv, &rows, e));
     FAULT("task.locked");
     if (rows.count == 0) {
         refuse(no, 404, "NOT_FOUND", "there is no such task");
         return ST_OK;
     }
-    int64_t now = 0;
     copy_text(l.run_id, sizeof(l.run_id), db_text(&rows, 0, 0));
     TRY(db_int64(&rows, 0, 1, &l.round_id, e));
     TRY(db_int32(&rows, 0, 2, &l.number, e));
     TRY(db_int32(&rows, 0, 3, &l.slot, e));
     TRY(db_int64(&rows, 0, 4, &l.plan_tokens, e));
     TRY(db_int32(&rows, 0, 5, &l.steps, e));
-    l.evaluate = strcmp(db_text(&rows, 0, 6), "evaluate") == 0;
-    const char *state = db_text(&rows, 0, 7);
-    l.done = strcmp(state, "done") == 0;
-    TRY(db_int64(&rows, 0, 8, &now, e));
-    bool mine = strcmp(db_text(&rows, 0, 9), silo_id) == 0;
-    copy_text(l.run_state, sizeof(l.run_state), db_text(&rows, 0, 10));
+    const char *run = db_text(&rows, 0, 6);
+    TRY(db_seat_read(&rows, 0, LOCK_TASK_SEAT, &l.ids, &l.seat, e));
+    int silo = silo_number_of(&l.ids, silo_id);
+    l.evaluate = l.seat.evaluate;
+    l.done = l.seat.state == SEAT_DONE;
+    l.hold = seat_hold(&l.seat, silo, epoch, run_state_of(run), round_state_of(round));
+    refuse_hold(&l, silo, run, round, no);
     *out = l;
-
-    if (strcmp(l.run_state, "stopped") == 0 || strcmp(l.run_state, "failed") == 0) {
-        refuse(no, 410, "RUN_STOPPED", "the run was %s", l.run_state);
-    } else if (!l.evaluate && strcmp(l.round_state, "open") != 0) {
-        refuse(no, 409, "ROUND_CLOSED", "round %" PRId32 " is %s; this work is not counted",
-               l.number, l.round_state);
-    } else if (l.done) {
-        refuse(no, 409, "OTHER_UPDATE_COUNTED", "this task is done");
-    } else if (!mine || strcmp(state, "leased") != 0 || now != epoch) {
-        refuse(no, 409, "STALE_LEASE",
-               mine && strcmp(state, "leased") == 0
-                   ? "the task was claimed anew under epoch %" PRId64
-                   : "the task is no longer this silo's; its epoch is %" PRId64,
-               now);
-    }
     return ST_OK;
 }
 
@@ -479,22 +615,6 @@ enum status db_task_result(struct db *db, const char *task_id, const char *silo_
 
 /* ---- release and failure ---- */
 
-/*
- * What a seat does after it was given back: whose failure it was decides when its own silo may take
- * it again and when others may. What another machine may do better goes elsewhere at once.
- */
-static const struct {
-    const char *code;
-    bool counts;      // as an attempt, and against the silo
-    int own_s;        // seconds until its own silo may claim it again
-    int own_spread_s; // and up to so many more, drawn
-    int others_s;
-} releases[] = {
-    {"oom", true, 60, 0, 0},       {"disk_full", true, 60, 0, 0}, {"bad_data", true, 60, 0, 0},
-    {"diverged", true, 60, 0, 0},  {"bad_update", true, 5, 0, 0}, {"transient", true, 5, 55, 60},
-    {"shutdown", false, 0, 0, 60},
-};
-
 static const char SQL_FAIL[] =
     "WITH l AS (UPDATE lease SET ended_at = clock_timestamp(),"
     "           outcome = CASE WHEN $3 THEN 'failed' ELSE 'released' END"
@@ -502,13 +622,7 @@ static const char SQL_FAIL[] =
     " s AS (UPDATE silo SET fails = fails + $3::boolean::integer,"
     "           failures = failures + $3::boolean::integer, phase = 'waiting' WHERE id = $2"
     "       RETURNING fails, name)"
-    " UPDATE task SET"
-    "     state = CASE WHEN $3 AND attempt >= $4 THEN 'failed' ELSE 'pending' END,"
-    "     attempt = least(attempt + $3::boolean::integer, $4), lease_until = NULL, phase = NULL,"
-    "     free_at = clock_timestamp() + make_interval(secs => $5 + $6 * random()),"
-    "     open_at = CASE kind WHEN 'train' THEN clock_timestamp() + make_interval(secs => $7) END,"
-    "     fail_code = $8, fail_detail = $9, done_at = NULL"
-    "  WHERE id = $1"
+    " UPDATE task SET phase = NULL, fail_code = $4, fail_detail = $5 WHERE id = $1"
     "  RETURNING state, run_id, number, slot, attempt, (SELECT fails FROM s), (SELECT name FROM s)";
 
 static enum status fail_event(struct db *db, struct arena *a, const struct db_rows *task,
@@ -553,28 +667,25 @@ static enum status set_aside(struct db *db, struct arena *a, const char *run_id,
 enum status db_task_fail(struct db *db, struct arena *a, const char *task_id, const char *silo_id,
                          const char *code, const char *detail, struct err *e)
 {
-    size_t i = 0;
-    while (strcmp(releases[i].code, code) != 0) {
-        i++;
-        if (i == sizeof(releases) / sizeof(releases[0])) {
-            return err_set(e, ST_INVALID, "unknown code '%.40s'", code);
-        }
-    }
     struct db_rows rows;
+    struct silo_ids ids = {.arena = a};
+    struct seat s;
+    bool counts = false;
+    uint16_t draw = 0;
     int32_t fails = 0;
-    const char *argv[] = {task_id,
-                          silo_id,
-                          releases[i].counts ? "t" : "f",
-                          db_arg_int(a, TASK_ATTEMPTS),
-                          db_arg_int(a, releases[i].own_s),
-                          db_arg_int(a, releases[i].own_spread_s),
-                          db_arg_int(a, releases[i].others_s),
-                          code,
-                          detail};
-    TRY(db_query(db, a, SQL_FAIL, 9, argv, &rows, e));
+    random_bytes(&draw, sizeof(draw));
+    TRY(db_query(db, a, "SELECT " SEAT_COLUMNS " FROM task t WHERE t.id = $1", 1, &task_id, &rows,
+                 e));
+    TRY(db_seat_read(&rows, 0, 0, &ids, &s, e));
+    if (!seat_fail(&s, code, draw / 65536.0, &counts, 0.0)) {
+        return err_set(e, ST_INVALID, "unknown code '%.40s'", code);
+    }
+    TRY(db_seat_write(db, a, task_id, &ids, &s, e));
+    const char *argv[] = {task_id, silo_id, counts ? "t" : "f", code, detail};
+    TRY(db_query(db, a, SQL_FAIL, 5, argv, &rows, e));
     TRY(db_int32(&rows, 0, 5, &fails, e));
     TRY(fail_event(db, a, &rows, silo_id, task_id, code, detail, e));
-    if (releases[i].counts && fails > 0 && fails % SILO_FAILS_ASIDE == 0) {
+    if (counts && silo_set_aside(fails)) {
         return set_aside(db, a, db_text(&rows, 0, 1), silo_id, db_text(&rows, 0, 6), e);
     }
     return ST_OK;

@@ -19,15 +19,9 @@
 #include "common/id.h"
 #include "common/status.h"
 #include "server/db.h"
-#include "server/round.h"
+#include "server/db_seat.h"
 
-enum {
-    LEASE_S = ROUND_LEASE_S, /* of silence before a task is anybody's; beats and chunks renew it */
-    HEARTBEAT_S = 15,
-    TASK_ATTEMPTS = 3,
-    SILO_FAILS_ASIDE = 3, /* failures in a row set a silo aside */
-    SILO_ASIDE_ROUNDS = 3,
-};
+enum { LEASE_S = ROUND_LEASE_S, HEARTBEAT_S = SEAT_BEAT_S };
 
 /* Why not: an HTTP status and a code of docs/API.md. code NULL: no refusal. */
 struct refusal {
@@ -121,8 +115,9 @@ struct task_lock {
     int32_t steps;
     bool evaluate;
     bool done;
-    char round_state[16];
-    char run_state[16];
+    struct silo_ids ids; /* the seat's silo among them */
+    struct seat seat;
+    enum hold hold;
 };
 enum status db_task_lock(struct db *db, struct arena *a, const char *task_id, const char *silo_id,
                          int64_t epoch, struct task_lock *out, struct refusal *no,

@@ -9,7 +9,7 @@
 #include "common/log.h"
 #include "common/version.h"
 #include "server/db_event.h"
-#include "server/round.h"
+#include "server/db_seat.h"
 
 enum { REMOVE_AT_ONCE = 200 };
 
@@ -18,19 +18,45 @@ enum { REMOVE_AT_ONCE = 200 };
 /* Seconds in which no server lived; 0 when this is the first one ever. */
 static const char SQL_SILENCE[] =
     "SELECT coalesce(extract(epoch FROM clock_timestamp() - max(seen_at)), 0) FROM server_process";
-static const char SQL_EXTEND_LEASES[] = "UPDATE task SET lease_until = greatest(lease_until, "
-                                        "clock_timestamp()) + make_interval(secs => $1)"
-                                        " WHERE state = 'leased'";
-static const char SQL_EXTEND_SEATS[] =
-    "UPDATE task SET open_at = greatest(open_at, clock_timestamp() + make_interval(secs => 2 * "
-    "$1::double precision))"
-    " WHERE state = 'pending' AND open_at IS NOT NULL";
-static const char SQL_EXTEND_ROUNDS[] =
-    "UPDATE round SET deadline = least(cap_at, deadline + make_interval(secs => $1))"
-    " WHERE state = 'open'";
+static const char SQL_TASKS_OUT[] =
+    "SELECT t.id, " SEAT_COLUMNS "  FROM task t WHERE t.state IN ('pending', 'leased')"
+    " ORDER BY t.id FOR UPDATE OF t";
+static const char SQL_ROUNDS_OUT[] =
+    "SELECT q.id, extract(epoch FROM q.deadline - clock_timestamp()),"
+    "       extract(epoch FROM q.cap_at - clock_timestamp())"
+    "  FROM round q WHERE q.state = 'open' ORDER BY q.id FOR NO KEY UPDATE OF q";
+static const char SQL_DEADLINE[] =
+    "UPDATE round SET deadline = least(cap_at, clock_timestamp() + make_interval(secs => $2))"
+    " WHERE id = $1";
 static const char SQL_ENTER[] =
     "INSERT INTO server_process (boot_id, host, pid, version) VALUES ($1, $2, $3, $4)"
     " ON CONFLICT ON CONSTRAINT server_process_pk DO UPDATE SET seen_at = clock_timestamp()";
+
+/* Nobody is re-dispatched, and no round ends, for our fault. */
+static enum status make_good(struct db *db, struct arena *a, double silence_s, struct err *e)
+{
+    struct db_rows rows;
+    struct silo_ids ids = {.arena = a};
+    TRY(db_query(db, a, SQL_ROUNDS_OUT, 0, NULL, &rows, e));
+    for (int i = 0; i < rows.count; i++) {
+        double deadline = 0.0;
+        double cap = 0.0;
+        TRY(db_double(&rows, i, 1, &deadline, e));
+        TRY(db_double(&rows, i, 2, &cap, e));
+        const char *argv[] = {db_text(&rows, i, 0),
+                              db_arg_double(a, round_outage(deadline, cap, silence_s))};
+        TRY(db_exec(db, SQL_DEADLINE, 2, argv, NULL, e));
+    }
+    TRY(db_query(db, a, SQL_TASKS_OUT, 0, NULL, &rows, e));
+    for (int i = 0; i < rows.count; i++) {
+        struct seat s;
+        TRY(db_seat_read(&rows, i, 1, &ids, &s, e));
+        seat_outage(&s, 0.0);
+        TRY(db_seat_write(db, a, db_text(&rows, i, 0), &ids, &s, e));
+    }
+    log_info("no server lived for %.0f s: leases and deadlines are extended", silence_s);
+    return ST_OK;
+}
 
 static enum status arrive_tx(struct db *db, struct arena *a, void *ctx, struct err *e)
 {
@@ -40,13 +66,8 @@ static enum status arrive_tx(struct db *db, struct arena *a, void *ctx, struct e
     // Two servers that start together extend twice at most: harmless.
     TRY(db_query(db, a, SQL_SILENCE, 0, NULL, &rows, e));
     TRY(db_double(&rows, 0, 0, &silence_s, e));
-    if (silence_s > ROUND_LEASE_S / 2.0) {
-        const char *lease[] = {db_arg_int(a, ROUND_LEASE_S)};
-        const char *silence[] = {db_arg_double(a, silence_s)};
-        TRY(db_exec(db, SQL_EXTEND_LEASES, 1, lease, NULL, e));
-        TRY(db_exec(db, SQL_EXTEND_SEATS, 1, lease, NULL, e));
-        TRY(db_exec(db, SQL_EXTEND_ROUNDS, 1, silence, NULL, e));
-        log_info("no server lived for %.0f s: leases and deadlines are extended", silence_s);
+    if (outage_counts(silence_s)) {
+        TRY(make_good(db, a, silence_s, e));
     }
     char host[64] = "";
     (void)gethostname(host, sizeof(host) - 1);
@@ -82,40 +103,45 @@ enum status db_tend_leave(struct db *db, const char *boot_id, struct err *e)
 /* After a start nobody can have been heard of: the time counts from then on. */
 static const char SQL_GONE[] =
     "WITH g AS (UPDATE silo s SET gone = true, phase = 'waiting'"
-    "     WHERE NOT s.gone AND coalesce(s.seen_at, s.created_at) < clock_timestamp() - interval "
-    "'75 seconds'"
+    "     WHERE NOT s.gone"
+    "       AND coalesce(s.seen_at, s.created_at) < clock_timestamp() - make_interval(secs => $2)"
     "       AND (SELECT started_at FROM server_process WHERE boot_id = $1)"
-    "           < clock_timestamp() - interval '75 seconds'"
+    "           < clock_timestamp() - make_interval(secs => $2)"
     "     RETURNING s.id, s.name)"
     " INSERT INTO event (kind, silo_id, message)"
     " SELECT 'silo_gone', g.id, g.name || ' has not been heard of for 75 s' FROM g";
 
+/* Leases past their end whose silo is gone: those that seat_expire() may take. */
 static const char SQL_EXPIRED[] =
-    "SELECT t.id, t.run_id, t.number, t.slot, t.kind, s.id, s.name FROM task t JOIN silo s ON s.id "
-    "= t.silo_id"
-    " WHERE t.state = 'leased' AND s.gone"
-    "   AND t.lease_until + make_interval(secs => $1) < clock_timestamp()"
+    "SELECT t.id, t.run_id, t.number, t.slot, t.kind, s.id, s.name, s.gone, " SEAT_COLUMNS
+    "  FROM task t JOIN silo s ON s.id = t.silo_id"
+    " WHERE t.state = 'leased' AND s.gone AND t.lease_until < clock_timestamp()"
     " FOR UPDATE OF t SKIP LOCKED";
-static const char SQL_FREE[] =
-    "UPDATE task SET state = 'pending', lease_until = NULL, phase = NULL, free_at = "
-    "clock_timestamp(),"
-    "       open_at = CASE kind WHEN 'train' THEN clock_timestamp() END WHERE id = $1";
+enum { EXPIRED_SEAT = 8 };
 static const char SQL_FREE_LEASE[] =
-    "UPDATE lease SET outcome = 'expired', ended_at = clock_timestamp()"
-    " WHERE task_id = $1 AND outcome IS NULL";
+    "WITH t AS (UPDATE task SET phase = NULL WHERE id = $1)"
+    " UPDATE lease SET outcome = 'expired', ended_at = clock_timestamp()"
+    "  WHERE task_id = $1 AND outcome IS NULL";
 
 static enum status expire_tx(struct db *db, struct arena *a, void *ctx, struct err *e)
 {
     (void)ctx;
     struct db_rows rows;
-    const char *argv[] = {db_arg_int(a, ROUND_LEASE_S)};
-    TRY(db_query(db, a, SQL_EXPIRED, 1, argv, &rows, e));
+    struct silo_ids ids = {.arena = a};
+    TRY(db_query(db, a, SQL_EXPIRED, 0, NULL, &rows, e));
     for (int i = 0; i < rows.count; i++) {
+        struct seat s;
+        bool gone = false;
+        TRY(db_bool(&rows, i, 7, &gone, e));
+        TRY(db_seat_read(&rows, i, EXPIRED_SEAT, &ids, &s, e));
+        if (!seat_expire(&s, gone, 0.0)) {
+            continue;
+        }
         int32_t number = 0;
         const char *task[] = {db_text(&rows, i, 0)};
         bool train = strcmp(db_text(&rows, i, 4), "train") == 0;
         TRY(db_int32(&rows, i, 2, &number, e));
-        TRY(db_exec(db, SQL_FREE, 1, task, NULL, e));
+        TRY(db_seat_write(db, a, task[0], &ids, &s, e));
         FAULT("expire.freed");
         TRY(db_exec(db, SQL_FREE_LEASE, 1, task, NULL, e));
         const char *what =
@@ -136,7 +162,10 @@ static enum status expire_tx(struct db *db, struct arena *a, void *ctx, struct e
 
 enum status db_tend_silos(struct db *db, const char *boot_id, struct err *e)
 {
-    TRY(db_exec(db, SQL_GONE, 1, &boot_id, NULL, e));
+    char patience[16];
+    (void)snprintf(patience, sizeof(patience), "%d", ROUND_PATIENCE_S);
+    const char *argv[] = {boot_id, patience};
+    TRY(db_exec(db, SQL_GONE, 2, argv, NULL, e));
     return db_tx(db, expire_tx, NULL, e);
 }
 

@@ -457,27 +457,31 @@ static enum status accept_tx(struct db *db, struct arena *a, void *ctx, struct e
 {
     struct work *w = ctx;
     struct task_lock lock = {0};
+    bool counted = false;
     bool found = false;
+    struct upload now = {0};
     w->no = (struct refusal){0};
     TRY(db_task_lock(db, a, w->upload->task_id, w->silo_id, w->epoch, &lock, &w->no, e));
     FAULT("accept.locked");
-    TRY(find_update(db, a, w->upload->id, &found, e));
-    if (found) {
+    TRY(find_update(db, a, w->upload->id, &counted, e));
+    if (!counted && !w->no.code) {
+        TRY(get(db, a, w->upload->id, w->silo_id, "FOR NO KEY UPDATE OF u", &now, &found, e));
+    }
+    switch (seat_accept(&lock.seat, lock.hold, counted, strcmp(now.state, "placed") == 0)) {
+    case ACCEPT_COUNT:
+        TRY(count_it(db, a, w, &lock, e));
+        FAULT("accept.counted");
+        return ST_OK;
+    case ACCEPT_AGAIN:
         w->no = (struct refusal){0}; // the same answer as before, whatever happened since
         return ST_OK;
-    }
-    if (w->no.code) {
-        return ST_OK;
-    }
-    struct upload now;
-    TRY(get(db, a, w->upload->id, w->silo_id, "FOR NO KEY UPDATE OF u", &now, &found, e));
-    if (!found || strcmp(now.state, "placed") != 0) {
+    case ACCEPT_GONE:
         refuse(&w->no, 410, "UPLOAD_GONE", "the upload is %s", found ? now.state : "gone");
         return ST_OK;
+    case ACCEPT_REFUSE:
+    default:
+        return ST_OK; // db_task_lock() said why
     }
-    TRY(count_it(db, a, w, &lock, e));
-    FAULT("accept.counted");
-    return ST_OK;
 }
 
 enum status db_upload_accept(struct db *db, const struct upload *u, const char *silo_id,

@@ -28,8 +28,8 @@ mutant 'no bound on the norm of an update' server/accept.c \
     's/if (c->norm > UPDATE_NORM_RATIO_MAX \* base)/if (0)/' tests/api silos.test_no_hostile_update_counts
 
 # ---- who may, and when ----
-mutant 'the epoch of a lease is not checked' server/db_task.c \
-    's/ || now != epoch) {/) {/' tests/api silos.test_claiming_again_gives_the_same_task_and_ends_the_old_epoch
+mutant 'the epoch of a lease is not checked' server/seat.c \
+    's/ \&\& s->epoch == epoch ? / ? /' tests/api silos.test_claiming_again_gives_the_same_task_and_ends_the_old_epoch
 mutant 'accept does not lock the round' server/db_task.c \
     's/^    " FOR SHARE";/    "";/' tests/api silos.test_an_accept_waits_for_whoever_seals_the_round
 mutant 'a revoked token is accepted' server/auth.c \

@@ -16,7 +16,7 @@
 #include "common/run_spec.h"
 #include "common/safetensors.h"
 #include "server/update.h"
-#include "server/upload_file.h"
+#include "server/upload_hash.h"
 
 enum {
     NORMS_KEPT = 16,
@@ -173,7 +173,7 @@ static enum status check_new(struct check **out, struct server *s, struct db *db
         check_free(c);
         return st;
     }
-    c->running = upload_file_running(u->id, &c->running_at);
+    c->running = upload_hash_take(u->id, &c->running_at);
     *out = c;
     return ST_OK;
 }
@@ -183,7 +183,7 @@ static enum status check_file(struct check *c, struct err *e)
     struct digest got;
     double base = c->base_norm; // as it was at the start: what is kept may be gone by now
     int64_t data_offset = 0;
-    TRY(upload_file_digest_rest(c->fd, c->running, c->running_at, c->bytes, &got, e));
+    TRY(upload_hash_rest(c->fd, c->running, c->running_at, c->bytes, &got, e));
     if (!digest_equal(&got, &c->sha256)) {
         return err_set(e, ST_CORRUPT, "the file does not have the SHA-256 that was declared");
     }

@@ -19,6 +19,7 @@
 #include "server/range.h"
 #include "server/server.h"
 #include "server/upload_file.h"
+#include "server/upload_hash.h"
 
 enum { MULTIPART_OVERHEAD = 64 * 1024 };
 
@@ -37,7 +38,7 @@ struct chunk {
     enum part part;
     struct buf meta;
     int64_t offset, bytes;
-    struct digest sha256;
+    struct chunk_digest digest;
     bool durable_before; // a repeat: its bytes are read and dropped
     struct upload_file *file;
     int64_t received; // of the body
@@ -74,11 +75,36 @@ static enum status stop(struct err *e)
     return err_set(e, ST_INVALID, "the chunk is refused");
 }
 
+/* Eight lower-case hex digits. */
+static bool read_crc32c(const char *text, uint32_t *out)
+{
+    if (strlen(text) != 8 || strspn(text, "0123456789abcdef") != 8) {
+        return false;
+    }
+    *out = (uint32_t)strtoul(text, NULL, 16);
+    return true;
+}
+
+/* "sha256", or "crc32c" from those who trust the digest of the whole for the rest. */
+static enum status read_digest(const struct json *doc, struct chunk_digest *out, struct err *e)
+{
+    const char *text = NULL;
+    out->is_crc = json_get(doc, "crc32c") != NULL;
+    if (!out->is_crc) {
+        TRY(json_want_str(doc, "sha256", &text, e));
+        return digest_parse(&out->sha256, text, e);
+    }
+    TRY(json_want_str(doc, "crc32c", &text, e));
+    if (json_get(doc, "sha256") || !read_crc32c(text, &out->crc32c)) {
+        return err_set(e, ST_INVALID, "'crc32c' must be 8 lower-case hex digits, without 'sha256'");
+    }
+    return ST_OK;
+}
+
 static enum status meta_done(struct chunk *c, struct err *e)
 {
-    static const char *const keys[] = {"offset", "bytes", "sha256", NULL};
+    static const char *const keys[] = {"offset", "bytes", "sha256", "crc32c", NULL};
     const struct json *doc = NULL;
-    const char *sha256 = NULL;
     struct arena *a = c->rq->arena;
     TRY(json_parse(&doc, a, c->meta.data, c->meta.len, e));
     if (json_kind(doc) != JSON_OBJECT) {
@@ -87,8 +113,7 @@ static enum status meta_done(struct chunk *c, struct err *e)
     TRY(json_only(doc, keys, e));
     TRY(json_want_int(doc, "offset", 0, LIMIT_BLOB, &c->offset, e));
     TRY(json_want_int(doc, "bytes", 1, LIMIT_CHUNK, &c->bytes, e));
-    TRY(json_want_str(doc, "sha256", &sha256, e));
-    TRY(digest_parse(&c->sha256, sha256, e));
+    TRY(read_digest(doc, &c->digest, e));
 
     int64_t durable = c->upload.received;
     c->durable_before = c->offset + c->bytes <= durable;
@@ -106,6 +131,30 @@ static enum status meta_done(struct chunk *c, struct err *e)
     return ST_OK;
 }
 
+/*
+ * The file, and then the row once more: a request that was long on its way may have been overtaken
+ * by a newer one that is done by now, and must not write into what is durable. Nobody can overtake
+ * it from here on without taking its file first.
+ */
+static enum status open_file(struct chunk *c, struct err *e)
+{
+    struct server *s = c->rq->server;
+    struct db *db = NULL;
+    bool writes = false;
+    enum status st = upload_file_open(&c->file, s->blobs, c->upload.id, c->writer_epoch, c->offset,
+                                      c->bytes, &c->digest, e);
+    if (st == ST_NOT_FOUND) {
+        refuse(&c->no, 410, "UPLOAD_GONE", "the upload's file is gone");
+        return stop(e);
+    }
+    TRY(st);
+    TRY(db_pool_take(s->pool, &db, e));
+    st = db_upload_writes(db, c->upload.id, c->writer_epoch, c->offset, &writes, e);
+    db_pool_give(s->pool, db);
+    TRY(st);
+    return writes ? ST_OK : err_set(e, ST_CONFLICT, "a newer request writes this upload");
+}
+
 static enum status part_begin(void *ctx, const char *name, const char *type, struct err *e)
 {
     struct chunk *c = ctx;
@@ -117,16 +166,7 @@ static enum status part_begin(void *ctx, const char *name, const char *type, str
     if (c->part != PART_CHUNK || strcmp(name, "chunk") != 0) {
         return err_set(e, ST_INVALID, "the parts must be meta and chunk, in this order");
     }
-    if (c->durable_before) {
-        return ST_OK;
-    }
-    enum status st =
-        upload_file_open(&c->file, c->rq->server->blobs, c->upload.id, c->offset, c->bytes, e);
-    if (st == ST_NOT_FOUND) {
-        refuse(&c->no, 410, "UPLOAD_GONE", "the upload's file is gone");
-        return stop(e);
-    }
-    return st;
+    return c->durable_before ? ST_OK : open_file(c, e);
 }
 
 static enum status part_bytes(void *ctx, const void *data, size_t len, struct err *e)
@@ -253,7 +293,7 @@ static enum status commit_chunk(struct request *rq, struct response *rs, struct 
     if (st || c->durable_before) {
         return st;
     }
-    st = upload_file_check(c->file, &c->sha256, e);
+    st = upload_file_check(c->file, e);
     if (st == ST_IO) {
         // What the kernel could not write it may have dropped: the file is not to be trusted again.
         log_error("upload lost upload=%s: %s", c->upload.id, e->msg);
@@ -261,7 +301,7 @@ static enum status commit_chunk(struct request *rq, struct response *rs, struct 
         if (db_upload_expire(rq->db, c->upload.id, &ignored)) {
             log_error("nor could it be marked: %s", ignored.msg); // its file is gone all the same
         }
-        upload_file_forget(c->upload.id);
+        upload_hash_forget(c->upload.id);
         blob_tmp_remove(rq->server->blobs, c->upload.id);
     }
     TRY(st);

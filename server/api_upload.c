@@ -18,7 +18,7 @@
 #include "server/checkpoint.h"
 #include "server/db_upload.h"
 #include "server/server.h"
-#include "server/upload_file.h"
+#include "server/upload_hash.h"
 
 enum { FINISH_WAIT_S = 15 }; // well below what a client waits for an answer
 
@@ -149,7 +149,7 @@ enum status api_upload_create(struct request *rq, struct response *rs, struct er
             return respond_refusal(rq, rs, &no);
         }
         if (dropped[0]) {
-            upload_file_forget(dropped);
+            upload_hash_forget(dropped);
             blob_tmp_remove(rq->server->blobs, dropped);
         }
         enum status st = ST_OK;

@@ -275,6 +275,23 @@ enum status db_upload_begin(struct db *db, const char *upload_id, const char *si
     return ST_OK;
 }
 
+enum status db_upload_writes(struct db *db, const char *upload_id, int64_t writer_epoch,
+                             int64_t offset, bool *writes, struct err *e)
+{
+    struct arena *a = arena_new(1 << 16);
+    struct db_rows rows;
+    const char *argv[] = {upload_id, db_arg_int(a, writer_epoch), db_arg_int(a, offset)};
+    enum status st = db_query(db, a,
+                              "SELECT 1 FROM upload WHERE (id, writer_epoch, received) ="
+                              " ($1, $2, $3) AND state = 'open'",
+                              3, argv, &rows, e);
+    if (!st) {
+        *writes = rows.count > 0;
+    }
+    arena_free(a);
+    return st;
+}
+
 static enum status commit_tx(struct db *db, struct arena *a, void *ctx, struct err *e)
 {
     struct work *w = ctx;

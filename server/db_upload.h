@@ -80,6 +80,10 @@ enum status db_upload_begin(struct db *db, const char *upload_id, const char *si
                             const char *task_id, int64_t epoch, struct upload *out,
                             int64_t *writer_epoch, struct refusal *no, struct err *e) MUST_CHECK;
 
+/* Is this still the newest request, and offset where it would write? */
+enum status db_upload_writes(struct db *db, const char *upload_id, int64_t writer_epoch,
+                             int64_t offset, bool *writes, struct err *e) MUST_CHECK;
+
 /* The bytes from..to are durable. Refusals as above, and UPLOAD_BUSY when a
  * newer request writes. */
 enum status db_upload_commit(struct db *db, const struct upload *u, const char *silo_id,

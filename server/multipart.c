@@ -191,31 +191,56 @@ static enum status begin_part(struct multipart *m, struct err *e)
 
 /* ---- the machine ---- */
 
-/* Content up to the delimiter or the piece's end. Returns how many bytes were used. */
+/*
+ * Where the next delimiter begins, whole or in part at the piece's end; len when it does not.
+ * *matched is how much of it is there. CR is common in weights, a delimiter is not: what lies
+ * between is found as one.
+ */
+static size_t find_delimiter(const struct multipart *m, const char *p, size_t len, size_t *matched)
+{
+    size_t at = 0;
+    *matched = 0;
+    while (at < len) {
+        const char *cr = memchr(p + at, '\r', len - at);
+        if (!cr) {
+            return len;
+        }
+        size_t begin = (size_t)(cr - p);
+        size_t n = 1;
+        while (n < m->delimiter_len && begin + n < len && p[begin + n] == m->delimiter[n]) {
+            n++;
+        }
+        if (n == m->delimiter_len || begin + n == len) {
+            *matched = n;
+            return begin;
+        }
+        at = begin + 1;
+    }
+    return len;
+}
+
+/* Content up to the delimiter or the piece's end. *used says how many bytes that were. */
 static enum status feed_content(struct multipart *m, const char *p, size_t len, size_t *used,
                                 struct err *e)
 {
     size_t at = 0;
-    while (at < len && m->matched < m->delimiter_len) {
-        if (m->matched == 0) {
-            const char *cr = memchr(p + at, '\r', len - at);
-            size_t plain = cr ? (size_t)(cr - p) - at : len - at;
-            if (plain > 0) {
-                TRY(m->h->bytes(m->ctx, p + at, plain, e));
-            }
-            at += plain;
-            if (cr) {
-                m->matched = 1;
-                at++;
-            }
-        } else if (p[at] == m->delimiter[m->matched]) {
+    // One that began in the piece before goes on, or was content after all.
+    while (at < len && m->matched > 0 && m->matched < m->delimiter_len) {
+        if (p[at] == m->delimiter[m->matched]) {
             m->matched++;
             at++;
-        } else { // what was held back is content after all; this byte is looked at anew
+        } else {
             size_t held = m->matched;
             m->matched = 0;
             TRY(m->h->bytes(m->ctx, m->delimiter, held, e));
         }
+    }
+    if (m->matched == 0) {
+        size_t content = find_delimiter(m, p + at, len - at, &m->matched);
+        if (content > 0) {
+            TRY(m->h->bytes(m->ctx, p + at, content, e));
+        }
+        at += content + m->matched;
     }
     if (m->matched == m->delimiter_len) {
         m->state = STATE_DELIMITED;

@@ -10,89 +10,36 @@
 #include <unistd.h>
 
 #include "common/clock.h"
+#include "common/crc32c.h"
 #include "common/fault.h"
 #include "common/id.h"
 #include "common/mem.h"
+#include "server/upload_hash.h"
 
 enum {
     LOCK_WAIT_MS = 2000,
     LOCK_POLL_MS = 20,
-    RUNNING_MAX = 256, // digests kept for uploads that pause between chunks
-    READ_SIZE = 1 << 20,
+    BEHIND = 8 * 1024 * 1024, // written and not yet under way to the disk, at most
 };
 
 struct upload_file {
     struct upload_file *next; // among the open ones
     pthread_mutex_t lock;     // between its thread and whoever takes it over
     char id[ID_LEN + 1];
+    struct blob_store *store;
+    int64_t writer_epoch;
     int fd; // -1: taken over
     int64_t at, end;
-    struct sha256 *chunk;
-    struct sha256 *whole; // NULL when it does not reach up to where the chunk begins
-    int64_t whole_at;
+    int64_t pushed; // up to here the disk has been told to write
+    struct chunk_digest want;
+    struct sha256 *sha256; // NULL when the digest is a CRC
+    uint32_t crc32c;
 };
 
 static struct {
     pthread_mutex_t lock; // taken before a file's own
     struct upload_file *open;
-    struct {
-        char id[ID_LEN + 1];
-        struct sha256 *hash;
-        int64_t at;
-        int64_t used_ms;
-    } running[RUNNING_MAX];
 } registry = {.lock = PTHREAD_MUTEX_INITIALIZER};
-
-/* ---- running digests ---- */
-
-/* The digest of the first *at bytes, which leaves the registry; a fresh one
- * when nothing is known. */
-struct sha256 *upload_file_running(const char *id, int64_t *at)
-{
-    struct sha256 *h = NULL;
-    *at = 0;
-    (void)pthread_mutex_lock(&registry.lock);
-    for (int i = 0; i < RUNNING_MAX && !h; i++) {
-        if (registry.running[i].hash && strcmp(registry.running[i].id, id) == 0) {
-            h = registry.running[i].hash;
-            *at = registry.running[i].at;
-            registry.running[i].hash = NULL;
-        }
-    }
-    (void)pthread_mutex_unlock(&registry.lock);
-    return h ? h : sha256_new();
-}
-
-/* Replaces what was known of it, or what was used least lately. */
-static void put_running(const char *id, struct sha256 *hash, int64_t at)
-{
-    (void)pthread_mutex_lock(&registry.lock);
-    int slot = 0;
-    for (int i = 0; i < RUNNING_MAX; i++) {
-        if (registry.running[i].hash && strcmp(registry.running[i].id, id) == 0) {
-            slot = i;
-            break;
-        }
-        bool better = !registry.running[i].hash ||
-                      registry.running[i].used_ms < registry.running[slot].used_ms;
-        if (registry.running[slot].hash && better) {
-            slot = i;
-        }
-    }
-    struct sha256 *old = registry.running[slot].hash;
-    (void)snprintf(registry.running[slot].id, sizeof(registry.running[slot].id), "%s", id);
-    registry.running[slot].hash = hash;
-    registry.running[slot].at = at;
-    registry.running[slot].used_ms = clock_mono_ms();
-    (void)pthread_mutex_unlock(&registry.lock);
-    sha256_free(old);
-}
-
-void upload_file_forget(const char *id)
-{
-    int64_t at = 0;
-    sha256_free(upload_file_running(id, &at));
-}
 
 /* ---- one writer ---- */
 
@@ -102,22 +49,32 @@ static bool try_lock(int fd)
     return fcntl(fd, F_OFD_SETLK, &l) == 0;
 }
 
-/* An older writer of this process gives up the file; its connection's thread will see it. */
-static void take_over(const char *id)
+/*
+ * An older writer of this process gives up the file; its connection's thread will see it. A newer
+ * one keeps it: the request that asks was overtaken on its way.
+ */
+static enum status take_over(const char *id, int64_t writer_epoch, struct err *e)
 {
+    enum status st = ST_OK;
     (void)pthread_mutex_lock(&registry.lock);
     for (struct upload_file **f = &registry.open; *f; f = &(*f)->next) {
-        if (strcmp((*f)->id, id) == 0) {
-            struct upload_file *old = *f;
-            *f = old->next;
-            (void)pthread_mutex_lock(&old->lock);
-            (void)close(old->fd);
-            old->fd = -1;
-            (void)pthread_mutex_unlock(&old->lock);
+        if (strcmp((*f)->id, id) != 0) {
+            continue;
+        }
+        struct upload_file *old = *f;
+        if (old->writer_epoch > writer_epoch) {
+            st = err_set(e, ST_CONFLICT, "a newer request writes the upload %s", id);
             break;
         }
+        *f = old->next;
+        (void)pthread_mutex_lock(&old->lock);
+        (void)close(old->fd);
+        old->fd = -1;
+        (void)pthread_mutex_unlock(&old->lock);
+        break;
     }
     (void)pthread_mutex_unlock(&registry.lock);
+    return st;
 }
 
 static enum status lock_file(int fd, const char *id, struct err *e)
@@ -132,10 +89,11 @@ static enum status lock_file(int fd, const char *id, struct err *e)
 }
 
 enum status upload_file_open(struct upload_file **out, struct blob_store *s, const char *id,
-                             int64_t offset, int64_t bytes, struct err *e)
+                             int64_t writer_epoch, int64_t offset, int64_t bytes,
+                             const struct chunk_digest *want, struct err *e)
 {
     int fd = -1;
-    take_over(id);
+    TRY(take_over(id, writer_epoch, e));
     TRY(blob_tmp_open(s, id, &fd, e));
     enum status st = lock_file(fd, id, e);
     if (st) {
@@ -145,18 +103,13 @@ enum status upload_file_open(struct upload_file **out, struct blob_store *s, con
     struct upload_file *f = mem_alloc(sizeof(*f));
     (void)pthread_mutex_init(&f->lock, NULL);
     (void)snprintf(f->id, sizeof(f->id), "%s", id);
+    f->store = s;
+    f->writer_epoch = writer_epoch;
     f->fd = fd;
-    f->at = offset;
+    f->at = f->pushed = offset;
     f->end = offset + bytes;
-    f->chunk = sha256_new();
-    f->whole = upload_file_running(id, &f->whole_at);
-    if (f->whole_at > offset) { // cannot be; then it is read again at the end
-        sha256_free(f->whole);
-        f->whole = NULL;
-    } else if (f->whole_at < offset) { // does not reach this far: keep what there is for the end
-        put_running(id, f->whole, f->whole_at);
-        f->whole = NULL;
-    }
+    f->want = *want;
+    f->sha256 = want->is_crc ? NULL : sha256_new();
     (void)pthread_mutex_lock(&registry.lock);
     f->next = registry.open;
     registry.open = f;
@@ -181,8 +134,7 @@ void upload_file_close(struct upload_file *f)
     if (f->fd >= 0) {
         (void)close(f->fd);
     }
-    sha256_free(f->chunk);
-    sha256_free(f->whole);
+    sha256_free(f->sha256);
     (void)pthread_mutex_destroy(&f->lock);
     mem_free(f);
 }
@@ -202,6 +154,12 @@ static enum status write_all(struct upload_file *f, const char *p, size_t len, s
         p += n;
         f->at += n;
         len -= (size_t)n;
+    }
+    // The disk works while the rest arrives, so that the sync at the end waits for little. Only a
+    // beginning: what fails here fails there again.
+    if (f->at - f->pushed >= BEHIND) {
+        (void)sync_file_range(f->fd, f->pushed, f->at - f->pushed, SYNC_FILE_RANGE_WRITE);
+        f->pushed = f->at;
     }
     return ST_OK;
 }
@@ -224,22 +182,31 @@ enum status upload_file_add(struct upload_file *f, const void *data, size_t len,
     }
     (void)pthread_mutex_unlock(&f->lock);
     TRY(st);
-    sha256_add(f->chunk, data, len);
-    if (f->whole) {
-        sha256_add(f->whole, data, len);
+    if (f->sha256) {
+        sha256_add(f->sha256, data, len);
+    } else {
+        f->crc32c = crc32c_add(f->crc32c, data, len);
     }
     return ST_OK;
 }
 
-enum status upload_file_check(struct upload_file *f, const struct digest *chunk, struct err *e)
+static bool has_its_digest(struct upload_file *f)
+{
+    struct digest got;
+    if (f->want.is_crc) {
+        return f->crc32c == f->want.crc32c;
+    }
+    sha256_end(f->sha256, &got);
+    return digest_equal(&got, &f->want.sha256);
+}
+
+enum status upload_file_check(struct upload_file *f, struct err *e)
 {
     if (f->at < f->end) {
         return err_set(e, ST_INVALID, "the chunk is %" PRId64 " bytes shorter than it said",
                        f->end - f->at);
     }
-    struct digest got;
-    sha256_end(f->chunk, &got);
-    if (!digest_equal(&got, chunk)) {
+    if (!has_its_digest(f)) {
         return err_set(e, ST_CORRUPT, "the chunk's bytes do not have the digest that was said");
     }
     (void)pthread_mutex_lock(&f->lock);
@@ -256,34 +223,5 @@ enum status upload_file_check(struct upload_file *f, const struct digest *chunk,
 
 void upload_file_keep(struct upload_file *f)
 {
-    if (f->whole) {
-        put_running(f->id, f->whole, f->end);
-        f->whole = NULL;
-    }
-}
-
-enum status upload_file_digest_rest(int fd, struct sha256 *h, int64_t at, int64_t bytes,
-                                    struct digest *out, struct err *e)
-{
-    struct digest d;
-    enum status st = ST_OK;
-    unsigned char *block = mem_alloc(READ_SIZE);
-    while (at < bytes && !st) {
-        int64_t n = bytes - at < READ_SIZE ? bytes - at : READ_SIZE;
-        ssize_t got = pread(fd, block, (size_t)n, at);
-        if (got > 0) {
-            sha256_add(h, block, (size_t)got);
-            at += got;
-        } else if (got == 0) {
-            st = err_set(e, ST_CORRUPT, "the file ends early, at byte %" PRId64, at);
-        } else if (errno != EINTR) {
-            st = err_set(e, ST_IO, "cannot read an upload: %s", strerror(errno));
-        }
-    }
-    sha256_end(h, &d);
-    mem_free(block);
-    if (!st) {
-        *out = d;
-    }
-    return st;
+    upload_hash_more(f->store, f->id, f->end);
 }

@@ -7,16 +7,18 @@
  *
  *     open --add…--> check (digest, fdatasync) --> [caller commits the offset] --> keep --> close
  *
- * One writer per file. Within the process a newer one takes the file from an older one, whose peer
- * is usually long gone: the older one's next call says ST_CONFLICT. Between processes a lock on the
- * file decides, waited for a moment.
+ * One writer per file, the one with the highest writer_epoch. Within the process a newer one takes
+ * the file from an older one, whose peer is usually long gone: the older one's next call says
+ * ST_CONFLICT. Between processes a lock on the file decides, waited for a moment; who has it looks
+ * at the row once more before it writes, for a newer request may have come and gone in between.
  *
- * The SHA-256 of the whole runs along in memory, a few hundred bytes per upload; after a restart,
- * or when too many uploads are under way, the file is read again at the end.
+ * The disk begins to write while the chunk arrives, and the SHA-256 of the whole is computed beside
+ * it (upload_hash.h).
  */
 #ifndef SERVER_UPLOAD_FILE_H
 #define SERVER_UPLOAD_FILE_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "common/hash.h"
@@ -25,12 +27,20 @@
 
 struct upload_file;
 
+/* What a chunk's bytes must give: SHA-256, or the CRC that is enough against a wire. */
+struct chunk_digest {
+    bool is_crc;
+    uint32_t crc32c;
+    struct digest sha256;
+};
+
 /*
- * To write up to bytes bytes at offset. ST_CONFLICT: another process writes it. ST_NOT_FOUND: there
- * is no such file.
+ * To write up to bytes bytes at offset. ST_CONFLICT: a newer request or another process writes it.
+ * ST_NOT_FOUND: there is no such file.
  */
 enum status upload_file_open(struct upload_file **out, struct blob_store *s, const char *id,
-                             int64_t offset, int64_t bytes, struct err *e) MUST_CHECK;
+                             int64_t writer_epoch, int64_t offset, int64_t bytes,
+                             const struct chunk_digest *want, struct err *e) MUST_CHECK;
 void upload_file_close(struct upload_file *f); /* NULL is allowed */
 
 /* ST_INVALID: more than was said. ST_CONFLICT: taken over. ST_LIMIT: the disk is full. ST_IO. */
@@ -42,24 +52,9 @@ enum status upload_file_add(struct upload_file *f, const void *data, size_t len,
  * ST_IO: the disk failed, and the file must not be written again: the kernel may have dropped what
  * it could not write.
  */
-enum status upload_file_check(struct upload_file *f, const struct digest *chunk,
-                              struct err *e) MUST_CHECK;
+enum status upload_file_check(struct upload_file *f, struct err *e) MUST_CHECK;
 
-/* The offset is committed: the running digest now stands behind this chunk. */
+/* The offset is committed: the digest of the whole may go on behind this chunk. */
 void upload_file_keep(struct upload_file *f);
-
-/*
- * The digest of the first *at bytes of an upload, as far as it is known: the caller's to free or to
- * give to upload_file_digest_rest(). Nothing is known of it afterwards.
- */
-struct sha256 *upload_file_running(const char *id, int64_t *at);
-
-/* SHA-256 of a file's first bytes bytes: h stands behind at of them, the rest is
- * read. h starts anew. */
-enum status upload_file_digest_rest(int fd, struct sha256 *h, int64_t at, int64_t bytes,
-                                    struct digest *out, struct err *e) MUST_CHECK;
-
-/* Forget what is known of an upload that has ended. */
-void upload_file_forget(const char *id);
 
 #endif

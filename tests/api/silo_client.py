@@ -32,6 +32,20 @@ def write_safetensors(header, body):
     return struct.pack("<Q", len(text)) + text + body
 
 
+CRC_TABLE = []
+for crc in range(256):
+    for _ in range(8):
+        crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    CRC_TABLE.append(crc)
+
+
+def crc32c(data):
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = crc >> 8 ^ CRC_TABLE[(crc ^ byte) & 255]
+    return crc ^ 0xFFFFFFFF
+
+
 class Silo:
     def __init__(self, server, name):
         self.server = server

@@ -10,7 +10,7 @@ import subprocess
 import threading
 
 from kit import psql, until
-from silo_client import BOUNDARY, PROTOCOL, Silo, code, spec
+from silo_client import BOUNDARY, PROTOCOL, Silo, code, crc32c, spec
 
 counter = [0]
 before = []
@@ -421,6 +421,53 @@ def test_a_chunk_that_is_not_what_it_said_changes_nothing(server):
     assert silo.finish(task, upload).status == 200
 
 
+def test_a_request_that_was_overtaken_writes_nothing(server):
+    """It began first, is held up on its way, and goes on when a newer one is done: what is durable stays as it is."""
+    _, (silo,) = begin(server)
+    task = silo.task()
+    data, tokens = silo.update(task)
+    upload = silo.create(task, data, tokens).json()["upload"]
+    half = len(data) // 2
+    body = silo.chunk_body(b"\0" * half, 0)
+    at = body.index(b"Content-Disposition: form-data; name=\"chunk\"")
+    lines = ["POST /silo/v1/uploads/%s HTTP/1.1" % upload, "Host: x", "Content-Length: %d" % len(body),
+             "Authorization: Bearer " + silo.token]
+    lines += ["%s: %s" % item for item in silo.chunk_headers(task).items()]
+    epoch = "SELECT writer_epoch FROM upload WHERE id = '%s'" % upload
+    with socket.create_connection(("127.0.0.1", server.bulk_port), timeout=20) as s:
+        s.sendall(("\r\n".join(lines) + "\r\n\r\n").encode() + body[:at])
+        until("the older request to begin", lambda: psql(epoch) == [["1"]])
+        assert silo.chunk(task, upload, data[:half], 0).json()["offset"] == half
+        s.sendall(body[at:])
+        answer = b""
+        while b"UPLOAD_BUSY" not in answer:
+            piece = s.recv(65536)
+            assert piece, answer
+            answer += piece
+    assert silo.chunk(task, upload, data[half:], half).json()["offset"] == len(data)
+    assert silo.finish(task, upload).status == 200
+
+
+def test_a_crc_stands_for_the_digest_of_a_chunk(server):
+    _, (silo,) = begin(server)
+    task = silo.task()
+    data, tokens = silo.update(task)
+    upload = silo.create(task, data, tokens).json()["upload"]
+
+    def send(piece, **digest):
+        meta = json.dumps(dict({"offset": 0, "bytes": len(data)}, **digest)).encode()
+        body = silo.chunk_body(piece, 0)
+        begin, end = body.index(b"{"), body.index(b"}") + 1
+        return silo.chunk(task, upload, piece, 0, body=body[:begin] + meta + body[end:])
+    good = "%08x" % crc32c(data)
+    assert code(send(data, crc32c="%08x" % (crc32c(data) ^ 1))) == "DIGEST_MISMATCH"
+    assert code(send(data[:-1] + bytes([data[-1] ^ 1]), crc32c=good)) == "DIGEST_MISMATCH"
+    for bad in (dict(crc32c=good.upper() + "0"), dict(crc32c=1), dict(crc32c=good, sha256=hashlib.sha256(data).hexdigest()), {}):
+        assert code(send(data, **bad)) == "UNPROCESSABLE", bad
+    assert send(data, crc32c=good).json()["offset"] == len(data)
+    assert silo.finish(task, upload).status == 200
+
+
 def test_a_chunk_cut_on_the_way_costs_nothing_but_the_chunk(server):
     _, (silo,) = begin(server)
     task = silo.task()
@@ -438,12 +485,7 @@ def test_a_chunk_cut_on_the_way_costs_nothing_but_the_chunk(server):
         until("the chunk to be begun", lambda: psql("SELECT writer_epoch FROM upload WHERE id = '%s'" % upload)
               == [[str(len(held))]])
         assert silo.get("/uploads/" + upload).json()["offset"] == 0
-
-    def sent():  # busy: one of them came to its file only now
-        answer = silo.chunk(task, upload, data, 0)
-        assert answer.status == 200 or code(answer) == "UPLOAD_BUSY", answer.body
-        return answer.status == 200
-    until("a newer request to take over", sent, 10)
+    assert silo.chunk(task, upload, data, 0).status == 200  # the newest one wins, whoever comes to the file last
     for s in held:
         s.close()
     assert silo.finish(task, upload).status == 200

@@ -5,11 +5,15 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "common/clock.h"
+#include "common/crc32c.h"
+#include "server/upload_hash.h"
 #include "tests/support/check.h"
 #include "tests/support/synced.h"
 
 static const char id[] = "u_01ARZ3NDEKTSV4RRFFQ69G5FAV";
 static char dir[64];
+static int64_t epoch; // of the writer before
 
 static struct blob_store *fresh(int64_t bytes)
 {
@@ -20,7 +24,7 @@ static struct blob_store *fresh(int64_t bytes)
     CHECK_INT(blob_store_open(&s, dir, NULL), ST_OK);
     CHECK_INT(blob_tmp_create(s, id, bytes, &fd, NULL), ST_OK);
     CHECK_INT(close(fd), 0);
-    upload_file_forget(id);
+    upload_hash_forget(id);
     return s;
 }
 
@@ -35,15 +39,15 @@ static void gone(struct blob_store *s)
 static enum status chunk(struct blob_store *s, int64_t offset, const char *text, bool keep)
 {
     struct upload_file *f = NULL;
-    struct digest d;
+    struct chunk_digest d = {0};
     size_t len = strlen(text);
-    sha256_of(text, len, &d);
-    enum status st = upload_file_open(&f, s, id, offset, (int64_t)len, NULL);
+    sha256_of(text, len, &d.sha256);
+    enum status st = upload_file_open(&f, s, id, ++epoch, offset, (int64_t)len, &d, NULL);
     for (size_t i = 0; i < len && !st; i++) {
         st = upload_file_add(f, text + i, 1, NULL);
     }
     if (!st) {
-        st = upload_file_check(f, &d, NULL);
+        st = upload_file_check(f, NULL);
     }
     if (!st && keep) {
         upload_file_keep(f);
@@ -57,8 +61,8 @@ static enum status digest_of(struct blob_store *s, int64_t bytes, struct digest 
     int fd = -1;
     int64_t at = 0;
     CHECK_INT(blob_tmp_open(s, id, &fd, NULL), ST_OK);
-    struct sha256 *h = upload_file_running(id, &at);
-    enum status st = upload_file_digest_rest(fd, h, at, bytes, out, NULL);
+    struct sha256 *h = upload_hash_take(id, &at);
+    enum status st = upload_hash_rest(fd, h, at, bytes, out, NULL);
     sha256_free(h);
     CHECK_INT(close(fd), 0);
     return st;
@@ -86,7 +90,7 @@ static void after_a_restart_the_file_is_read_again(void)
 {
     struct blob_store *s = fresh(11);
     CHECK_INT(chunk(s, 0, "hello ", true), ST_OK);
-    upload_file_forget(id); // what a restart does
+    upload_hash_forget(id); // what a restart does
     CHECK_INT(chunk(s, 6, "world", true), ST_OK);
     check_whole(s, "hello world");
     gone(s);
@@ -106,11 +110,11 @@ static void bytes_that_do_not_have_their_digest_are_refused(void)
 {
     struct blob_store *s = fresh(11);
     struct upload_file *f = NULL;
-    struct digest d;
-    sha256_of("hellp ", 6, &d);
-    CHECK_INT(upload_file_open(&f, s, id, 0, 6, NULL), ST_OK);
+    struct chunk_digest d = {0};
+    sha256_of("hellp ", 6, &d.sha256);
+    CHECK_INT(upload_file_open(&f, s, id, ++epoch, 0, 6, &d, NULL), ST_OK);
     CHECK_INT(upload_file_add(f, "hello ", 6, NULL), ST_OK);
-    CHECK_INT(upload_file_check(f, &d, NULL), ST_CORRUPT);
+    CHECK_INT(upload_file_check(f, NULL), ST_CORRUPT);
     upload_file_close(f);
     CHECK_INT(chunk(s, 0, "hello world", true), ST_OK);
     check_whole(s, "hello world");
@@ -121,11 +125,11 @@ static void a_chunk_is_exactly_as_long_as_it_said(void)
 {
     struct blob_store *s = fresh(11);
     struct upload_file *f = NULL;
-    struct digest d;
-    sha256_of("hell", 4, &d);
-    CHECK_INT(upload_file_open(&f, s, id, 0, 5, NULL), ST_OK);
+    struct chunk_digest d = {0};
+    sha256_of("hell", 4, &d.sha256);
+    CHECK_INT(upload_file_open(&f, s, id, ++epoch, 0, 5, &d, NULL), ST_OK);
     CHECK_INT(upload_file_add(f, "hell", 4, NULL), ST_OK);
-    CHECK_INT(upload_file_check(f, &d, NULL), ST_INVALID);
+    CHECK_INT(upload_file_check(f, NULL), ST_INVALID);
     CHECK_INT(upload_file_add(f, "ooo", 3, NULL), ST_INVALID);
     upload_file_close(f);
     gone(s);
@@ -135,15 +139,68 @@ static void a_newer_writer_takes_the_file_from_an_older_one(void)
 {
     struct blob_store *s = fresh(11);
     struct upload_file *old = NULL;
-    struct digest d;
-    sha256_of("XXXX", 4, &d);
-    CHECK_INT(upload_file_open(&old, s, id, 0, 4, NULL), ST_OK);
+    struct chunk_digest d = {0};
+    sha256_of("XXXX", 4, &d.sha256);
+    CHECK_INT(upload_file_open(&old, s, id, ++epoch, 0, 4, &d, NULL), ST_OK);
     CHECK_INT(upload_file_add(old, "XXX", 3, NULL), ST_OK);
     CHECK_INT(chunk(s, 0, "hello world", true), ST_OK);
     CHECK_INT(upload_file_add(old, "X", 1, NULL), ST_CONFLICT);
-    CHECK(upload_file_check(old, &d, NULL) != ST_OK);
+    CHECK(upload_file_check(old, NULL) != ST_OK);
     upload_file_close(old);
     check_whole(s, "hello world");
+    gone(s);
+}
+
+static void an_older_request_does_not_take_the_file_from_a_newer_one(void)
+{
+    struct blob_store *s = fresh(11);
+    struct upload_file *f = NULL;
+    struct upload_file *old = NULL;
+    struct chunk_digest d = {0};
+    sha256_of("hello world", 11, &d.sha256);
+    int64_t older = ++epoch; // it has its number, and is held up on its way
+    CHECK_INT(upload_file_open(&f, s, id, ++epoch, 0, 11, &d, NULL), ST_OK);
+    CHECK_INT(upload_file_add(f, "hello ", 6, NULL), ST_OK);
+    CHECK_INT(upload_file_open(&old, s, id, older, 0, 11, &d, NULL), ST_CONFLICT);
+    CHECK_INT(upload_file_add(f, "world", 5, NULL), ST_OK);
+    CHECK_INT(upload_file_check(f, NULL), ST_OK);
+    upload_file_keep(f);
+    upload_file_close(f);
+    check_whole(s, "hello world");
+    gone(s);
+}
+
+static void a_crc_stands_for_a_digest(void)
+{
+    struct blob_store *s = fresh(5);
+    struct upload_file *f = NULL;
+    struct chunk_digest d = {.is_crc = true, .crc32c = crc32c_add(0, "hello", 5)};
+    CHECK_INT(upload_file_open(&f, s, id, ++epoch, 0, 5, &d, NULL), ST_OK);
+    CHECK_INT(upload_file_add(f, "hel", 3, NULL), ST_OK);
+    CHECK_INT(upload_file_add(f, "lo", 2, NULL), ST_OK);
+    CHECK_INT(upload_file_check(f, NULL), ST_OK);
+    upload_file_close(f);
+    CHECK_INT(upload_file_open(&f, s, id, ++epoch, 0, 5, &d, NULL), ST_OK);
+    CHECK_INT(upload_file_add(f, "hellO", 5, NULL), ST_OK);
+    CHECK_INT(upload_file_check(f, NULL), ST_CORRUPT);
+    upload_file_close(f);
+    gone(s);
+}
+
+static void the_digest_of_the_whole_is_made_beside(void)
+{
+    struct blob_store *s = fresh(11);
+    int64_t at = 0;
+    CHECK_INT(chunk(s, 0, "hello ", true), ST_OK);
+    for (int64_t until = clock_mono_ms() + 20000; at < 6 && clock_mono_ms() < until;) {
+        struct sha256 *h = upload_hash_take(id, &at);
+        sha256_free(h);
+        if (at < 6) { // it had not begun, or was taken in the middle: again
+            upload_hash_more(s, id, 6);
+            clock_sleep_ms(1);
+        }
+    }
+    CHECK_INT(at, 6);
     gone(s);
 }
 
@@ -165,7 +222,9 @@ static void what_is_not_there_is_not_written(void)
     struct blob_store *s = fresh(11);
     struct upload_file *f = NULL;
     struct digest d;
-    CHECK_INT(upload_file_open(&f, s, "u_01ARZ3NDEKTSV4RRFFQ69G5FAW", 0, 1, NULL), ST_NOT_FOUND);
+    struct chunk_digest any = {0};
+    CHECK_INT(upload_file_open(&f, s, "u_01ARZ3NDEKTSV4RRFFQ69G5FAW", 1, 0, 1, &any, NULL),
+              ST_NOT_FOUND);
     CHECK_INT(digest_of(s, 12, &d), ST_CORRUPT);
     gone(s);
 }
@@ -181,11 +240,11 @@ static void more_uploads_than_digests_kept_still_end_well(void)
         CHECK_INT(blob_tmp_create(s, other, 1, &fd, NULL), ST_OK);
         CHECK_INT(close(fd), 0);
         struct upload_file *f = NULL;
-        struct digest d;
-        sha256_of("x", 1, &d);
-        CHECK_INT(upload_file_open(&f, s, other, 0, 1, NULL), ST_OK);
+        struct chunk_digest d = {0};
+        sha256_of("x", 1, &d.sha256);
+        CHECK_INT(upload_file_open(&f, s, other, 1, 0, 1, &d, NULL), ST_OK);
         CHECK_INT(upload_file_add(f, "x", 1, NULL), ST_OK);
-        CHECK_INT(upload_file_check(f, &d, NULL), ST_OK);
+        CHECK_INT(upload_file_check(f, NULL), ST_OK);
         upload_file_keep(f);
         upload_file_close(f);
     }
@@ -212,6 +271,9 @@ int main(void)
     RUN(bytes_that_do_not_have_their_digest_are_refused);
     RUN(a_chunk_is_exactly_as_long_as_it_said);
     RUN(a_newer_writer_takes_the_file_from_an_older_one);
+    RUN(an_older_request_does_not_take_the_file_from_a_newer_one);
+    RUN(a_crc_stands_for_a_digest);
+    RUN(the_digest_of_the_whole_is_made_beside);
     RUN(another_process_keeps_its_file);
     RUN(what_is_not_there_is_not_written);
     RUN(more_uploads_than_digests_kept_still_end_well);

@@ -6,7 +6,8 @@
 #   make test        every test, no GPU needed   make fuzz          each target for FUZZ_S s
 #   make bench       how fast                    make cover         lines and branches
 #   make deps        packages that are missing   make format, lint  the house style
-#   make mutants     do tests see planted bugs   make config        what was detected
+#   make mutants     do tests see planted bugs   make test-fault    kills, cuts, full disks; LONG=1
+#   make config      what was detected
 #   make clean
 #
 # The engine alone, for which a C compiler is enough: make engine, test-engine, bench-engine;
@@ -239,10 +240,21 @@ check:
 	@$(SUBMAKE) WERROR=1 check-all
 check-all: format-check lint test-all asan
 
+# Each harness of the fault rig is one line here: quick within `make test`; with LONG=1 the counts of
+# docs/TESTING.md. The programs with failpoints awake are a variant of their own.
+RIG := build/fault/bin/photon-server build/fault/bin/photon-client
+.PHONY: rig-programs test-fault
+rig-programs:
+	@$(SUBMAKE) VARIANT=fault $(RIG)
+FAULT_SUITES = fault 'tests/run.sh $(FAULT_TESTS)' -- proxy 'python3 -B tests/fault/proxy.py $(B)' -- \
+  rig 'python3 -B tests/fault/rig.py $(if $(LONG),--long )$(if $(SEED),--seed $(SEED) )kills'
+test-fault: all $(FAULT_TESTS) rig-programs
+	@tests/all.sh $(FAULT_SUITES)
+
 PAGE_TESTS := $(wildcard tests/web/page/*.test.mjs)
-test-all: all web $(C_TESTS) $(FAULT_TOOLS)
+test-all: all web rig-programs $(C_TESTS) $(FAULT_TOOLS)
 	@tests/all.sh unit 'tests/run.sh $(UNIT_TESTS)' -- engine 'tests/run.sh $(ENGINE_TESTS)' -- \
-	  fault 'tests/run.sh $(FAULT_TESTS)' -- proxy 'python3 -B tests/fault/proxy.py $(B)' -- \
+	  $(FAULT_SUITES) -- \
 	  schema 'tests/support/pg_temp.sh tests/api/schema.sh' -- \
 	  api 'tests/api/run.sh $(B)' -- web 'tests/web/run.sh $(wildcard tests/web/*.test.mjs)' -- \
 	  page 'tests/web/page/run.sh $(B)' -- oracle 'tests/oracle/run.sh $(B)' -- \

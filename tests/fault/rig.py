@@ -1,0 +1,54 @@
+"""The fault rig: real programs, killed, starved and lied to. rig.py MODE [--build DIR] [--long] [--seed N]…"""
+
+import argparse
+import os
+import sys
+import time
+import traceback
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+import kills  # noqa: E402
+from world import ROOT  # noqa: E402
+
+TEXT = os.path.join(ROOT, "docs", "API.md")
+
+
+def random_kills(a):
+    most = (1000, 1000, 100, 100) if a.long else (12, 10, 2, 3)
+    n = [most[i] if v is None else v for i, v in enumerate((a.server, a.client, a.database, a.stops))]
+    kills.random_kills(a.build, a.plain, TEXT, a.seed, *n, every_s=20.0 if a.long else 60.0)
+
+
+MODES = {"kills": random_kills}
+
+
+def main():
+    p = argparse.ArgumentParser()
+    p.add_argument("modes", nargs="+", choices=sorted(MODES))
+    p.add_argument("--build", default="build/fault")
+    p.add_argument("--plain", default="build/release")
+    p.add_argument("--long", action="store_true")
+    p.add_argument("--seed", type=int, default=None)
+    for name in ("server", "client", "database", "stops"):
+        p.add_argument("--" + name, type=int, default=None)
+    a = p.parse_args()
+    a.seed = a.seed if a.seed is not None else int.from_bytes(os.urandom(4), "little")
+    passed = failed = 0
+    for mode in a.modes:
+        begin = time.monotonic()
+        try:
+            MODES[mode](a)
+            passed += 1
+            print("  ok   %s, seed %d (%.0f s)" % (mode, a.seed, time.monotonic() - begin))
+        except Exception:
+            failed += 1
+            print("  FAIL %s, seed %d" % (mode, a.seed))
+            traceback.print_exc(file=sys.stdout)
+        sys.stdout.flush()
+    print("%d passed, %d failed" % (passed, failed))
+    return 1 if failed or not passed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

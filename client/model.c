@@ -41,7 +41,7 @@ static struct weight find(const struct model *m, const char *name)
         return (struct weight){NULL, NULL};
     }
     size_t at = (size_t)m->offsets[p - m->params.items];
-    const char *weights = m->copy ? m->copy : m->weights;
+    const char *weights = m->weights;
     char *grads = m->grads;
     struct weight found = {
         .w = weights + at * dtype_size(m->at),
@@ -120,8 +120,8 @@ static enum status take(struct model *m, void **out, int64_t size, const char *w
 static enum status take_memory(struct model *m, struct err *e)
 {
     TRY(take(m, &m->weights, m->plan.weights, "weights", e));
-    if (m->plan.copy) {
-        TRY(take(m, &m->copy, m->plan.copy, "weights", e));
+    if (m->plan.rest) {
+        TRY(take(m, &m->rest, m->plan.rest, "weights", e));
     }
     TRY(take(m, &m->grads, m->plan.grads, "gradients", e));
     void *p = NULL;
@@ -186,7 +186,7 @@ void model_close(struct model *m)
     if (!m) {
         return;
     }
-    void *const owned[] = {m->weights, m->copy, m->grads, m->activations, m->slopes};
+    void *const owned[] = {m->weights, m->rest, m->grads, m->activations, m->slopes};
     for (size_t i = 0; i < sizeof(owned) / sizeof(owned[0]); i++) {
         if (owned[i]) {
             m->ops->release(m->be, owned[i]);
@@ -211,7 +211,7 @@ struct model_flat model_flat(const struct model *m)
     return (struct model_flat){.type = m->gt,
                                .count = m->plan.flat_count,
                                .weights = m->weights,
-                               .copy = m->copy,
+                               .rest = m->rest,
                                .grads = m->grads};
 }
 
@@ -231,10 +231,14 @@ static struct piece piece_at(const struct model *m, int64_t start, int64_t count
     return (struct piece){m->offsets[p - m->params.items] + into, left < count ? left : count};
 }
 
-/* One piece in double: converted by way of the stage. */
+/*
+ * How a run of numbers goes into and out of memory: G as it is; double, and a split master, by way
+ * of the stage.
+ */
+enum { STAGE = sizeof(((struct model *)0)->stage) / sizeof(double) };
+
 static void put_f64(struct model *m, double *array, const float *in, int64_t count)
 {
-    enum { STAGE = sizeof(m->stage) / sizeof(m->stage[0]) };
     for (int64_t done = 0; done < count; done += STAGE) {
         int64_t n = count - done < STAGE ? count - done : STAGE;
         for (int64_t i = 0; i < n; i++) {
@@ -246,7 +250,6 @@ static void put_f64(struct model *m, double *array, const float *in, int64_t cou
 
 static void get_f64(struct model *m, float *out, const double *array, int64_t count)
 {
-    enum { STAGE = sizeof(m->stage) / sizeof(m->stage[0]) };
     for (int64_t done = 0; done < count; done += STAGE) {
         int64_t n = count - done < STAGE ? count - done : STAGE;
         m->ops->get(m->be, m->stage, array + done, (size_t)n * sizeof(double));
@@ -256,12 +259,44 @@ static void get_f64(struct model *m, float *out, const double *array, int64_t co
     }
 }
 
+static void put_split(struct model *m, int64_t at, const float *in, int64_t count)
+{
+    uint16_t *high = (uint16_t *)(void *)m->stage;
+    uint16_t *rest = high + STAGE;
+    for (int64_t done = 0; done < count; done += STAGE) {
+        int64_t n = count - done < STAGE ? count - done : STAGE;
+        for (int64_t i = 0; i < n; i++) {
+            master_split(in[done + i], &high[i], &rest[i]);
+        }
+        size_t size = (size_t)n * sizeof(*high);
+        m->ops->put(m->be, (uint16_t *)m->weights + at + done, high, size);
+        m->ops->put(m->be, (uint16_t *)m->rest + at + done, rest, size);
+    }
+}
+
+static void get_split(struct model *m, float *out, int64_t at, int64_t count)
+{
+    uint16_t *high = (uint16_t *)(void *)m->stage;
+    uint16_t *rest = high + STAGE;
+    for (int64_t done = 0; done < count; done += STAGE) {
+        int64_t n = count - done < STAGE ? count - done : STAGE;
+        size_t size = (size_t)n * sizeof(*high);
+        m->ops->get(m->be, high, (const uint16_t *)m->weights + at + done, size);
+        m->ops->get(m->be, rest, (const uint16_t *)m->rest + at + done, size);
+        for (int64_t i = 0; i < n; i++) {
+            out[done + i] = master_join(high[i], rest[i]);
+        }
+    }
+}
+
 void model_put(struct model *m, void *array, int64_t start, int64_t count, const float *in)
 {
     assert(start >= 0 && count >= 0 && start <= m->params.total - count);
     for (int64_t done = 0; done < count;) {
         struct piece p = piece_at(m, start + done, count - done);
-        if (m->gt == DTYPE_F64) {
+        if (m->rest && array == m->weights) {
+            put_split(m, p.at, in + done, p.count);
+        } else if (m->gt == DTYPE_F64) {
             put_f64(m, (double *)array + p.at, in + done, p.count);
         } else {
             m->ops->put(m->be, (float *)array + p.at, in + done, (size_t)p.count * sizeof(float));
@@ -275,20 +310,15 @@ void model_get(struct model *m, float *out, const void *array, int64_t start, in
     assert(start >= 0 && count >= 0 && start <= m->params.total - count);
     for (int64_t done = 0; done < count;) {
         struct piece p = piece_at(m, start + done, count - done);
-        if (m->gt == DTYPE_F64) {
+        if (m->rest && array == m->weights) {
+            get_split(m, out + done, p.at, p.count);
+        } else if (m->gt == DTYPE_F64) {
             get_f64(m, out + done, (const double *)array + p.at, p.count);
         } else {
             m->ops->get(m->be, out + done, (const float *)array + p.at,
                         (size_t)p.count * sizeof(float));
         }
         done += p.count;
-    }
-}
-
-void model_weights_changed(struct model *m)
-{
-    if (m->copy) {
-        m->ops->round_weights(m->be, m->copy, m->weights, m->plan.flat_count);
     }
 }
 

@@ -52,21 +52,19 @@ const struct memory_plan *model_plan(const struct model *m);
 struct model_flat {
     enum dtype type; /* G */
     int64_t count;
-    void *weights;
-    void *copy; /* bf16 weights the ops compute with, or NULL */
+    void *weights; /* A, what the ops compute with */
+    void *rest;    /* the other half of a split master (kernels/backend.h), or NULL */
     void *grads;
 };
 struct model_flat model_flat(const struct model *m);
 
 /*
- * Between elements [start, start + count) of the flat order and host memory, for weights and for
- * any array laid out like them. get reports nothing: backend_sync() does.
+ * Between elements [start, start + count) of the flat order and host memory: the weights, which as
+ * numbers are those of the master whatever they are kept in, the gradients, and any array of G laid
+ * out like them. get reports nothing: backend_sync() does.
  */
 void model_put(struct model *m, void *array, int64_t start, int64_t count, const float *in);
 void model_get(struct model *m, float *out, const void *array, int64_t start, int64_t count);
-
-/* After weights were put: renew what is derived from them. */
-void model_weights_changed(struct model *m);
 
 /*
  * Forward and backward over B sequences, 1 <= B <= micro_batch. tokens and targets (B, T) int32 and

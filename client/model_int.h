@@ -44,12 +44,12 @@ struct model {
 
     /* backend memory, owned */
     void *weights;
-    void *copy;
+    void *rest;
     void *grads;
     char *activations;
     float *slopes;
 
-    double stage[4096]; /* one piece of an array on its way between float and double */
+    double stage[1 << 17]; /* a piece of an array on its way to and from another form */
 };
 
 /* Every shape of product that passes over B sequences need, made ready once. */

@@ -197,7 +197,6 @@ enum status trainer_load_weights(struct trainer *t, int fd, int64_t offset, stru
         TRY(check_finite(t->stage, n, at, e));
         model_put(t->model, weights, at, n, t->stage);
     }
-    model_weights_changed(t->model);
     return backend_sync(t->be, e);
 }
 
@@ -283,7 +282,7 @@ static void update(struct trainer *t, double lr)
     double max_norm = t->config.inner.clip_norm > 0.0 ? t->config.inner.clip_norm : HUGE_VAL;
     t->ops->sqnorm(t->be, flat.type, t->partials, flat.grads, flat.count);
     t->ops->clip(t->be, t->clip, t->partials, chunk_count(t), max_norm);
-    t->ops->optim(t->be, flat.type, &s, t->clip, flat.weights, flat.copy, t->m, t->v, flat.grads,
+    t->ops->optim(t->be, flat.type, &s, t->clip, flat.weights, flat.rest, t->m, t->v, flat.grads,
                   flat.count);
 }
 

@@ -299,9 +299,6 @@ enum status trainer_load_state(struct trainer *t, const char *path, struct err *
     if (st) {
         return st;
     }
-    if (head.arrays == 3) {
-        model_weights_changed(t->model);
-    }
     tell_difference(t, &head);
     t->t = head.t;
     return backend_sync(t->be, e);

@@ -123,15 +123,15 @@ static void plan_pass(struct memory_plan *p)
 {
     size_activations(p);
     place_activations(p);
-    p->total = p->weights + p->copy + p->grads + p->moments + p->activations + p->batch_data;
+    p->total = p->weights + p->rest + p->grads + p->moments + p->activations + p->batch_data;
 }
 
 void memory_plan(struct memory_plan *out, const struct plan_request *r)
 {
     assert(r->micro_batch >= 1 && r->micro_batch <= r->batch);
     struct memory_plan p = {.request = *r, .flat_count = flat_count(&r->model)};
-    p.weights = p.flat_count * r->g_size;
-    p.copy = r->a_size == r->g_size ? 0 : p.flat_count * r->a_size;
+    p.weights = p.flat_count * r->a_size;
+    p.rest = p.flat_count * (r->g_size - r->a_size);
     p.grads = p.flat_count * r->g_size;
     p.moments = 2 * p.flat_count * r->g_size;
     int64_t tokens = (int64_t)r->batch * r->model.seq_len;

@@ -89,8 +89,8 @@ struct memory_plan {
     int64_t chunk_rows;      /* rows of logits at once in training */
     int64_t chunk_rows_eval; /* and in evaluation, where they are G */
     /* bytes */
-    int64_t weights;
-    int64_t copy; /* the weights in A, where that is not G */
+    int64_t weights; /* in A, as the ops read them */
+    int64_t rest;    /* the other half of a split master (kernels/backend.h), where A is not G */
     int64_t grads;
     int64_t moments;
     int64_t activations;

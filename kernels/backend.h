@@ -202,19 +202,40 @@ struct backend_ops {
                  double max_norm);
 
     /*
-     * One step over n elements; w, m, v, g have type gt. copy, NULL or bf16 (n): the compute
-     * weights, rounded half away from zero on the bit pattern ((bits + 0x8000) >> 16), so that a
-     * master split into bf16 and 16 more bits can be exact.
+     * One step over n elements; m, v, g have type gt, and w too where rest is NULL. Else gt is F32
+     * and the master is split (master_split() below): w is BF16 (n), what the ops compute with, and
+     * rest uint16 (n).
      */
     void (*optim)(struct backend *be, enum dtype gt, const struct optim_step *s,
-                  const struct clip_state *clip, void *w, void *copy, void *m, void *v,
+                  const struct clip_state *clip, void *w, void *rest, void *m, void *v,
                   const void *g, int64_t n);
-
-    /* The compute copy alone, rounded as optim does it. w F32 -> copy BF16. */
-    void (*round_weights)(struct backend *be, void *copy, const float *w, int64_t n);
 
     void (*zero)(struct backend *be, void *p, size_t size);
 };
+
+/*
+ * An fp32 master weight as two halves of 16 bits, exactly: high is its bf16, rounded half away from
+ * zero, rest its low half. Together they take the memory of the master alone and spare the ops a
+ * rounded copy; so does PyTorch's and llmq's split of the same name.
+ */
+static inline void master_split(float w, uint16_t *high, uint16_t *rest)
+{
+    union {
+        float f;
+        uint32_t u;
+    } bits = {w};
+    *high = (uint16_t)((bits.u + 0x8000U) >> 16);
+    *rest = (uint16_t)bits.u;
+}
+
+static inline float master_join(uint16_t high, uint16_t rest)
+{
+    union {
+        uint32_t u;
+        float f;
+    } bits = {((uint32_t)high << 16) + (uint32_t)(int32_t)(int16_t)rest};
+    return bits.f;
+}
 
 struct backend {
     const struct backend_ops *ops;

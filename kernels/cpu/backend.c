@@ -134,7 +134,6 @@ static const struct backend_ops CPU_OPS = {
     .sqnorm = cpu_sqnorm,
     .clip = cpu_clip,
     .optim = cpu_optim,
-    .round_weights = cpu_round_weights,
     .zero = cpu_zero,
 };
 

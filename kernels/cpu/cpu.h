@@ -78,9 +78,8 @@ struct lanes {
     void (*xent)(enum dtype at, void *logits, float *loss, const int32_t *targets, float inv_n,
                  bool train, int64_t V, int64_t row0, int64_t row1);
     double (*sqnorm)(const float *g, int64_t n);
-    void (*optim)(const struct optim_step *s, double factor, float *w, uint16_t *copy, float *m,
+    void (*optim)(const struct optim_step *s, double factor, void *w, uint16_t *rest, float *m,
                   float *v, const float *g, int64_t n);
-    void (*round_weights)(uint16_t *copy, const float *w, int64_t n);
 
     /* Bytes one thread needs; a multiple of 64. */
     size_t (*attn_scratch)(const struct attn *x, bool backward);
@@ -165,9 +164,8 @@ void cpu_sqnorm(struct backend *be, enum dtype gt, double *partials, const void 
 void cpu_clip(struct backend *be, struct clip_state *out, const double *partials, int64_t count,
               double max_norm);
 void cpu_optim(struct backend *be, enum dtype gt, const struct optim_step *s,
-               const struct clip_state *clip, void *w, void *copy, void *m, void *v, const void *g,
+               const struct clip_state *clip, void *w, void *rest, void *m, void *v, const void *g,
                int64_t n);
-void cpu_round_weights(struct backend *be, void *copy, const float *w, int64_t n);
 void cpu_zero(struct backend *be, void *p, size_t size);
 
 #endif

@@ -36,7 +36,7 @@ void cpu_clip(struct backend *be, struct clip_state *out, const double *partials
 }
 
 void cpu_optim(struct backend *be, enum dtype gt, const struct optim_step *s,
-               const struct clip_state *clip, void *w, void *copy, void *m, void *v, const void *g,
+               const struct clip_state *clip, void *w, void *rest, void *m, void *v, const void *g,
                int64_t n)
 {
     const struct lanes *l = lanes_of(be);
@@ -49,21 +49,10 @@ void cpu_optim(struct backend *be, enum dtype gt, const struct optim_step *s,
     for (int64_t i = 0; i < chunks; i++) {
         int64_t at = i * NORM_CHUNK;
         int64_t left = n - at;
-        l->optim(s, clip->factor, (float *)w + at, copy ? (uint16_t *)copy + at : NULL,
-                 (float *)m + at, (float *)v + at, (const float *)g + at,
-                 left < NORM_CHUNK ? left : NORM_CHUNK);
-    }
-}
-
-void cpu_round_weights(struct backend *be, void *copy, const float *w, int64_t n)
-{
-    const struct lanes *l = lanes_of(be);
-    int64_t chunks = (n + NORM_CHUNK - 1) / NORM_CHUNK;
-#pragma omp parallel for num_threads(be->threads) schedule(static)
-    for (int64_t i = 0; i < chunks; i++) {
-        int64_t left = n - i * NORM_CHUNK;
-        l->round_weights((uint16_t *)copy + i * NORM_CHUNK, w + i * NORM_CHUNK,
-                         left < NORM_CHUNK ? left : NORM_CHUNK);
+        size_t size = rest ? sizeof(uint16_t) : sizeof(float);
+        l->optim(s, clip->factor, (char *)w + (size_t)at * size,
+                 rest ? (uint16_t *)rest + at : NULL, (float *)m + at, (float *)v + at,
+                 (const float *)g + at, left < NORM_CHUNK ? left : NORM_CHUNK);
     }
 }
 

@@ -1,5 +1,5 @@
 /*
- * step.h - kernels of the optimizer step: norm of the gradient, AdamW and ADOPT, compute weights.
+ * step.h - kernels of the optimizer step: norm of the gradient, AdamW and ADOPT.
  *
  * Included by lanes_*.c. Every element goes through the operations of struct optim_step in the
  * written order, each rounded to fp32 by itself (no fused multiply-add), so that all instruction
@@ -33,11 +33,30 @@ KERNEL double sqnorm(const float *g, int64_t n)
     return sum;
 }
 
-/* Half away from zero on the bit pattern, see backend.h. */
-INL void put_weight(uint16_t *copy, vf w)
+/* VL weights from i on: fp32, or a split master (backend.h) where there is a rest. */
+INL vf get_weights(const void *w, const uint16_t *rest, int64_t i)
 {
-    vh h = v_narrow(((vu)w + 0x8000) >> 16);
-    memcpy(copy, &h, sizeof(h));
+    if (!rest) {
+        return v_load((const float *)w + i);
+    }
+    vh high;
+    vh low;
+    memcpy(&high, (const uint16_t *)w + i, sizeof(high));
+    memcpy(&low, rest + i, sizeof(low));
+    vu bits = v_widen(low);
+    return (vf)((v_widen(high) << 16) + (bits - ((bits & 0x8000) << 1)));
+}
+
+INL void put_weights(void *w, uint16_t *rest, int64_t i, vf x)
+{
+    if (!rest) {
+        v_store((float *)w + i, x);
+        return;
+    }
+    vh high = v_narrow(((vu)x + 0x8000) >> 16);
+    vh low = v_narrow((vu)x);
+    memcpy((uint16_t *)w + i, &high, sizeof(high));
+    memcpy(rest + i, &low, sizeof(low));
 }
 
 struct step_consts {
@@ -73,39 +92,42 @@ INL vf adopt_first(const struct step_consts *k, vf w, vf g, vf *m, vf *v)
 
 typedef vf (*step_fn)(const struct step_consts *k, vf w, vf g, vf *m, vf *v);
 
-INL void step_loop(const struct step_consts *k, const step_fn fn, float *w, uint16_t *copy,
-                   float *m, float *v, const float *g, int64_t n)
+INL void step_loop(const struct step_consts *k, const step_fn fn, void *w, uint16_t *rest, float *m,
+                   float *v, const float *g, int64_t n)
 {
     int64_t i = 0;
     for (; i + VL <= n; i += VL) {
         vf vm = v_load(m + i);
         vf vv = v_load(v + i);
-        vf vw = fn(k, v_load(w + i), v_load(g + i) * k->factor, &vm, &vv);
-        v_store(w + i, vw);
+        put_weights(w, rest, i,
+                    fn(k, get_weights(w, rest, i), v_load(g + i) * k->factor, &vm, &vv));
         v_store(m + i, vm);
         v_store(v + i, vv);
-        if (copy) {
-            put_weight(copy + i, vw);
-        }
     }
-    if (i < n) {
-        int64_t left = n - i;
-        vf vm = v_get_n(DTYPE_F32, m, i, left);
-        vf vv = v_get_n(DTYPE_F32, v, i, left);
-        vf vg = v_get_n(DTYPE_F32, g, i, left) * k->factor;
-        vf vw = fn(k, v_get_n(DTYPE_F32, w, i, left), vg, &vm, &vv);
-        v_put_n(DTYPE_F32, w, i, left, vw);
-        v_put_n(DTYPE_F32, m, i, left, vm);
-        v_put_n(DTYPE_F32, v, i, left, vv);
-        if (copy) {
-            uint16_t t[VL];
-            put_weight(t, vw);
-            memcpy(copy + i, t, (size_t)left * sizeof(t[0]));
+    if (i < n) { // what is left, through vectors of its own
+        size_t left = (size_t)(n - i);
+        size_t size = rest ? sizeof(uint16_t) : sizeof(float);
+        float tw[VL] = {0};
+        uint16_t tr[VL] = {0};
+        memcpy(tw, (const char *)w + (size_t)i * size, left * size);
+        if (rest) {
+            memcpy(tr, rest + i, left * sizeof(tr[0]));
+        }
+        uint16_t *tail = rest ? tr : NULL;
+        vf vm = v_get_n(DTYPE_F32, m, i, n - i);
+        vf vv = v_get_n(DTYPE_F32, v, i, n - i);
+        vf vg = v_get_n(DTYPE_F32, g, i, n - i) * k->factor;
+        put_weights(tw, tail, 0, fn(k, get_weights(tw, tail, 0), vg, &vm, &vv));
+        v_put_n(DTYPE_F32, m, i, n - i, vm);
+        v_put_n(DTYPE_F32, v, i, n - i, vv);
+        memcpy((char *)w + (size_t)i * size, tw, left * size);
+        if (rest) {
+            memcpy(rest + i, tr, left * sizeof(tr[0]));
         }
     }
 }
 
-KERNEL void optim(const struct optim_step *s, double factor, float *w, uint16_t *copy, float *m,
+KERNEL void optim(const struct optim_step *s, double factor, void *w, uint16_t *rest, float *m,
                   float *v, const float *g, int64_t n)
 {
     struct step_consts k = {
@@ -122,24 +144,11 @@ KERNEL void optim(const struct optim_step *s, double factor, float *w, uint16_t 
         .clamp = (float)s->clamp,
     };
     if (s->kind == OPTIM_ADAMW) {
-        step_loop(&k, adamw, w, copy, m, v, g, n);
+        step_loop(&k, adamw, w, rest, m, v, g, n);
     } else if (s->t > 1) {
-        step_loop(&k, adopt, w, copy, m, v, g, n);
+        step_loop(&k, adopt, w, rest, m, v, g, n);
     } else {
-        step_loop(&k, adopt_first, w, copy, m, v, g, n);
-    }
-}
-
-KERNEL void round_weights(uint16_t *copy, const float *w, int64_t n)
-{
-    int64_t i = 0;
-    for (; i + VL <= n; i += VL) {
-        put_weight(copy + i, v_load(w + i));
-    }
-    if (i < n) {
-        uint16_t t[VL];
-        put_weight(t, v_get_n(DTYPE_F32, w, i, n - i));
-        memcpy(copy + i, t, (size_t)(n - i) * sizeof(t[0]));
+        step_loop(&k, adopt_first, w, rest, m, v, g, n);
     }
 }
 

@@ -28,7 +28,6 @@ const struct lanes LANES = {
     .xent = xent,
     .sqnorm = sqnorm,
     .optim = optim,
-    .round_weights = round_weights,
     .attn_scratch = attn_scratch,
     .attn_fwd = attn_fwd,
     .attn_bwd = attn_bwd,

@@ -138,7 +138,6 @@ static const struct backend_ops CUDA_OPS = {
     .sqnorm = cuda_sqnorm,
     .clip = cuda_clip,
     .optim = cuda_optim,
-    .round_weights = cuda_round_weights,
     .zero = cuda_zero,
 };
 

@@ -102,9 +102,8 @@ void cuda_sqnorm(struct backend *be, enum dtype gt, double *partials, const void
 void cuda_clip(struct backend *be, struct clip_state *out, const double *partials, int64_t count,
                double max_norm);
 void cuda_optim(struct backend *be, enum dtype gt, const struct optim_step *s,
-                const struct clip_state *clip, void *w, void *copy, void *m, void *v, const void *g,
+                const struct clip_state *clip, void *w, void *rest, void *m, void *v, const void *g,
                 int64_t n);
-void cuda_round_weights(struct backend *be, void *copy, const float *w, int64_t n);
 
 /* ---- products by cuBLASLt: gemm_lt.cu ---- */
 

@@ -78,10 +78,41 @@ void cuda_clip(struct backend *be, struct clip_state *out, const double *partial
     cuda_launch(cuda_of(be), clip, 1, CLIP_STAGE, 0, out, partials, count, max_norm);
 }
 
-/* Half away from zero on the bit pattern, see backend.h. */
-static __device__ __forceinline__ bf16 compute_weight(float w)
+/* V weights from i on: fp32, or a split master (backend.h). */
+template <bool SPLIT, int V>
+static __device__ __forceinline__ pack<float, V> get_weights(const void *w, const uint16_t *rest,
+                                                             int64_t i)
 {
-    return bf16{(uint16_t)((float_bits(w) + 0x8000u) >> 16)};
+    if constexpr (SPLIT) {
+        pack<uint16_t, V> high = load<V>((const uint16_t *)w + i);
+        pack<uint16_t, V> low = load<V>(rest + i);
+        pack<float, V> out;
+        for (int j = 0; j < V; j++) {
+            out.v[j] =
+                bits_float(((uint32_t)high.v[j] << 16) + (uint32_t)(int32_t)(int16_t)low.v[j]);
+        }
+        return out;
+    } else {
+        return load<V>((const float *)w + i);
+    }
+}
+
+template <bool SPLIT, int V>
+static __device__ __forceinline__ void put_weights(void *w, uint16_t *rest, int64_t i,
+                                                   const pack<float, V> &in)
+{
+    if constexpr (SPLIT) {
+        pack<uint16_t, V> high;
+        pack<uint16_t, V> low;
+        for (int j = 0; j < V; j++) {
+            high.v[j] = (uint16_t)((float_bits(in.v[j]) + 0x8000u) >> 16);
+            low.v[j] = (uint16_t)float_bits(in.v[j]);
+        }
+        store<V>((uint16_t *)w + i, high);
+        store<V>(rest + i, low);
+    } else {
+        store<V>((float *)w + i, in);
+    }
 }
 
 /* What struct optim_step says, each rounded to fp32 once. */
@@ -122,47 +153,56 @@ struct adopt {
     }
 };
 
-template <typename RULE, int V>
-static __global__ void optim(struct step_consts k, const struct clip_state *clip, float *w,
-                             bf16 *copy, float *m, float *v, const float *g, int64_t n)
+template <typename RULE, bool SPLIT, int V>
+static __global__ void optim(struct step_consts k, const struct clip_state *clip, void *w,
+                             uint16_t *rest, float *m, float *v, const float *g, int64_t n)
 {
     int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * V;
     if (i >= n || !clip->finite) {
         return;
     }
     float factor = (float)clip->factor;
-    pack<float, V> pw = load<V>(w + i);
+    pack<float, V> pw = get_weights<SPLIT, V>(w, rest, i);
     pack<float, V> pm = load<V>(m + i);
     pack<float, V> pv = load<V>(v + i);
     pack<float, V> pg = load<V>(g + i);
-    pack<bf16, V> narrow_w;
     for (int j = 0; j < V; j++) {
         RULE::step(k, pg.v[j] * factor, pw.v[j], pm.v[j], pv.v[j]);
-        narrow_w.v[j] = compute_weight(pw.v[j]);
     }
-    store<V>(w + i, pw);
+    put_weights<SPLIT, V>(w, rest, i, pw);
     store<V>(m + i, pm);
     store<V>(v + i, pv);
-    if (copy) {
-        store<V>(copy + i, narrow_w);
+}
+
+template <typename RULE, bool SPLIT>
+static void optim_by(struct cuda *c, const struct step_consts &k, const struct clip_state *clip,
+                     void *w, uint16_t *rest, float *m, float *v, const float *g, int64_t n)
+{
+    if (moves_wide<float>(n, w, m, v, g) && (uintptr_t)rest % 16 == 0) {
+        cuda_launch(c, optim<RULE, SPLIT, 4>, cuda_blocks(n, STEP_THREADS * 4), STEP_THREADS, 0, k,
+                    clip, w, rest, m, v, g, n);
+    } else {
+        cuda_launch(c, optim<RULE, SPLIT, 1>, cuda_blocks(n, STEP_THREADS), STEP_THREADS, 0, k,
+                    clip, w, rest, m, v, g, n);
     }
 }
 
-template <typename RULE>
-static void optim_by(struct cuda *c, const struct step_consts &k, const struct clip_state *clip,
-                     float *w, bf16 *copy, float *m, float *v, const float *g, int64_t n)
+template <bool SPLIT>
+static void optim_kind(struct cuda *c, const struct optim_step *s, const struct step_consts &k,
+                       const struct clip_state *clip, void *w, uint16_t *rest, float *m, float *v,
+                       const float *g, int64_t n)
 {
-    if (moves_wide<float>(n, w, m, v, g) && (uintptr_t)copy % 8 == 0) {
-        cuda_launch(c, optim<RULE, 4>, cuda_blocks(n, STEP_THREADS * 4), STEP_THREADS, 0, k, clip,
-                    w, copy, m, v, g, n);
+    if (s->kind == OPTIM_ADAMW) {
+        optim_by<adamw, SPLIT>(c, k, clip, w, rest, m, v, g, n);
+    } else if (s->t == 1) {
+        optim_by<adopt_first, SPLIT>(c, k, clip, w, rest, m, v, g, n);
     } else {
-        cuda_launch(c, optim<RULE, 1>, cuda_blocks(n, STEP_THREADS), STEP_THREADS, 0, k, clip, w,
-                    copy, m, v, g, n);
+        optim_by<adopt, SPLIT>(c, k, clip, w, rest, m, v, g, n);
     }
 }
 
 void cuda_optim(struct backend *be, enum dtype gt, const struct optim_step *s,
-                const struct clip_state *clip, void *w, void *copy, void *m, void *v, const void *g,
+                const struct clip_state *clip, void *w, void *rest, void *m, void *v, const void *g,
                 int64_t n)
 {
     (void)gt;
@@ -182,42 +222,10 @@ void cuda_optim(struct backend *be, enum dtype gt, const struct optim_step *s,
     if (n <= 0) {
         return;
     }
-    if (s->kind == OPTIM_ADAMW) {
-        optim_by<adamw>(c, k, clip, (float *)w, (bf16 *)copy, (float *)m, (float *)v,
-                        (const float *)g, n);
-    } else if (s->t == 1) {
-        optim_by<adopt_first>(c, k, clip, (float *)w, (bf16 *)copy, (float *)m, (float *)v,
-                              (const float *)g, n);
+    if (rest) {
+        optim_kind<true>(c, s, k, clip, w, (uint16_t *)rest, (float *)m, (float *)v,
+                         (const float *)g, n);
     } else {
-        optim_by<adopt>(c, k, clip, (float *)w, (bf16 *)copy, (float *)m, (float *)v,
-                        (const float *)g, n);
-    }
-}
-
-template <int V> static __global__ void round_weights(bf16 *copy, const float *w, int64_t n)
-{
-    int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * V;
-    if (i >= n) {
-        return;
-    }
-    pack<float, V> pw = load<V>(w + i);
-    pack<bf16, V> out;
-    for (int j = 0; j < V; j++) {
-        out.v[j] = compute_weight(pw.v[j]);
-    }
-    store<V>(copy + i, out);
-}
-
-void cuda_round_weights(struct backend *be, void *copy, const float *w, int64_t n)
-{
-    if (n <= 0) {
-        return;
-    }
-    if (moves_wide<float>(n, w) && (uintptr_t)copy % 8 == 0) {
-        cuda_launch(cuda_of(be), round_weights<4>, cuda_blocks(n, STEP_THREADS * 4), STEP_THREADS,
-                    0, (bf16 *)copy, w, n);
-    } else {
-        cuda_launch(cuda_of(be), round_weights<1>, cuda_blocks(n, STEP_THREADS), STEP_THREADS, 0,
-                    (bf16 *)copy, w, n);
+        optim_kind<false>(c, s, k, clip, w, NULL, (float *)m, (float *)v, (const float *)g, n);
     }
 }

@@ -117,7 +117,6 @@ enum status ref_open(struct backend **out, struct err *e)
         .sqnorm = ref_sqnorm,
         .clip = ref_clip,
         .optim = ref_optim,
-        .round_weights = ref_round_weights,
         .zero = ref_zero,
     };
     void *be = NULL;

@@ -116,8 +116,7 @@ void ref_sqnorm(struct backend *be, enum dtype gt, double *partials, const void 
 void ref_clip(struct backend *be, struct clip_state *out, const double *partials, int64_t count,
               double max_norm);
 void ref_optim(struct backend *be, enum dtype gt, const struct optim_step *s,
-               const struct clip_state *clip, void *w, void *copy, void *m, void *v, const void *g,
+               const struct clip_state *clip, void *w, void *rest, void *m, void *v, const void *g,
                int64_t n);
-void ref_round_weights(struct backend *be, void *copy, const float *w, int64_t n);
 
 #endif

@@ -73,30 +73,29 @@ void ref_clip(struct backend *be, struct clip_state *out, const double *partials
 DEFINE_OPTIM(optim_f32, float, sqrtf)
 DEFINE_OPTIM(optim_f64, double, sqrt)
 
+static void optim_split(const struct optim_step *s, double factor, uint16_t *high, uint16_t *rest,
+                        float *m, float *v, const float *g, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        float w = master_join(high[i], rest[i]);
+        optim_f32(s, factor, &w, &m[i], &v[i], &g[i], 1);
+        master_split(w, &high[i], &rest[i]);
+    }
+}
+
 void ref_optim(struct backend *be, enum dtype gt, const struct optim_step *s,
-               const struct clip_state *clip, void *w, void *copy, void *m, void *v, const void *g,
+               const struct clip_state *clip, void *w, void *rest, void *m, void *v, const void *g,
                int64_t n)
 {
+    (void)be;
     if (!clip->finite) {
         return;
     }
     if (gt == DTYPE_F64) {
         optim_f64(s, clip->factor, w, m, v, g, n);
-    } else {
+    } else if (!rest) {
         optim_f32(s, clip->factor, w, m, v, g, n);
-    }
-    if (copy) {
-        ref_round_weights(be, copy, w, n);
-    }
-}
-
-void ref_round_weights(struct backend *be, void *copy, const float *w, int64_t n)
-{
-    (void)be;
-    uint16_t *out = copy;
-    for (int64_t i = 0; i < n; i++) {
-        uint32_t bits;
-        memcpy(&bits, &w[i], sizeof(bits));
-        out[i] = (uint16_t)((bits + 0x8000U) >> 16);
+    } else {
+        optim_split(s, clip->factor, w, rest, m, v, g, n);
     }
 }

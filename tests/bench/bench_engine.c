@@ -288,23 +288,35 @@ static void *copy_run(void *arg)
     return NULL;
 }
 
-/* Bytes read plus written in a second by an op that does nothing else. */
+/* Bytes read plus written in a second by the op that computes least: ADOPT's first step. */
 static double device_rate(struct backend *be)
 {
     enum { ROUNDS = 20 };
-    const int64_t n = 256 << 20;
-    void *w = be->ops->alloc(be, (size_t)n * sizeof(float));
-    void *copy = be->ops->alloc(be, (size_t)n * sizeof(uint16_t));
+    const int64_t n = 64 << 20;
+    const struct optim_step first = {.kind = OPTIM_ADOPT, .t = 1};
+    const struct clip_state finite = {.factor = 1, .finite = 1};
+    void *a[4]; // w, m, v, g
     struct times t = {0};
-    for (int round = 0; round < ROUNDS && w && copy; round++) {
+    struct clip_state *clip = be->ops->alloc(be, sizeof(finite));
+    bool there = clip != NULL;
+    for (int i = 0; i < 4; i++) {
+        a[i] = be->ops->alloc(be, (size_t)n * sizeof(float));
+        there = there && a[i];
+    }
+    if (there) {
+        be->ops->put(be, clip, &finite, sizeof(finite));
+    }
+    for (int round = 0; round < ROUNDS && there; round++) {
         double start = clock_mono_s();
-        be->ops->round_weights(be, copy, w, n);
+        be->ops->optim(be, DTYPE_F32, &first, clip, a[0], NULL, a[1], a[2], a[3], n);
         (void)be->ops->sync(be);
         t.s[t.n++] = clock_mono_s() - start;
     }
-    be->ops->release(be, w);
-    be->ops->release(be, copy);
-    return t.n ? 6.0 * (double)n / quantile(&t, 0.5) : 0;
+    for (int i = 0; i < 4; i++) {
+        be->ops->release(be, a[i]);
+    }
+    be->ops->release(be, clip);
+    return t.n ? 7.0 * sizeof(float) * (double)n / quantile(&t, 0.5) : 0;
 }
 
 /* Bytes read plus written in a second, with as many threads as the backend has. */

@@ -75,11 +75,13 @@ static void follow(enum optim_kind kind, double beta2)
     struct element want[N];
     double w[N], m[N] = {0}, v[N] = {0}, g[N];
     float wf[N], mf[N] = {0}, vf[N] = {0}, gf[N];
-    uint16_t copy[N];
+    float ms[N] = {0}, vs[N] = {0};
+    uint16_t high[N], rest[N];
     const struct clip_state clip = {.norm = 2.0, .factor = 0.5, .finite = 1};
     for (int i = 0; i < N; i++) {
         w[i] = rng_normal(77, (uint64_t)i);
         wf[i] = (float)w[i];
+        master_split(wf[i], &high[i], &rest[i]);
         want[i] = (struct element){w[i], 0.0, 0.0};
     }
     for (int t = 1; t <= STEPS; t++) {
@@ -90,7 +92,8 @@ static void follow(enum optim_kind kind, double beta2)
             (kind == OPTIM_ADAMW ? adamw : adopt)(&want[i], 0.5 * g[i], t, beta2);
         }
         be->ops->optim(be, DTYPE_F64, &s, &clip, w, NULL, m, v, g, N);
-        be->ops->optim(be, DTYPE_F32, &s, &clip, wf, copy, mf, vf, gf, N);
+        be->ops->optim(be, DTYPE_F32, &s, &clip, wf, NULL, mf, vf, gf, N);
+        be->ops->optim(be, DTYPE_F32, &s, &clip, high, rest, ms, vs, gf, N);
         for (int i = 0; i < N; i++) {
             CHECK_NEAR(w[i], want[i].w, 1e-13);
             CHECK_NEAR(m[i], want[i].m, 1e-13);
@@ -98,7 +101,8 @@ static void follow(enum optim_kind kind, double beta2)
             CHECK_NEAR(wf[i], want[i].w, 2e-6);
             uint32_t bits;
             memcpy(&bits, &wf[i], sizeof(bits));
-            CHECK_INT(copy[i], (bits + 0x8000U) >> 16);
+            CHECK_INT(high[i], (bits + 0x8000U) >> 16);
+            CHECK(master_join(high[i], rest[i]) == wf[i] && ms[i] == mf[i] && vs[i] == vf[i]);
         }
     }
     backend_close(be);
@@ -158,11 +162,12 @@ static void a_gradient_that_is_not_finite_moves_nothing(void)
     CHECK_INT(backend_open(&be, "ref", 1, NULL), ST_OK);
     const struct clip_state clip = {.norm = NAN, .factor = NAN, .finite = 0};
     float w = 1.0F, m = 2.0F, v = 3.0F, g = NAN;
-    uint16_t copy = 7;
+    uint16_t high = 7, rest = 8;
     for (int kind = 0; kind < OPTIM_COUNT; kind++) {
         struct optim_step s = settings((enum optim_kind)kind, 4, 0.95);
-        be->ops->optim(be, DTYPE_F32, &s, &clip, &w, &copy, &m, &v, &g, 1);
-        CHECK(w == 1.0F && m == 2.0F && v == 3.0F && copy == 7);
+        be->ops->optim(be, DTYPE_F32, &s, &clip, &w, NULL, &m, &v, &g, 1);
+        be->ops->optim(be, DTYPE_F32, &s, &clip, &high, &rest, &m, &v, &g, 1);
+        CHECK(w == 1.0F && m == 2.0F && v == 3.0F && high == 7 && rest == 8);
     }
     backend_close(be);
 }

@@ -278,11 +278,9 @@ static void a_gradient_that_is_not_finite_leaves_everything_as_it_was(void)
     float bad = NAN;
     model_get(m, &good, array, 5, 1);
     model_put(m, array, 5, 1, &bad);
-    model_weights_changed(m);
     struct step_report r = step(t, 1);
     CHECK(!r.finite && !isfinite(r.grad_norm));
     model_put(m, array, 5, 1, &good);
-    model_weights_changed(m);
     check_same_weights(t, calm);
 
     // Moments and their count are untouched as well: the next step is the one that was due.

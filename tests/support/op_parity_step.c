@@ -190,34 +190,35 @@ static void losses_and_their_gradients_are_right(void)
 
 // ---- the step -----------------------------------------------------------------------------------
 
-/* w, m, v, g, each n fp32, and copy, n bf16: on the host, and on the device. */
+/* m, v, g and w, each n fp32, and w again as a split master: on the host, or on the device. */
 struct step_state {
-    float *w, *m, *v, *g;
-    uint16_t *copy;
+    float *m, *v, *g, *w;
+    uint16_t *high, *rest;
 };
 
 static void state_fill(struct step_state *s, int64_t n)
 {
-    float **const all[] = {&s->w, &s->m, &s->v, &s->g};
+    float **const all[] = {&s->m, &s->v, &s->g, &s->w};
     for (int i = 0; i < 4; i++) {
         *all[i] = mem_alloc((size_t)n * sizeof(float));
     }
-    s->copy = mem_alloc((size_t)n * sizeof(uint16_t));
+    s->high = mem_alloc((size_t)n * sizeof(uint16_t));
+    s->rest = mem_alloc((size_t)n * sizeof(uint16_t));
     for (int64_t i = 0; i < n; i++) {
-        s->w[i] = (float)normal(1, i);
         s->m[i] = (float)normal(2, i) * 0.01f;
         s->v[i] = (float)fabs(normal(3, i)) * 1e-4f * (float)(i % 3); // zeros among them
         s->g[i] = (float)normal(4, i) * 0.1f;
+        s->w[i] = (float)normal(1, i);
+        master_split(s->w[i], &s->high[i], &s->rest[i]);
     }
 }
 
 static void state_free(struct step_state *s)
 {
-    mem_free(s->w);
-    mem_free(s->m);
-    mem_free(s->v);
-    mem_free(s->g);
-    mem_free(s->copy);
+    void *const all[] = {s->m, s->v, s->g, s->w, s->high, s->rest};
+    for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
+        mem_free(all[i]);
+    }
 }
 
 static bool equals_device(const void *host, const void *dev, size_t size)
@@ -229,13 +230,38 @@ static bool equals_device(const void *host, const void *dev, size_t size)
     return same;
 }
 
-bool op_parity_optim(enum optim_kind kind, int64_t t, int64_t n)
+/* One step of a master that is whole or split, and one that must leave everything be. */
+static bool step_agrees(const struct optim_step *step, bool split, int64_t n)
 {
     struct step_state s;
     state_fill(&s, n);
     size_t size = (size_t)n * sizeof(float);
-    struct step_state d = {to_device(s.w, size), to_device(s.m, size), to_device(s.v, size),
-                           to_device(s.g, size), to_device(s.copy, size / 2)};
+    struct clip_state clip = {.norm = 3, .factor = 1.0 / 3, .finite = 1};
+    struct clip_state *dev_clip = to_device(&clip, sizeof(clip));
+    void *w = split ? (void *)s.high : (void *)s.w;
+    size_t w_size = split ? size / 2 : size;
+    float *dm = to_device(s.m, size);
+    float *dv = to_device(s.v, size);
+    float *dg = to_device(s.g, size);
+    void *dw = to_device(w, w_size);
+    uint16_t *drest = to_device(s.rest, size / 2);
+    op_be->ops->optim(op_be, DTYPE_F32, step, dev_clip, dw, split ? drest : NULL, dm, dv, dg, n);
+    op_ref->ops->optim(op_ref, DTYPE_F32, step, &clip, w, split ? s.rest : NULL, s.m, s.v, s.g, n);
+    clip.finite = 0;
+    op_be->ops->put(op_be, dev_clip, &clip, sizeof(clip));
+    op_be->ops->optim(op_be, DTYPE_F32, step, dev_clip, dw, split ? drest : NULL, dm, dv, dg, n);
+    bool same = equals_device(w, dw, w_size) && equals_device(s.m, dm, size) &&
+                equals_device(s.v, dv, size) && equals_device(s.rest, drest, size / 2);
+    void *const all[] = {dm, dv, dg, dw, drest, dev_clip};
+    for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
+        release(all[i]);
+    }
+    state_free(&s);
+    return same;
+}
+
+bool op_parity_optim(enum optim_kind kind, int64_t t, int64_t n)
+{
     struct optim_step step = {.kind = kind,
                               .t = t,
                               .lr = 6e-4,
@@ -246,21 +272,7 @@ bool op_parity_optim(enum optim_kind kind, int64_t t, int64_t n)
                               .bias1 = 1 - pow(0.9, (double)t),
                               .bias2 = 1 - pow(0.95, (double)t),
                               .clamp = pow((double)(t - 1), 0.25)};
-    struct clip_state clip = {.norm = 3, .factor = 1.0 / 3, .finite = 1};
-    struct clip_state *dev_clip = to_device(&clip, sizeof(clip));
-    op_be->ops->optim(op_be, DTYPE_F32, &step, dev_clip, d.w, d.copy, d.m, d.v, d.g, n);
-    op_ref->ops->optim(op_ref, DTYPE_F32, &step, &clip, s.w, s.copy, s.m, s.v, s.g, n);
-    clip.finite = 0; // and a step that must leave everything be
-    op_be->ops->put(op_be, dev_clip, &clip, sizeof(clip));
-    op_be->ops->optim(op_be, DTYPE_F32, &step, dev_clip, d.w, d.copy, d.m, d.v, d.g, n);
-    bool same = equals_device(s.w, d.w, size) && equals_device(s.m, d.m, size) &&
-                equals_device(s.v, d.v, size) && equals_device(s.copy, d.copy, size / 2);
-    void *const all[] = {d.w, d.m, d.v, d.g, d.copy, dev_clip};
-    for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
-        release(all[i]);
-    }
-    state_free(&s);
-    return same;
+    return step_agrees(&step, false, n) && step_agrees(&step, true, n);
 }
 
 static void an_optimizer_step_has_the_bits_of_the_reference(void)
@@ -316,29 +328,6 @@ static void the_norm_is_summed_by_chunks_and_clips(void)
     release(dev_g);
     release(dev_parts);
     release(dev_clip);
-}
-
-static void weights_are_rounded_as_the_reference_does(void)
-{
-    enum { N = 100003 };
-    float *w = mem_alloc(N * sizeof(*w));
-    uint16_t *b = mem_alloc(N * sizeof(*b));
-    for (int i = 0; i < N; i++) {
-        uint32_t bits = (uint32_t)rng_u64(6, (uint64_t)i);
-        memcpy(&w[i], &bits, sizeof(bits));
-    }
-    float *dev_w = to_device(w, N * sizeof(*w));
-    void *dev_copy = to_device(b, N * sizeof(*b));
-    op_be->ops->round_weights(op_be, dev_copy, dev_w, N);
-    op_ref->ops->round_weights(op_ref, b, w, N);
-    bool same = equals_device(b, dev_copy, N * sizeof(*b));
-    op_be->ops->round_weights(op_be, dev_copy, dev_w, N - 3); // moved wide
-    same = same && equals_device(b, dev_copy, N * sizeof(*b));
-    mem_free(w);
-    mem_free(b);
-    release(dev_w);
-    release(dev_copy);
-    CHECK(same);
 }
 
 // ---- memory -------------------------------------------------------------------------------------
@@ -428,7 +417,6 @@ void op_parity_step(void)
     RUN(losses_and_their_gradients_are_right);
     RUN(an_optimizer_step_has_the_bits_of_the_reference);
     RUN(the_norm_is_summed_by_chunks_and_clips);
-    RUN(weights_are_rounded_as_the_reference_does);
     RUN(memory_is_zeroed_aligned_and_refused_when_it_is_not_there);
     RUN(the_same_ops_give_the_same_bits_again);
 }

@@ -15,6 +15,7 @@
 #include "client/options.h"
 #include "client/passive_wait.h"
 #include "client/progress.h"
+#include "client/solo_main.h"
 #include "client/state.h"
 #include "common/json.h"
 #include "common/log.h"
@@ -209,12 +210,18 @@ static int status_main(int argc, char **argv)
 
 /* ---- verbs ---- */
 
+static int train_main(int argc, char **argv)
+{
+    return solo_main("photon-client train", argc, argv);
+}
+
 static const struct verb {
     const char *name;
     int (*run)(int argc, char **argv);
     const char *about;
 } verbs[] = {{"join", join_main, "make a folder a silo of a server"},
              {"start", start_main, "work for the federation until told to stop"},
+             {"train", train_main, "train alone, without a server: the centralized baseline"},
              {"status", status_main, "what the silo does now, what it has sent"},
              {"doctor", doctor_main, "look for what could keep it from working"},
              {"leave", leave_main, "forget the silo's token"}};
@@ -257,7 +264,7 @@ int main(int argc, char **argv)
     for (int i = 0; i < VERBS; i++) {
         names[i] = verbs[i].name;
         if (strcmp(argv[1], verbs[i].name) == 0) {
-            if (verbs[i].run == start_main) {
+            if (verbs[i].run == start_main || verbs[i].run == train_main) {
                 passive_wait(argv); // before any thread, and before anything is read or written
             }
             return verbs[i].run(argc - 1, argv + 1);

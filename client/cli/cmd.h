@@ -8,11 +8,14 @@
 #ifndef CLIENT_CLI_CMD_H
 #define CLIENT_CLI_CMD_H
 
+#include <stdbool.h>
+
 struct cmd {
     const char *noun;
     const char *verb; /* NULL: the noun is the whole command */
     const char *about;
     int (*run)(int argc, char **argv); /* an exit code (client/options.h) */
+    bool trains;                       /* its threads should wait passively */
 };
 
 /* Tables end with a NULL noun. */
@@ -22,5 +25,6 @@ extern const struct cmd cmds_token[];
 extern const struct cmd cmds_model[];
 extern const struct cmd cmds_demo[];
 extern const struct cmd cmds_data[];
+extern const struct cmd cmds_train[];
 
 #endif

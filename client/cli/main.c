@@ -7,12 +7,13 @@
 
 #include "client/cli/cmd.h"
 #include "client/options.h"
+#include "client/passive_wait.h"
 #include "common/log.h"
 #include "common/nearest.h"
 #include "common/version.h"
 
-static const struct cmd *const tables[] = {cmds_demo,  cmds_run,  cmds_silo,
-                                           cmds_token, cmds_data, cmds_model};
+static const struct cmd *const tables[] = {cmds_demo, cmds_run,   cmds_silo, cmds_token,
+                                           cmds_data, cmds_model, cmds_train};
 
 enum { TABLES = sizeof(tables) / sizeof(tables[0]), WORDS_MAX = 64 };
 
@@ -147,6 +148,9 @@ int main(int argc, char **argv)
     int used = 0;
     const struct cmd *c = find(argc, argv, &used);
     if (c) {
+        if (c->trains) {
+            passive_wait(argv); // before any thread, and before anything is read or written
+        }
         return c->run(argc - used, argv + used);
     }
     const char *words[WORDS_MAX];

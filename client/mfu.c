@@ -1,0 +1,59 @@
+#include "client/mfu.h"
+
+#include "common/clock.h"
+
+enum { CPU_SIZE = 1024, GPU_SIZE = 8192, RUNS_LEAST = 3 };
+static const double MEASURE_S = 0.25;
+
+double mfu_token_flops(const struct model_spec *m)
+{
+    double positions = m->position == POSITION_LEARNED ? (double)m->seq_len * m->d_model : 0.0;
+    double products = (double)model_param_count(m) - positions;
+    return 6.0 * products + 6.0 * (double)m->n_layers * (double)m->d_model * (double)m->seq_len;
+}
+
+static enum status time_products(struct backend *be, const struct gemm *g, void *const *abc,
+                                 double *best, struct err *e)
+{
+    const char *text = be->ops->plan_gemm(be, g);
+    if (text) {
+        return err_set(e, ST_DEVICE, "%s: %s", be->ops->name, text);
+    }
+    be->ops->gemm(be, g, abc[2], abc[0], abc[1], NULL); // what is slow once
+    TRY(backend_sync(be, e));
+    double begin = clock_mono_s();
+    for (int i = 0; i < RUNS_LEAST || clock_mono_s() - begin < MEASURE_S; i++) {
+        double start = clock_mono_s();
+        be->ops->gemm(be, g, abc[2], abc[0], abc[1], NULL);
+        TRY(backend_sync(be, e));
+        double seconds = clock_mono_s() - start;
+        *best = i == 0 || seconds < *best ? seconds : *best;
+    }
+    return ST_OK;
+}
+
+enum status mfu_peak(const char *device, int threads, enum dtype dtype, double *out, struct err *e)
+{
+    struct backend *be = NULL;
+    TRY(backend_open(&be, device, threads, e));
+    int64_t n = be->ops->name[0] == 'c' && be->ops->name[1] == 'u' ? GPU_SIZE : CPU_SIZE;
+    struct gemm g = {.use = GEMM_FWD, .a_type = dtype, .M = n, .N = n, .K = n};
+    void *abc[3] = {NULL, NULL, NULL};
+    enum status st = ST_OK;
+    for (int i = 0; i < 3 && !st; i++) {
+        abc[i] = be->ops->alloc(be, (size_t)(n * n) * dtype_size(dtype));
+        st = abc[i] ? ST_OK : err_set(e, ST_NOMEM, "no memory to measure the device's rate");
+    }
+    double best = 0.0;
+    st = st ? st : time_products(be, &g, abc, &best, e);
+    for (int i = 0; i < 3; i++) {
+        if (abc[i]) {
+            be->ops->release(be, abc[i]);
+        }
+    }
+    backend_close(be);
+    if (!st) {
+        *out = best > 0.0 ? 2.0 * (double)n * (double)n * (double)n / best : 0.0;
+    }
+    return st;
+}

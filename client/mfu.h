@@ -1,0 +1,24 @@
+/*
+ * mfu.h - what share of a device's arithmetic a training turns into the model's own.
+ *
+ * Convention: a token costs 6 (P - p) + 6 L d T operations forward and backward, P the parameters,
+ * p those of the position table (it is added, not multiplied). The second term is attention, of
+ * which a causal model needs half (PaLM's 12 L d T counts the whole square; Chowdhery et al. 2022,
+ * appendix B). Recomputed activations count as nothing. The ceiling is not a data sheet's: it is
+ * the rate of one large matrix product on the same backend, dtype and threads, measured here.
+ */
+#ifndef CLIENT_MFU_H
+#define CLIENT_MFU_H
+
+#include "common/params.h"
+#include "common/status.h"
+#include "kernels/backend.h"
+
+/* Operations of one trained token. */
+double mfu_token_flops(const struct model_spec *m);
+
+/* Operations a second of a large product: the best of some, for at least a quarter of a second. */
+enum status mfu_peak(const char *device, int threads, enum dtype dtype, double *out,
+                     struct err *e) MUST_CHECK;
+
+#endif

@@ -10,6 +10,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "client/acks.h"
 #include "client/agent_int.h"
 #include "common/clock.h"
 #include "common/fault.h"
@@ -329,10 +330,21 @@ static enum task_end send_all(struct sending *s)
     return end;
 }
 
+/* Its folder has the run's name. */
+static const char *run_of(const struct run_state *rs)
+{
+    const char *slash = strrchr(rs->dir, '/');
+    return slash ? slash + 1 : rs->dir;
+}
+
 /* The optimizer state follows the decision; without one it waits. */
 static enum task_end settle(struct agent *a, struct run_state *rs, enum task_end end)
 {
     struct err e = {0};
+    if (end == TASK_DONE && acks_note(a->config->state_dir, rs->j.upload, rs->j.sha256, run_of(rs),
+                                      rs->j.key.round, &e)) {
+        return agent_fail(a, "transient", &e); // asked again, the server says the same again
+    }
     bool decided = end == TASK_DONE || end == TASK_LATE || end == TASK_REFUSED;
     if (decided && run_state_settle(rs, end != TASK_REFUSED, &e)) {
         return agent_fail(a, "transient", &e);
@@ -385,6 +397,11 @@ enum status agent_resolve(struct agent *a, struct run_state *rs, struct arena *a
         bool known = outcome && json_kind(outcome) == JSON_OBJECT;
         const char *code = known ? json_str(json_get(outcome, "code")) : NULL;
         keep = !(code && strcmp(code, "BAD_UPDATE") == 0);
+        const struct json *yes = known ? json_get(outcome, "accepted") : NULL;
+        if (yes && json_kind(yes) == JSON_BOOL && json_bool(yes)) {
+            TRY(acks_note(a->config->state_dir, rs->j.upload, rs->j.sha256, run_of(rs),
+                          rs->j.key.round, e));
+        }
     }
     log_info("round %" PRId64 " of before: its optimizer state is %s", rs->j.key.round,
              keep ? "kept" : "rolled back");

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "client/acks.h"
 #include "client/agent.h"
 #include "client/doctor.h"
 #include "client/join.h"
@@ -223,6 +224,7 @@ static const struct verb {
              {"start", start_main, "work for the federation until told to stop"},
              {"train", train_main, "train alone, without a server: the centralized baseline"},
              {"status", status_main, "what the silo does now, what it has sent"},
+             {"acks", acks_main, "what the server told it counts, for the operator's check"},
              {"doctor", doctor_main, "look for what could keep it from working"},
              {"leave", leave_main, "forget the silo's token"}};
 

@@ -18,6 +18,7 @@
 #include "common/mem.h"
 #include "server/checkpoint.h"
 #include "server/db.h"
+#include "server/db_blob.h"
 #include "server/db_publish.h"
 #include "server/db_round.h"
 #include "server/db_tend.h"
@@ -28,6 +29,7 @@ enum {
     RETRY_MS = 500,  // after an error: the database may be coming back
     FULL_MS = 10000, // after a full disk
     FILES_EVERY_MS = 20000,
+    REAP_EVERY_MS = 3600 * 1000, // files that no row knows
     LISTEN_MS = 30000,
     ASIDE_MAX = 64, // rounds that could not be aggregated, remembered at once
     ARENA_MAX = 64 << 20,
@@ -56,10 +58,10 @@ struct coordinator {
     atomic_bool stopping;
     struct worker tender;
     struct worker folder;
+    struct worker keeper;
     pthread_t listener;
     bool listener_started;
-    int stop_pipe[2]; // readable once stopping: ends the listener's wait
-    int64_t files_at_ms;
+    int stop_pipe[2];              // readable once stopping: ends the listener's wait
     struct aside aside[ASIDE_MAX]; // the folder's alone
     int aside_count;
     char run_error[sizeof(((struct err *)0)->msg)]; // said last: not again at every tick
@@ -200,12 +202,7 @@ static enum status tend(struct coordinator *c, struct db *db, struct arena *a, s
 {
     TRY(db_tend_alive(db, c->boot_id, e));
     TRY(db_tend_silos(db, c->boot_id, e));
-    TRY(tend_runs(c, db, a, e));
-    if (clock_mono_ms() >= c->files_at_ms) {
-        c->files_at_ms = clock_mono_ms() + jittered(FILES_EVERY_MS);
-        TRY(db_tend_files(db, c->server->blobs, e));
-    }
-    return ST_OK;
+    return tend_runs(c, db, a, e);
 }
 
 /* Says an error once, not at every tick while the database is away. */
@@ -403,6 +400,41 @@ static void *folder_main(void *arg)
     return NULL;
 }
 
+/* ---- keeper ---- */
+
+static enum status reap(struct coordinator *c, struct db *db, struct err *e)
+{
+    int removed = 0;
+    TRY(db_blob_reap(db, c->server->blobs, c->server->orphan_age_s, &removed, e));
+    if (removed > 0) {
+        log_info("%d old files that no row knows were removed", removed);
+    }
+    return ST_OK;
+}
+
+/* Files: in a thread of its own, for a large store must not keep rounds waiting. */
+static void *keeper_main(void *arg)
+{
+    struct worker *w = arg;
+    struct coordinator *c = w->c;
+    struct db *db = NULL;
+    bool said = false;
+    int64_t reap_at_ms = 0;
+    while (!atomic_load(&c->stopping)) {
+        struct err e = {0};
+        enum status st = db ? ST_OK : db_open(&db, c->conninfo, &e);
+        st = st ? st : db_tend_files(db, c->server->blobs, &e);
+        if (!st && clock_mono_ms() >= reap_at_ms) {
+            reap_at_ms = clock_mono_ms() + jittered(REAP_EVERY_MS);
+            st = reap(c, db, &e);
+        }
+        say_once(&said, "files", st, &e);
+        worker_sleep(w, jittered(FILES_EVERY_MS));
+    }
+    db_close(db);
+    return NULL;
+}
+
 /* ---- listener ---- */
 
 static enum status listen_once(struct coordinator *c, struct db *db, struct err *e)
@@ -460,7 +492,9 @@ static enum status arrive(struct coordinator *c, struct err *e)
 {
     struct db *db = NULL;
     TRY(db_open(&db, c->conninfo, e));
+    int lost = 0;
     enum status st = db_tend_arrive(db, c->boot_id, e);
+    st = st ? st : db_blob_lost_uploads(db, c->server->blobs, &lost, e);
     db_close(db);
     return st;
 }
@@ -472,6 +506,7 @@ static enum status start(struct coordinator *c, struct err *e)
     hub_subscribe(c->server->hub, on_wake, c);
     TRY(start_thread(&c->tender.thread, tender_main, &c->tender, &c->tender.started, e));
     TRY(start_thread(&c->folder.thread, folder_main, &c->folder, &c->folder.started, e));
+    TRY(start_thread(&c->keeper.thread, keeper_main, &c->keeper, &c->keeper.started, e));
     return start_thread(&c->listener, listener_main, c, &c->listener_started, e);
 }
 
@@ -484,6 +519,7 @@ enum status coordinator_start(struct coordinator **out, struct server *server, c
     id_new('p', c->boot_id);
     worker_init(&c->tender, c);
     worker_init(&c->folder, c);
+    worker_init(&c->keeper, c);
     c->stop_pipe[0] = c->stop_pipe[1] = -1;
     enum status st = pipe2(c->stop_pipe, O_CLOEXEC) ? err_set(e, ST_IO, "no pipe") : start(c, e);
     if (st) {
@@ -513,6 +549,7 @@ void coordinator_stop(struct coordinator *c)
     }
     worker_stop(&c->tender);
     worker_stop(&c->folder);
+    worker_stop(&c->keeper);
     if (c->listener_started) {
         (void)pthread_join(c->listener, NULL);
     }
@@ -522,7 +559,9 @@ void coordinator_stop(struct coordinator *c)
     hub_unsubscribe(c->server->hub, on_wake, c);
     (void)pthread_cond_destroy(&c->tender.cond);
     (void)pthread_cond_destroy(&c->folder.cond);
+    (void)pthread_cond_destroy(&c->keeper.cond);
     (void)pthread_mutex_destroy(&c->tender.lock);
     (void)pthread_mutex_destroy(&c->folder.lock);
+    (void)pthread_mutex_destroy(&c->keeper.lock);
     mem_free(c);
 }

@@ -12,6 +12,7 @@
 #include "common/json.h"
 #include "common/limits.h"
 #include "common/log.h"
+#include "server/db_blob.h"
 #include "server/db_event.h"
 #include "server/db_round.h"
 
@@ -158,26 +159,6 @@ static enum status lock_fenced(struct db *db, struct arena *a, const struct fold
     return ST_OK;
 }
 
-/*
- * The row that owns a file. The file was placed before; that it is still there is looked up under
- * the row's lock, so that no cleaner can be between.
- */
-static enum status own_blob(struct db *db, struct arena *a, struct blob_store *blobs,
-                            const struct digest *d, int64_t bytes, struct err *e)
-{
-    const char *argv[] = {db_arg_digest(a, d), db_arg_int(a, bytes)};
-    TRY(db_exec(db,
-                "INSERT INTO blob (digest, bytes) VALUES ($1, $2)"
-                " ON CONFLICT ON CONSTRAINT blob_pk DO UPDATE"
-                "    SET state = 'live', used_at = clock_timestamp()",
-                2, argv, NULL, e));
-    int fd = -1;
-    int64_t size = 0;
-    TRY(blob_open(blobs, d, &fd, &size, e));
-    (void)close(fd);
-    return size == bytes ? ST_OK : err_set(e, ST_CORRUPT, "a placed file has another size");
-}
-
 static const char SQL_CHECKPOINT[] =
     "INSERT INTO checkpoint (run_id, number, weights, weights_bytes, weights_digest, outer_state,"
     "                        manifest, params, finite)"
@@ -187,9 +168,9 @@ static enum status insert_checkpoint(struct db *db, struct arena *a, struct blob
                                      const char *run_id, int32_t number, const char *round_id,
                                      const struct checkpoint_files *files, struct err *e)
 {
-    TRY(own_blob(db, a, blobs, &files->weights, files->weights_bytes, e));
+    TRY(db_blob_own(db, a, blobs, &files->weights, files->weights_bytes, e));
     if (files->has_state) {
-        TRY(own_blob(db, a, blobs, &files->state, files->state_bytes, e));
+        TRY(db_blob_own(db, a, blobs, &files->state, files->state_bytes, e));
     }
     const char *argv[] = {run_id,
                           db_arg_int(a, number),

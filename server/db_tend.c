@@ -8,10 +8,9 @@
 #include "common/fault.h"
 #include "common/log.h"
 #include "common/version.h"
+#include "server/db_blob.h"
 #include "server/db_event.h"
 #include "server/db_seat.h"
-
-enum { REMOVE_AT_ONCE = 200 };
 
 /* ---- arriving ---- */
 
@@ -192,46 +191,6 @@ static const char SQL_LET_GO_UPLOADS[] =
 static const char SQL_LET_GO_KEYS[] =
     "DELETE FROM idempotency_key WHERE created_at < clock_timestamp() - interval '2 days'";
 
-/* What was referred to and no longer is goes soon; what never was (a placed upload that was not
- * accepted) after a day. */
-#define UNUSED                                                                                     \
-    " NOT EXISTS (SELECT FROM checkpoint WHERE kept_weights = b.digest)"                           \
-    " AND NOT EXISTS (SELECT FROM checkpoint WHERE kept_state = b.digest)"                         \
-    " AND NOT EXISTS (SELECT FROM update WHERE kept_digest = b.digest)"                            \
-    " AND NOT EXISTS (SELECT FROM upload WHERE sha256 = b.digest AND state IN ('open', 'placed'))"
-static const char SQL_MARK_DEAD[] =
-    "UPDATE blob b SET state = 'dead' WHERE b.state = 'live'"
-    "   AND b.used_at < clock_timestamp() - interval '1 minute' AND" UNUSED
-    "   AND (b.used_at < clock_timestamp() - interval '1 day'"
-    "        OR EXISTS (SELECT FROM checkpoint WHERE NOT kept AND b.digest IN (weights, "
-    "outer_state))"
-    "        OR EXISTS (SELECT FROM update WHERE NOT kept AND digest = b.digest))";
-static const char SQL_DEAD[] = "SELECT digest FROM blob WHERE state = 'dead' LIMIT $1";
-static const char SQL_STILL_DEAD[] =
-    "SELECT 1 FROM blob b WHERE b.digest = $1 AND b.state = 'dead' AND" UNUSED " FOR UPDATE";
-static const char SQL_DELETE[] = "DELETE FROM blob WHERE digest = $1";
-
-struct removal {
-    struct blob_store *blobs;
-    struct digest digest;
-};
-
-/* The row's lock guards the file: whoever wants it alive again waits, and then places it anew. */
-static enum status remove_tx(struct db *db, struct arena *a, void *ctx, struct err *e)
-{
-    struct removal *r = ctx;
-    struct db_rows rows;
-    const char *argv[] = {db_arg_digest(a, &r->digest)};
-    TRY(db_query(db, a, SQL_STILL_DEAD, 1, argv, &rows, e));
-    if (rows.count == 0) {
-        return ST_OK;
-    }
-    FAULT("gc.locked");
-    TRY(db_exec(db, SQL_DELETE, 1, argv, NULL, e)); // a reference that came late refuses this
-    FAULT("gc.deleted");
-    return blob_remove(r->blobs, &r->digest, e);
-}
-
 static enum status expire_uploads(struct db *db, struct arena *a, struct blob_store *blobs,
                                   struct err *e)
 {
@@ -250,17 +209,7 @@ static enum status tend_files(struct db *db, struct arena *a, struct blob_store 
     TRY(db_exec(db, SQL_LET_GO_UPDATES, 0, NULL, NULL, e));
     TRY(db_exec(db, SQL_LET_GO_KEYS, 0, NULL, NULL, e));
     TRY(expire_uploads(db, a, blobs, e));
-    TRY(db_exec(db, SQL_MARK_DEAD, 0, NULL, NULL, e));
-    FAULT("gc.marked");
-    struct db_rows rows;
-    const char *argv[] = {db_arg_int(a, REMOVE_AT_ONCE)};
-    TRY(db_query(db, a, SQL_DEAD, 1, argv, &rows, e));
-    for (int i = 0; i < rows.count; i++) {
-        struct removal r = {.blobs = blobs};
-        TRY(db_digest(&rows, i, 0, &r.digest, e));
-        TRY(db_tx(db, remove_tx, &r, e));
-    }
-    return ST_OK;
+    return db_blob_collect(db, blobs, e);
 }
 
 enum status db_tend_files(struct db *db, struct blob_store *blobs, struct err *e)

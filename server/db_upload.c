@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "common/fault.h"
+#include "server/db_blob.h"
 
 static void copy_text(char *out, size_t size, const char *text)
 {
@@ -351,15 +352,9 @@ static enum status place_tx(struct db *db, struct arena *a, void *ctx, struct er
         refuse(&w->no, 410, "UPLOAD_GONE", "the upload is %s; create a new one", state);
         return ST_OK;
     }
-    const char *blob[] = {db_arg_digest(a, &w->upload->sha256), db_arg_int(a, w->upload->bytes)};
-    TRY(db_exec(db,
-                "INSERT INTO blob (digest, bytes) VALUES ($1, $2) ON CONFLICT (digest)"
-                " DO UPDATE SET state = 'live', used_at = clock_timestamp()",
-                2, blob, NULL, e));
-    FAULT("place.locked");
     // Under the lock of the blob's row, so that nobody removes the file beside us. Doing it twice
     // is harmless, and the row is committed only after the file is durable under its name.
-    TRY(blob_place(w->blobs, w->upload->id, &w->upload->sha256, e));
+    TRY(db_blob_place(db, a, w->blobs, w->upload->id, &w->upload->sha256, w->upload->bytes, e));
     FAULT("place.named");
     return db_exec(db, "UPDATE upload SET state = 'placed' WHERE id = $1", 1, argv, NULL, e);
 }

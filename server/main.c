@@ -208,6 +208,7 @@ static enum status start(struct program *p, struct err *e)
     p->server.bulk_url = p->o.bulk_url;
     p->server.started_ms = clock_wall_ms();
     p->server.aggregate_threads = p->o.aggregate_threads;
+    p->server.orphan_age_s = (int64_t)p->o.orphan_hours * 3600;
     p->server.hub = hub_new();
     TRY(coordinator_start(&p->coordinator, &p->server, p->conninfo, e));
     FAULT("start.coordinator");
@@ -319,7 +320,11 @@ static int run_check(struct program *p)
     struct db *db = NULL;
     int broken = 0;
     enum status st = db_open(&db, p->conninfo, &e);
-    st = st ? st : check_all(db, p->server.blobs, &broken, &e);
+    struct check_job c = {.db = db,
+                          .blobs = p->server.blobs,
+                          .acks = p->o.acks,
+                          .orphan_age_s = (int64_t)p->o.orphan_hours * 3600};
+    st = st ? st : check_all(&c, &broken, &e);
     db_close(db);
     if (st) {
         log_error("%s", e.msg);

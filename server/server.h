@@ -25,6 +25,7 @@ struct server {
     bool tls;
     int64_t started_ms; /* Unix time */
     int aggregate_threads;
+    int64_t orphan_age_s; /* files that no row knows are reaped at this age */
     struct db_pool *pool;
     struct blob_store *blobs;
     struct hub *hub;

@@ -14,7 +14,7 @@
 
 enum kind { FLAG, TEXT, NUMBER };
 
-enum { THREADS_MAX = 256 };
+enum { THREADS_MAX = 256, ORPHAN_HOURS = 24 };
 
 /* One table makes the arrays for getopt_long and the text of --help, so they cannot differ. */
 static const struct row {
@@ -48,6 +48,10 @@ static const struct row {
     {"unsafe-database", FLAG, NULL, AT(unsafe_database),
      "take a database that may lose acknowledged data; for tests"},
     {"check", FLAG, NULL, AT(check), "verify the database and every file, then end"},
+    {"acks", TEXT, "FILE", AT(acks),
+     "check: updates that silos were told count, as `photon-client acks` prints them"},
+    {"orphan-hours", NUMBER, "N", AT(orphan_hours),
+     "age at which files that no row knows are removed, or told by check (default 24)"},
     {"version", FLAG, NULL, 0, "say the version and end"},
     {"help", FLAG, NULL, 0, "say this and end"},
 #undef AT
@@ -93,11 +97,14 @@ static bool usage(int *rc, const char *fmt, ...)
 
 static bool set_number(int *out, const char *name, const char *text, int *rc)
 {
+    bool hours = strcmp(name, "orphan-hours") == 0;
+    long least = hours ? 0 : 1;
+    long most = hours ? 24 * 366 : THREADS_MAX;
     char *end = NULL;
     errno = 0;
     long v = strtol(text, &end, 10);
-    if (errno || end == text || *end || v < 1 || v > THREADS_MAX) {
-        return usage(rc, "--%s is no number from 1 to 256: '%s'", name, text);
+    if (errno || end == text || *end || v < least || v > most) {
+        return usage(rc, "--%s is no number from %ld to %ld: '%s'", name, least, most, text);
     }
     *out = (int)v;
     return true;
@@ -160,6 +167,7 @@ static void defaults(struct server_options *o)
         .database = getenv("PHOTON_DATABASE"),
         .listen = "127.0.0.1:8080",
         .workers = 8,
+        .orphan_hours = ORPHAN_HOURS,
         .aggregate_threads = cores < 1             ? 1
                              : cores > THREADS_MAX ? THREADS_MAX
                                                    : (int)cores,

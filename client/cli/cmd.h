@@ -24,6 +24,7 @@ extern const struct cmd cmds_silo[];
 extern const struct cmd cmds_token[];
 extern const struct cmd cmds_model[];
 extern const struct cmd cmds_demo[];
+extern const struct cmd cmds_doctor[];
 extern const struct cmd cmds_data[];
 extern const struct cmd cmds_train[];
 

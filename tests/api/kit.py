@@ -143,24 +143,24 @@ class Server:
         self.process = None
         self.token = None
 
-    def start(self):
+    def start(self, *options, ready=True):
         self.port, self.bulk_port = free_port(), free_port()
         database = "host=%s user=%s dbname=%s" % (os.environ["PGHOST"], os.environ["PGUSER"], os.environ["PGDATABASE"])
         log = open(os.path.join(self.dir, "server.log"), "a")
         self.process = subprocess.Popen(
             [self.program, "--data", os.path.join(self.dir, "data"), "--database", database, "--unsafe-database",
              "--listen", "127.0.0.1:%d" % self.port, "--bulk-listen", "127.0.0.1:%d" % self.bulk_port,
-             "--web", os.path.join(ROOT, "web")],
+             "--web", os.path.join(ROOT, "web"), *options],
             stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=ROOT)
         log.close()
 
-        def ready():
+        def answers():
             assert self.process.poll() is None, "the server ended with status %d" % self.process.returncode
             try:
-                return self.call("GET", "/readyz", token=None, check=False).status == 200
+                return self.call("GET", "/readyz", token=None, check=False).status in ((200,) if ready else (200, 503))
             except OSError:
                 return False
-        until("the server to be ready", ready, 60)
+        until("the server to be ready", answers, 60)
         with open(os.path.join(self.dir, "data", "admin-token")) as f:
             self.token = f.read().strip()
 

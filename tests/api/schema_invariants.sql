@@ -75,6 +75,23 @@ SELECT pg_temp.finds('I10', 'UPDATE checkpoint SET params = 9 WHERE number = 1')
 SELECT pg_temp.finds('I11', 'DELETE FROM event');
 SELECT pg_temp.finds('I11', $q$DROP INDEX event_accepted_once; INSERT INTO event (kind, update_id, message) SELECT 'update_accepted', id, 'twice' FROM update$q$);
 
+-- Who needs a file: every foreign key to blob counts, also that of a table nobody knew of when this was written.
+INSERT INTO blob (digest, bytes) VALUES (pg_temp.d('spare'), 100);
+CREATE TABLE other_need (file bytea REFERENCES blob (digest));
+DO $$ BEGIN
+    IF (SELECT string_agg(encode(digest, 'hex'), '') FROM blob WHERE NOT blob_in_use(digest)) <> encode(pg_temp.d('spare'), 'hex') THEN
+        RAISE 'blob_in_use misses a file of a checkpoint or an update, or sees a need where there is none';
+    END IF;
+    INSERT INTO other_need VALUES (pg_temp.d('spare'));
+    IF NOT blob_in_use(pg_temp.d('spare')) THEN
+        RAISE 'blob_in_use does not see a new kind of reference';
+    END IF;
+    UPDATE checkpoint SET kept = false WHERE number = 0;
+    IF blob_in_use(pg_temp.d('w0')) THEN
+        RAISE 'a checkpoint that is let go still needs its file';
+    END IF;
+END $$;
+
 -- The chain: every link follows from the one before it, and a changed row is noticed.
 INSERT INTO event (kind, run_id, message) VALUES ('round_closed', pg_temp.id('r', 1), 'second'), ('run_paused', pg_temp.id('r', 1), 'third');
 SELECT event_chain(pg_temp.id('r', 1));

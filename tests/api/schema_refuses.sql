@@ -120,6 +120,8 @@ SELECT pg_temp.refused('checkpoint_finite', $q$SELECT pg_temp.checkpoint(1, pg_t
 SELECT pg_temp.refused('checkpoint_sizes', $q$SELECT pg_temp.checkpoint(1, pg_temp.d('w1'), pg_temp.d('m'), 1000, true)$q$);
 SELECT pg_temp.refused('checkpoint_weights_fk', $q$SELECT pg_temp.checkpoint(1, pg_temp.d('nowhere'), pg_temp.d('m'), 10, true)$q$);
 SELECT pg_temp.refused('checkpoint_state_fk', $q$INSERT INTO checkpoint (run_id, number, weights, weights_bytes, weights_digest, params, finite, manifest, outer_state) VALUES (pg_temp.id('r', 1), 1, pg_temp.d('w1'), 100, pg_temp.d('x'), 10, true, pg_temp.d('m'), pg_temp.d('nowhere'))$q$);
+SELECT pg_temp.refused('checkpoint_weights_live', $q$UPDATE blob SET state = 'dead' WHERE digest = pg_temp.d('w1'); INSERT INTO checkpoint (run_id, number, weights, weights_bytes, weights_digest, params, finite, manifest) VALUES (pg_temp.id('r', 1), 1, pg_temp.d('w1'), 100, pg_temp.d('x'), 10, true, pg_temp.d('m'))$q$);
+SELECT pg_temp.refused('checkpoint_state_live', $q$UPDATE blob SET state = 'dead' WHERE digest = pg_temp.d('s1'); INSERT INTO checkpoint (run_id, number, weights, weights_bytes, weights_digest, params, finite, manifest, outer_state) VALUES (pg_temp.id('r', 1), 1, pg_temp.d('w1'), 100, pg_temp.d('x'), 10, true, pg_temp.d('m'), pg_temp.d('s1'))$q$);
 SELECT pg_temp.refused('checkpoint_state_sha256', $q$INSERT INTO checkpoint (run_id, number, weights, weights_bytes, weights_digest, params, finite, manifest, outer_state) VALUES (pg_temp.id('r', 1), 1, pg_temp.d('w1'), 100, pg_temp.d('x'), 10, true, pg_temp.d('m'), 'x')$q$);
 SELECT pg_temp.refused('checkpoint_eval_whole', $q$UPDATE checkpoint SET eval_nll = 1$q$);
 SELECT pg_temp.refused('checkpoint_eval_finite', $q$UPDATE checkpoint SET eval_nll = 'NaN', eval_tokens = 1, eval_bytes = 1, eval_silos = 1$q$);
@@ -246,6 +248,8 @@ SELECT pg_temp.refused('update_carried_fk', $q$ALTER TABLE update DISABLE TRIGGE
     INSERT INTO update (round_id, slot, task_id, silo_id, lease_epoch, carried_from, digest, bytes, codec, tokens, steps, state) SELECT round_id, slot, task_id, silo_id, lease_epoch, 999999, digest, bytes, codec, tokens, steps, 'excluded' FROM update$q$);
 SELECT pg_temp.refused('update_blob_fk', $q$ALTER TABLE update DISABLE TRIGGER update_fits;
     INSERT INTO update (round_id, slot, task_id, silo_id, lease_epoch, carried_from, digest, bytes, codec, tokens, steps, state) SELECT round_id, slot, task_id, silo_id, lease_epoch, id, pg_temp.d('nowhere'), bytes, codec, tokens, steps, 'excluded' FROM update$q$);
+SELECT pg_temp.refused('update_file_live', $q$ALTER TABLE update DISABLE TRIGGER update_fits; UPDATE blob SET state = 'dead' WHERE digest = pg_temp.d('u1');
+    INSERT INTO update (round_id, slot, task_id, silo_id, lease_epoch, carried_from, digest, bytes, codec, tokens, steps, state) SELECT round_id, slot, task_id, silo_id, lease_epoch, id, digest, bytes, codec, tokens, steps, 'excluded' FROM update$q$);
 SELECT pg_temp.refused('update_digest_sha256', $q$ALTER TABLE update DISABLE TRIGGER update_fits;
     INSERT INTO update (round_id, slot, task_id, silo_id, lease_epoch, carried_from, digest, bytes, codec, tokens, steps, state) SELECT round_id, slot, task_id, silo_id, lease_epoch, id, 'x', bytes, codec, tokens, steps, 'excluded' FROM update$q$);
 SELECT pg_temp.refused('update_finite', $q$UPDATE update SET norm = 'NaN'$q$);

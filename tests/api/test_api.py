@@ -11,6 +11,7 @@ import pages
 import people
 import rounds
 import silos
+import store
 import streams
 import tls
 
@@ -21,7 +22,7 @@ def main():
     try:
         server.start()
         fixture.load(server)
-        passed, failed = kit.run_tests(server, [generic, people, pages, framing, streams, silos, rounds, tls, cluster],
+        passed, failed = kit.run_tests(server, [generic, people, pages, framing, streams, silos, rounds, store, tls, cluster],
                                        sys.argv[2:])
         server.stop()
     except Exception as error:  # the counts must come out whatever happens

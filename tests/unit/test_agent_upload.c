@@ -11,6 +11,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "client/acks.h"
 #include "client/agent_int.h"
 #include "common/clock.h"
 #include "tests/support/check.h"
@@ -219,6 +220,17 @@ static const char *moments(void)
     return file_read(path, text, sizeof(text), &e) == ST_OK ? text : "";
 }
 
+/* Acknowledgements on disk. */
+static int64_t noted(void)
+{
+    FILE *null = fopen("/dev/null", "w");
+    int64_t count = -1;
+    struct err e = {0};
+    CHECK_INT(acks_print(dir, null, &count, &e), ST_OK);
+    (void)fclose(null);
+    return count;
+}
+
 static void begin(enum fault what, int at)
 {
     struct err e = {0};
@@ -299,6 +311,7 @@ static void an_update_goes_up_in_chunks(void)
     CHECK_MEM(received, update, sizeof(update));
     CHECK_INT(agent.sent_bytes, UPDATE_BYTES);
     CHECK_STR(moments(), "after");
+    CHECK_INT(noted(), 1);
     finish();
 }
 
@@ -335,6 +348,7 @@ static void a_late_update_keeps_the_moments(void)
     CHECK_INT(upload(), TASK_LATE);
     CHECK_STR(moments(), "after");
     CHECK_INT(rs.j.phase, JOURNAL_SETTLED);
+    CHECK_INT(noted(), 0);
     finish();
 }
 

@@ -1,0 +1,251 @@
+"""The store beside a live server: the check and each violation it must see, lost files, what is reaped, what is kept."""
+
+import glob
+import hashlib
+import os
+import signal
+import subprocess
+import time
+
+import kit
+from kit import psql, until
+from rounds import blob_path, kinds, one, wait_round
+from silo_client import code
+from silos import begin, no_violations
+
+EMPTY = hashlib.sha256(b"").hexdigest()
+
+
+def store(server, *parts):
+    return os.path.join(server.dir, "data", "store", *parts)
+
+
+def check(server, *options):
+    """(exit code, rules that are broken, everything said) of a check beside the running server."""
+    database = "host=%s user=%s dbname=%s" % (os.environ["PGHOST"], os.environ["PGUSER"], os.environ["PGDATABASE"])
+    done = subprocess.run([server.program, "check", "--data", os.path.join(server.dir, "data"), "--database", database,
+                           "--unsafe-database", "--log-level", "error", *options],
+                          capture_output=True, text=True, timeout=120)
+    return done.returncode, {l.split()[0] for l in done.stdout.splitlines() if l.split()[1:2] == ["broken"]}, done.stdout + done.stderr
+
+
+def new_violations(server, before, *options):
+    """Lines of a check that an earlier one did not have."""
+    return [l for l in check(server, *options)[2].splitlines()
+            if l not in before and l.split()[1:2] not in (["broken"], ["holds"], ["-"]) and "bytes read" not in l]
+
+
+def trained(server, rounds=2, number=1):
+    """A run with that many closed rounds; (run, silo, [uploads that were acknowledged])."""
+    run, (ash,) = begin(server, 1, rounds=rounds)
+    acks = []
+    for n in range(1, number + 1):
+        task = ash.task()
+        assert task["round"] == n
+        data, tokens = ash.update(task, seed=n)
+        upload = ash.send(task, data, tokens)
+        assert ash.finish(task, upload).status == 200
+        acks.append((upload, task["task"], hashlib.sha256(data).hexdigest()))
+        wait_round(run, n, "closed")
+    return run, ash, acks
+
+
+def digest_of(run, number, column="weights"):
+    return one("SELECT encode(%s, 'hex') FROM checkpoint WHERE run_id = '%s' AND number = %d" % (column, run, number))
+
+
+def damage(path):
+    os.chmod(path, 0o600)
+    with open(path, "r+b") as f:
+        f.seek(-5, os.SEEK_END)
+        byte = f.read(1)
+        f.seek(-5, os.SEEK_END)
+        f.write(bytes([byte[0] ^ 4]))
+
+
+def put(path, content=b""):
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "wb") as f:
+        f.write(content)
+    return path
+
+
+# ---- the check ----
+
+def test_a_check_beside_a_live_server_reads_everything_and_names_each_rule(server):
+    run, ash, acks = trained(server)
+    rc, broken, said = check(server)
+    assert rc in (0, 1), said  # the fixture's rows were put in by hand
+    for rule in ("I1", "I2", "I3", "I4", "I5", "I6", "I7", "I8", "I9", "I10", "I11", "chain"):
+        assert any(l.startswith(rule + " ") for l in said.splitlines()), (rule, said)
+    assert "not asked; give --acks FILE" in said
+    assert "holds   one event for each accepted update" in said or "I11" in broken
+
+
+def test_what_a_silo_was_told_and_is_not_there_is_found(server):
+    run, ash, acks = trained(server)
+    before = check(server)[2]
+    path = put(os.path.join(server.dir, "acks"), "# acknowledgements\n\n".encode() + "".join(
+        "%s %s %s 1\n%s %s\n" % (upload, digest, run, task, digest) for upload, task, digest in acks).encode())
+    assert new_violations(server, before, "--acks", path) == ["2 acknowledgements asked about"]
+    upload, task, digest = acks[0]
+    for line in ("%s %s" % (upload, "0" * 64), "%s %s" % ("u_" + "0" * 26, digest), "%s %s" % ("t_" + "0" * 26, digest)):
+        put(path, line.encode() + b"\n")
+        (found, _) = new_violations(server, before, "--acks", path)
+        assert found == "I1 %s: a silo was told that it counts, and there is no such update" % line, found
+    put(path, b"u_1 nonsense\n")
+    rc, _, said = check(server, "--acks", path)
+    assert rc == 3 and "line 1 is no acknowledgement" in said, said
+    assert check(server, "--acks", path + "-none")[0] == 3
+
+
+def test_a_damaged_a_short_and_a_missing_file_are_found(server):
+    run, ash, acks = trained(server)
+    before = check(server)[2]
+    digest = digest_of(run, 1)
+    (path,) = blob_path(server, digest)
+    with open(path, "rb") as f:
+        sound = f.read()
+    for how in ("bit", "short", "gone"):
+        os.chmod(path, 0o600)
+        if how == "gone":
+            os.rename(path, path + ".away")
+        else:
+            put(path, sound[:-1] if how == "short" else bytes([sound[0] ^ 1]) + sound[1:])
+        (found,) = [l for l in new_violations(server, before) if l.startswith("I8")]
+        assert digest in found, found
+        if how == "gone":
+            os.rename(path + ".away", path)
+    put(path, sound)
+    assert new_violations(server, before) == []
+
+
+def test_files_that_nobody_knows_are_found_when_they_are_old(server):
+    run, ash, acks = trained(server)
+    before = check(server, "--orphan-hours", "0")[2]
+    task = ash.task()  # an upload under way is no orphan, however old
+    data, tokens = ash.update(task, seed=7)
+    created = ash.create(task, data, tokens).json()
+    blob = put(store(server, "blobs", EMPTY[:2], EMPTY[2:4], EMPTY))
+    tmp = put(store(server, "tmp", "file-c_" + "0" * 26), b"half")
+    odd = put(store(server, "blobs", "notes.txt"), b"?")
+    try:
+        assert new_violations(server, before) == []  # a day is theirs
+        found = "\n".join(new_violations(server, before, "--orphan-hours", "0"))
+        assert "I9 blobs/%s/%s/%s: no row knows it" % (EMPTY[:2], EMPTY[2:4], EMPTY) in found, found
+        assert "I9 tmp/file-c_" in found and "I9 blobs/notes.txt: is none of the store's files" in found, found
+        assert created["upload"] not in found, found
+    finally:
+        for path in (blob, tmp, odd):
+            if os.path.exists(path):
+                os.remove(path)
+
+
+def test_a_planted_row_makes_the_check_end_with_1(server):
+    run, ash, acks = trained(server)
+    before = check(server)[2]
+    psql("BEGIN; SET LOCAL session_replication_role = replica; UPDATE run SET head = 0 WHERE id = '%s'; COMMIT" % run)
+    try:
+        rc, broken, said = check(server)
+        assert rc == 1 and "I4" in broken, said
+        assert [l.split()[0] for l in new_violations(server, before)][0] == "I4"
+    finally:
+        psql("BEGIN; SET LOCAL session_replication_role = replica; UPDATE run SET head = 1 WHERE id = '%s'; COMMIT" % run)
+
+
+# ---- the start ----
+
+def test_an_upload_whose_bytes_are_gone_expires_at_the_start_and_is_sent_again(server):
+    run, silos = begin(server, 3, silos_per_round=3, min_silos=3, rounds=1)
+    held = {s: s.task() for s in silos}
+    sent = {}
+    for s in silos:
+        data, tokens = s.update(held[s], seed=3)
+        upload = s.create(held[s], data, tokens).json()["upload"]
+        assert s.chunk(held[s], upload, data[:5000], 0).status == 200
+        sent[s] = (upload, data, tokens)
+    short, gone, whole = silos
+    server.process.send_signal(signal.SIGKILL)
+    server.process.wait()
+    os.truncate(store(server, "tmp", sent[short][0]), 4999)
+    os.remove(store(server, "tmp", sent[gone][0]))
+    server.start()
+    for s, state in ((short, "expired"), (gone, "expired"), (whole, "open")):
+        got = s.get("/uploads/" + sent[s][0]).json()
+        assert got["state"] == state, (s.name, got)
+    assert not os.path.exists(store(server, "tmp", sent[short][0]))
+    assert kinds(run).count("upload_lost") == 2
+    for s in silos:
+        upload, data, tokens = sent[s]
+        assert s.finish(held[s], s.send(held[s], data, tokens)).status == 200
+    wait_round(run, 1, "closed")
+    no_violations()
+
+
+def test_an_upload_that_had_its_name_before_the_crash_goes_on(server):
+    run, (ash,) = begin(server, 1, rounds=1)
+    task = ash.task()
+    data, tokens = ash.update(task, seed=5)
+    upload = ash.send(task, data, tokens)
+    server.process.send_signal(signal.SIGKILL)
+    server.process.wait()
+    digest = hashlib.sha256(data).hexdigest()
+    os.makedirs(store(server, "blobs", digest[:2], digest[2:4]), exist_ok=True)
+    os.rename(store(server, "tmp", upload), store(server, "blobs", digest[:2], digest[2:4], digest))
+    server.start()
+    assert ash.get("/uploads/" + upload).json()["state"] == "open"
+    assert ash.finish(task, upload).status == 200
+    wait_round(run, 1, "closed")
+    no_violations()
+
+
+def test_old_files_that_nobody_knows_are_reaped_and_nothing_else(server):
+    run, (ash,) = begin(server, 1, rounds=1)
+    task = ash.task()
+    data, tokens = ash.update(task, seed=6)
+    upload = ash.create(task, data, tokens).json()["upload"]
+    assert ash.chunk(task, upload, data[:5000], 0).status == 200
+    known = psql("SELECT encode(digest, 'hex') FROM blob WHERE state = 'live'")
+    on_disk = {d for (d,) in known if blob_path(server, d)}
+    server.stop()
+    blob = put(store(server, "blobs", EMPTY[:2], EMPTY[2:4], EMPTY))
+    tmp = put(store(server, "tmp", "u_" + "0" * 26), b"of an upload that no row knows")
+    odd = put(store(server, "tmp", ".keep"))
+    server.start()  # with a day's grace: nothing goes
+    beat = time.monotonic() + 1.5
+    until("a look at the files", lambda: time.monotonic() > beat)
+    assert os.path.exists(blob) and os.path.exists(tmp)
+    server.stop()
+    server.start("--orphan-hours", "0")
+    try:
+        until("the blob to be reaped", lambda: not os.path.exists(blob))
+        until("the temporary file to be reaped", lambda: not os.path.exists(tmp))
+    finally:
+        server.stop()
+        server.start()
+    os.remove(odd) if os.path.exists(odd) else None
+    assert {d for (d,) in known if blob_path(server, d)} == on_disk, "a file that a row needs was removed"
+    assert os.path.exists(store(server, "tmp", upload)), "an upload under way was removed"
+    assert ash.finish(task, ash.send(task, data, tokens)).status == 200
+    wait_round(run, 1, "closed")
+    no_violations()
+
+
+def test_an_upload_that_would_go_below_the_floor_is_507_and_counts_later(server):
+    run, (ash,) = begin(server, 1, rounds=1)
+    task = ash.task()
+    data, tokens = ash.update(task, seed=8)
+    server.stop()
+    try:
+        server.start("--free-floor", "900T", ready=False)
+        answer = server.get("/readyz", token=None, check=False)
+        assert answer.status == 503 and b"disk" in answer.body, answer.body
+        answer = ash.create(task, data, tokens)
+        assert answer.status == 507 and code(answer) == "DISK_FULL", answer.body
+        assert answer.header("Retry-After")
+    finally:
+        server.stop()
+        server.start()
+    assert ash.train(ash.task(), seed=8).status == 200
+    wait_round(run, 1, "closed")
+    no_violations()

@@ -133,7 +133,7 @@ FORCE:
 
 # Without OpenMP's pragmas the engine still gives the same bits, on one thread.
 $(B)/kernels/cpu/%.c.o: CFLAGS += -O3 -fno-math-errno $(or $(OPENMP),-Wno-unknown-pragmas)
-$(B)/client/model%.c.o $(B)/client/trainer%.c.o $(B)/server/aggregate.c.o: CFLAGS += -O3
+$(B)/client/model%.c.o $(B)/client/trainer%.c.o $(B)/server/aggregate.c.o $(B)/common/codec%.c.o: CFLAGS += -O3
 $(B)/%.c.o: %.c $(B)/flags
 	@mkdir -p $(@D)
 	$(if $(V),,@echo '  CC   $<')
@@ -296,6 +296,7 @@ BENCHES := $(patsubst %.c,$(B)/%,$(filter-out %/bench_engine.c,$(wildcard tests/
 $(BENCHES): %: %.c.o $(KIT) $(SERVER_LIBS)
 	$(call link,$(LIBS_server))
 bench: all bench-engine $(BENCHES)
+	@$(B)/tests/bench/bench_codec
 	@$(if $(wildcard tests/bench/bench_aggregate.c),$(B)/tests/bench/bench_aggregate)
 	@python3 -B tests/bench/bench_system.py $(B)
 bench-engine: $(B)/tests/bench/bench_engine $(PLUGIN)

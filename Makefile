@@ -200,6 +200,7 @@ $(EMULATED): %: %.c.o $(KIT) $(EMUL_OBJS) $(ENGINE_LIBS)
 	$(call link,$(LIBS_engine) -lstdc++)
 $(UNIT_TESTS): %: %.c.o $(KIT) $(B)/libserver.a $(CLIENT_LIBS)
 	$(call link,$(LIBS_server) $(LIBS_client) $(LIBS_engine))
+$(B)/tests/fault/test_sim_rounds: $(B)/tests/support/sim_store.c.o
 $(FAULT_TESTS): %: %.c.o $(KIT) $(B)/tests/support/fake_pq.c.o $(SERVER_LIBS)
 	$(call link,$(filter-out -lpq,$(LIBS_server)))
 $(B)/tests/fault/proxy: %: %.c.o $(B)/libcommon.a
@@ -246,7 +247,7 @@ RIG := build/fault/bin/photon-server build/fault/bin/photon-client
 .PHONY: rig-programs test-fault
 rig-programs:
 	@$(SUBMAKE) VARIANT=fault $(RIG)
-FAULT_SUITES = fault 'tests/run.sh $(FAULT_TESTS)' -- proxy 'python3 -B tests/fault/proxy.py $(B)' -- \
+FAULT_SUITES = fault '$(if $(LONG),SIM_SEEDS=100000 )tests/run.sh $(FAULT_TESTS)' -- proxy 'python3 -B tests/fault/proxy.py $(B)' -- \
   rig 'python3 -B tests/fault/rig.py $(if $(LONG),--long )$(if $(SEED),--seed $(SEED) )kills'
 test-fault: all $(FAULT_TESTS) rig-programs
 	@tests/all.sh $(FAULT_SUITES)

@@ -47,6 +47,37 @@ mutant 'seats do not depend on the round' server/sampling.c \
 mutant 'an update may claim more tokens than the plan' sql/0004_rounds.sql \
     "s/WHEN NEW.tokens > t.plan_tokens THEN .*/WHEN false THEN ''/" tests/schema
 
+# ---- the rules, in the simulation of whole runs ----
+sim=tests/fault/test_sim_rounds
+mutant 'simulation: an old epoch still holds the seat' server/seat.c 's/ \&\& s->epoch == epoch ? / ? /' $sim
+mutant 'simulation: anybody with the epoch holds the seat' server/seat.c \
+    's/ \&\& s->silo == silo \&\& s->epoch/ \&\& s->epoch/' $sim
+mutant 'simulation: a claim does not raise the epoch' server/seat.c 's/^    s->epoch++;//' $sim
+mutant 'simulation: sealed one update short' server/round.c \
+    's/p->accepted >= p->expected/p->accepted + 1 >= p->expected/' $sim
+mutant 'simulation: sealed one below the quorum at the deadline' server/round.c \
+    's/    if (p->accepted >= p->quorum) {/    if (p->accepted + 1 >= p->quorum) {/' $sim
+mutant 'simulation: an aggregation that was stopped may still publish' server/round.c \
+    's/ \&\& newest == epoch;/ + 0 * (newest == epoch);/' $sim
+mutant 'simulation: a repeated finish is refused' server/seat.c \
+    '/^enum accept seat_accept/,/^}/s/if (counted)/if (0 \&\& counted)/' $sim
+mutant 'simulation: an upload counts before it is whole' server/seat.c 's/if (!placed)/if (0 \&\& !placed)/' $sim
+mutant 'simulation: a silo takes a second seat of the round' server/seat.c \
+    's/^        has_seat(r, c->silo)) {/        false) {/' $sim
+mutant 'simulation: a lease is over at its end, not a lease time later' server/seat.c \
+    's/return s->lease_until + ROUND_LEASE_S;/return s->lease_until;/' $sim
+mutant 'simulation: a seat is lost as soon as its silo is gone' server/seat.c \
+    's/ || s->lease_until + ROUND_LEASE_S >= now/ || now < 0/' $sim
+mutant 'simulation: failures of a seat are not counted' server/seat.c 's/s->attempt++;/;/' $sim
+mutant 'simulation: who sits out is never called back' server/round.c \
+    's/? ROUND_RECALL : ROUND_WAIT/? ROUND_WAIT : ROUND_WAIT/' $sim
+mutant 'simulation: a damaged update may cost the quorum' server/round.c \
+    's/return accepted >= quorum;/return accepted >= 0 * quorum;/' $sim
+mutant 'simulation: an update that was carried over has no seat' server/round.c \
+    '/^bool round_eligible/,/^}/s/if (s->carried)/if (!s)/' $sim
+mutant 'simulation: an outage of ours costs seats' server/seat.c \
+    's/s->lease_until = fmax(s->lease_until, now) + ROUND_LEASE_S;/(void)now;/' $sim
+
 # ---- durable before it is said ----
 mutant 'a chunk is answered without a commit of its offset' server/api_bulk.c \
     's/^    TRY(db_upload_commit(rq->db, /    if (0) TRY(db_upload_commit(rq->db, /' \

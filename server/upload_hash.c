@@ -82,7 +82,7 @@ static struct running *next_work(void)
     struct running *best = NULL;
     for (int i = 0; i < KEPT_MAX; i++) {
         struct running *r = &hashes.kept[i];
-        if (r->id[0] && !r->busy && !r->unreadable && r->at < r->want &&
+        if (r->id[0] && !r->busy && !r->back && !r->unreadable && r->at < r->want &&
             (!best || r->used_ms < best->used_ms)) {
             best = r;
         }

@@ -204,6 +204,26 @@ static void the_digest_of_the_whole_is_made_beside(void)
     gone(s);
 }
 
+/* Who asks while the thread is at it gets it after a block, however much is left to read. */
+static void a_digest_in_the_making_is_given_back_at_once(void)
+{
+    const int64_t bytes = (int64_t)1 << 30; // a hole: nothing is on the disk
+    struct blob_store *s = fresh(0);
+    int fd = -1;
+    CHECK_INT(blob_tmp_open(s, id, &fd, NULL), ST_OK);
+    CHECK_INT(ftruncate(fd, bytes), 0);
+    CHECK_INT(close(fd), 0);
+    for (int i = 0; i < 20; i++) {
+        int64_t at = 0;
+        upload_hash_more(s, id, bytes);
+        clock_sleep_ms(i % 4);
+        struct sha256 *h = upload_hash_take(id, &at);
+        CHECK(at < bytes);
+        sha256_free(h);
+    }
+    gone(s);
+}
+
 static void another_process_keeps_its_file(void)
 {
     struct blob_store *s = fresh(11);
@@ -274,6 +294,7 @@ int main(void)
     RUN(an_older_request_does_not_take_the_file_from_a_newer_one);
     RUN(a_crc_stands_for_a_digest);
     RUN(the_digest_of_the_whole_is_made_beside);
+    RUN(a_digest_in_the_making_is_given_back_at_once);
     RUN(another_process_keeps_its_file);
     RUN(what_is_not_there_is_not_written);
     RUN(more_uploads_than_digests_kept_still_end_well);

@@ -175,8 +175,7 @@ static enum status open_bulk(struct agent *a, struct err *e)
     struct transport_config c = {.url = a->bulk_url,
                                  .token = a->id.token,
                                  .ca_file = a->id.ca_file[0] ? a->id.ca_file : NULL,
-                                 .max_upload_bytes_per_s =
-                                     (int64_t)(a->config->max_upload_mbps * 1e6 / 8.0),
+                                 .max_bytes_per_s = (int64_t)(a->config->max_mbps * 1e6 / 8.0),
                                  .cancelled = is_cancelled};
     return transport_open(&a->bulk, &c, e);
 }

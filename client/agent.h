@@ -21,10 +21,10 @@ struct agent_config {
     const char *state_dir;
     const struct data_source_arg *sources;
     int source_count;
-    const char *device;     /* auto, cpu, ref, cuda */
-    const char *dtype;      /* auto, f32, bf16 */
-    int threads;            /* 0: all cores */
-    double max_upload_mbps; /* megabit per second; 0: unlimited */
+    const char *device; /* auto, cpu, ref, cuda */
+    const char *dtype;  /* auto, f32, bf16 */
+    int threads;        /* 0: all cores */
+    double max_mbps;    /* of files, each way, in megabit per second; 0: unlimited */
 };
 
 /* Works until told to stop; an exit code (client/options.h). Installs signal handlers. */

@@ -12,11 +12,11 @@
 
 #include "client/acks.h"
 #include "client/agent_int.h"
+#include "client/chunking.h"
 #include "common/clock.h"
 #include "common/fault.h"
 #include "common/limits.h"
 #include "common/log.h"
-#include "common/mem.h"
 #include "common/rng.h"
 
 enum { DIGEST_TRIES = 5, WAIT_SLICE_MS = 100, CREATE_TRIES = 5 };
@@ -28,7 +28,9 @@ struct sending {
     struct beat *b;
     int fd;
     int64_t offset;
-    int64_t chunk_bytes;
+    int64_t chunk_bytes; // what the server takes at most
+    int64_t piece;       // of the next chunk, as the link allows
+    struct ahead *ahead;
     int attempt; // failures in a row, for the wait
     double seconds;
 };
@@ -108,6 +110,7 @@ static enum status read_upload(struct sending *s, const struct reply *r, struct 
     const struct json *chunk = json_get(r->json, "chunk_bytes");
     if (json_is_int(chunk, 1, LIMIT_CHUNK)) {
         s->chunk_bytes = json_int(chunk);
+        s->piece = s->piece < s->chunk_bytes ? s->piece : s->chunk_bytes;
     }
     if (strcmp(s->rs->j.upload, id) != 0) {
         TRY(run_state_upload(s->rs, id, e));
@@ -191,58 +194,50 @@ static enum step do_ask(struct sending *s, struct arena *arena, enum task_end *e
     return state && strcmp(state, "open") == 0 ? STEP_CHUNK : STEP_FINISH;
 }
 
-static enum status chunk_digest(const struct sending *s, int64_t bytes, char hex[DIGEST_HEX + 1],
-                                struct err *e)
+/* The piece at the durable offset; the digest of the one behind it is made while it is sent. */
+static enum status next_chunk(struct sending *s, struct arena *arena, struct chunk *out,
+                              struct err *e)
 {
-    enum { BLOCK = 1 << 18 };
-    char *block = mem_alloc(BLOCK);
-    struct sha256 *hash = sha256_new();
-    enum status st = ST_OK;
-    for (int64_t done = 0; done < bytes && !st;) {
-        int64_t left = bytes - done;
-        ssize_t n = pread(s->fd, block, left < BLOCK ? (size_t)left : BLOCK, s->offset + done);
-        if (n > 0) {
-            sha256_add(hash, block, (size_t)n);
-            done += n;
-        } else if (n == 0 || errno != EINTR) {
-            st = err_set(e, ST_IO, "cannot read the update file");
-        }
-    }
-    struct digest d;
-    sha256_end(hash, &d);
-    digest_hex(&d, hex);
-    sha256_free(hash);
-    mem_free(block);
-    return st;
+    int64_t left = s->rs->j.bytes - s->offset;
+    int64_t bytes = left < s->piece ? left : s->piece;
+    uint32_t crc = 0;
+    TRY(ahead_take(s->ahead, s->offset, &bytes, &crc, e));
+    int64_t after = left - bytes;
+    ahead_start(s->ahead, s->offset + bytes, after < s->piece ? after : s->piece);
+    *out = (struct chunk){.path = arena_fmt(arena, "/silo/v1/uploads/%s", s->rs->j.upload),
+                          .lease = arena_fmt(arena, "%s:%" PRId64, s->t->id, s->t->epoch),
+                          .fd = s->fd,
+                          .offset = s->offset,
+                          .bytes = bytes,
+                          .meta = arena_fmt(arena,
+                                            "{\"offset\":%" PRId64 ",\"bytes\":%" PRId64
+                                            ",\"crc32c\":\"%08x\"}",
+                                            s->offset, bytes, crc)};
+    return ST_OK;
 }
 
 static enum step do_chunk(struct sending *s, struct arena *arena, enum task_end *end)
 {
-    int64_t left = s->rs->j.bytes - s->offset;
-    if (left <= 0) {
+    if (s->offset >= s->rs->j.bytes) {
         return STEP_FINISH;
     }
-    int64_t bytes = left < s->chunk_bytes ? left : s->chunk_bytes;
-    char hex[DIGEST_HEX + 1];
+    struct chunk c;
     struct err e = {0};
-    if (chunk_digest(s, bytes, hex, &e)) {
+    if (next_chunk(s, arena, &c, &e)) {
         *end = agent_fail(s->a, "transient", &e);
         return STEP_END;
     }
-    struct chunk c = {
-        .path = arena_fmt(arena, "/silo/v1/uploads/%s", s->rs->j.upload),
-        .lease = arena_fmt(arena, "%s:%" PRId64, s->t->id, s->t->epoch),
-        .fd = s->fd,
-        .offset = s->offset,
-        .bytes = bytes,
-        .meta = arena_fmt(arena, "{\"offset\":%" PRId64 ",\"bytes\":%" PRId64 ",\"sha256\":\"%s\"}",
-                          s->offset, bytes, hex)};
     struct reply r;
     double begin = clock_mono_s();
     FAULT("send.chunk");
     enum status st = transport_chunk(s->a->bulk, arena, &c, &r, &e);
     FAULT("send.chunked");
-    s->seconds += clock_mono_s() - begin;
+    double took = clock_mono_s() - begin;
+    s->seconds += took;
+    s->a->sent_bytes += c.sent;
+    if (!st || r.http == 0) { // a refusal says nothing of the link
+        s->piece = chunk_next(c.bytes, took, !st, s->chunk_bytes);
+    }
     if (st) {
         bool damaged = r.http == 422 && strcmp(r.code, "DIGEST_MISMATCH") == 0;
         if (damaged && s->attempt < DIGEST_TRIES) { // the wire flipped a bit
@@ -251,7 +246,6 @@ static enum step do_chunk(struct sending *s, struct arena *arena, enum task_end 
         }
         return after_failure(s, &r, &e, STEP_ASK, end);
     }
-    s->a->sent_bytes += bytes;
     s->attempt = 0;
     const struct json *offset = r.json ? json_get(r.json, "offset") : NULL;
     if (!json_is_int(offset, s->offset, s->rs->j.bytes)) {
@@ -359,6 +353,7 @@ enum task_end agent_upload(struct agent *a, const struct task *t, struct run_sta
     char path[STATE_PATH_MAX];
     run_state_path(rs, STATE_UPDATE, path);
     struct sending s = {.a = a, .t = t, .rs = rs, .b = b, .chunk_bytes = t->chunk_bytes};
+    s.piece = CHUNK_FIRST < s.chunk_bytes ? CHUNK_FIRST : s.chunk_bytes;
     s.fd = open(path, O_RDONLY | O_CLOEXEC);
     if (s.fd < 0) {
         struct err e = {0};
@@ -367,7 +362,9 @@ enum task_end agent_upload(struct agent *a, const struct task *t, struct run_sta
     }
     agent_doing(a, t, "uploading", t->local_steps);
     beat_report(b, "upload", t->local_steps, a->tokens_per_s);
+    s.ahead = ahead_new(s.fd);
     enum task_end end = send_all(&s);
+    ahead_free(s.ahead);
     (void)close(s.fd);
     end = settle(a, rs, end);
     if (end == TASK_DONE) {

@@ -71,8 +71,8 @@ static int start_main(int argc, char **argv)
          "auto (default), f32, bf16"},
         {"threads", 't', OPTION_INT, "N", "PHOTON_THREADS", &threads, 0, 1024,
          "CPU threads; default all cores"},
-        {"max-upload-mbps", 0, OPTION_NUM, "RATE", "PHOTON_MAX_UPLOAD_MBPS", &mbps, 0, 1e6,
-         "send no faster, in megabit per second"},
+        {"max-rate", 0, OPTION_NUM, "MBPS", "PHOTON_MAX_RATE", &mbps, 0, 1e6,
+         "move weights no faster, each way, in megabit per second"},
         {"log-format", 0, OPTION_TEXT, "FORMAT", "PHOTON_LOG_FORMAT", &format, 0, 0,
          "text (default) or json"},
         {"verbose", 'v', OPTION_FLAG, NULL, NULL, &verbose, 0, 0, "log more"},
@@ -117,7 +117,7 @@ static int start_main(int argc, char **argv)
                                   .device = device,
                                   .dtype = dtype,
                                   .threads = (int)threads,
-                                  .max_upload_mbps = mbps};
+                                  .max_mbps = mbps};
     rc = agent_run(&config);
     arena_free(a);
     return rc;

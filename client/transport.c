@@ -3,13 +3,10 @@
 #include <assert.h>
 #include <curl/curl.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
-#include <libgen.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "common/clock.h"
@@ -32,7 +29,7 @@ struct transport {
     char *url;
     char *auth; // the whole header, or NULL
     char *ca_file;
-    int64_t max_upload_bytes_per_s;
+    int64_t max_bytes_per_s;
     bool (*cancelled)(void *ctx);
     void *cancel_ctx;
     double timeout_s;
@@ -126,7 +123,7 @@ enum status transport_open(struct transport **out, const struct transport_config
         (void)snprintf(t->auth, size, "%s%s", lead, c->token);
     }
     t->ca_file = copy_text(c->ca_file);
-    t->max_upload_bytes_per_s = c->max_upload_bytes_per_s;
+    t->max_bytes_per_s = c->max_bytes_per_s;
     t->cancelled = c->cancelled;
     t->cancel_ctx = c->cancel_ctx;
     t->timeout_s = 30.0;
@@ -163,24 +160,13 @@ static bool is_cancelled(const struct transport *t)
 
 /* ---- one exchange ---- */
 
-struct file_sink {
-    int fd;
-    int64_t offset; // where the next byte goes
-    int64_t limit;  // more than this is refused
-    int64_t start;  // the offset asked for
-    struct sha256 *hash;
-    struct download *d;
-    bool wrong_range;
-    bool failed;
-    bool started;
-};
-
 struct exchange {
     struct transport *t;
     struct curl_slist *headers;
-    struct buf body;        // JSON, or an error's document
-    struct file_sink *sink; // where a 2xx body goes instead; NULL: body
-    int64_t range_start;    // of Content-Range, or -1
+    struct buf body;              // JSON, or an error's document
+    const struct body_sink *sink; // where a 2xx body goes instead; NULL: body
+    bool sink_begun;
+    int64_t range_start; // of Content-Range, or -1
     int64_t range_total;
 };
 
@@ -220,60 +206,15 @@ static size_t on_header(char *line, size_t size, size_t count, void *ctx)
     return n;
 }
 
-/* The first byte of a file's body decides whether the resumed part still counts. */
-static bool sink_begin(struct exchange *x, long http)
+static bool sink_take(struct exchange *x, const char *bytes, size_t n, long http)
 {
-    struct file_sink *s = x->sink;
-    s->started = true;
-    if (http == 206) {
-        s->wrong_range = x->range_start != s->start ||
-                         (s->d->bytes >= 0 && x->range_total >= 0 && x->range_total != s->d->bytes);
-        return !s->wrong_range;
-    }
-    if (s->start > 0) { // the whole file comes: what is there is of another version
-        if (ftruncate(s->fd, 0) != 0) {
-            s->failed = true;
+    if (!x->sink_begun) {
+        x->sink_begun = true;
+        if (!x->sink->begin(x->sink->ctx, (int)http, x->range_start, x->range_total)) {
             return false;
         }
-        struct digest unused;
-        sha256_end(s->hash, &unused);
-        s->offset = 0;
     }
-    return true;
-}
-
-static size_t sink_write(struct exchange *x, const char *bytes, size_t n, long http)
-{
-    struct file_sink *s = x->sink;
-    if (!s->started && !sink_begin(x, http)) {
-        return 0;
-    }
-    if (s->limit >= 0 && s->offset + (int64_t)n > s->limit) {
-        s->failed = true;
-        errno = EFBIG;
-        return 0;
-    }
-    size_t done = 0;
-    while (done < n) {
-        ssize_t w = FAULT_ERR("base.write")
-                        ? -1
-                        : pwrite(s->fd, bytes + done, n - done, s->offset + (int64_t)done);
-        if (w < 0 && errno == EINTR) {
-            continue;
-        }
-        if (w < 0) {
-            s->failed = true;
-            return 0;
-        }
-        done += (size_t)w;
-    }
-    sha256_add(s->hash, bytes, n);
-    s->offset += (int64_t)n;
-    s->d->received += (int64_t)n;
-    if (s->d->progress) {
-        s->d->progress(s->d->progress_ctx, s->offset);
-    }
-    return n;
+    return x->sink->bytes(x->sink->ctx, bytes, n);
 }
 
 static size_t on_body(char *bytes, size_t size, size_t count, void *ctx)
@@ -283,7 +224,7 @@ static size_t on_body(char *bytes, size_t size, size_t count, void *ctx)
     long http = 0;
     (void)curl_easy_getinfo(x->t->curl, CURLINFO_RESPONSE_CODE, &http);
     if (x->sink && http >= 200 && http < 300) {
-        return sink_write(x, bytes, n, http);
+        return sink_take(x, bytes, n, http) ? n : 0;
     }
     buf_add(&x->body, bytes, n);
     return x->body.full ? 0 : n;
@@ -453,142 +394,32 @@ enum status transport_call_retry(struct transport *t, struct arena *a, const cha
     }
 }
 
-/* ---- files coming down ---- */
+/* ---- bodies coming down ---- */
 
-static enum status sync_parent(const char *file, struct err *e)
-{
-    char *copy = copy_text(file);
-    const char *dir = dirname(copy);
-    int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    enum status st = ST_OK;
-    if (fd < 0 || fsync(fd) != 0) {
-        st = err_set(e, ST_IO, "cannot sync the folder of %s: %s", file, strerror(errno));
-    }
-    if (fd >= 0) {
-        (void)close(fd);
-    }
-    mem_free(copy);
-    return st;
-}
-
-/* Digest what an earlier try left, so that only the rest travels. */
-static enum status hash_part(int fd, struct file_sink *s, struct err *e)
-{
-    enum { BLOCK = 1 << 18 };
-    char *block = mem_alloc(BLOCK);
-    enum status st = ST_OK;
-    for (;;) {
-        ssize_t n = pread(fd, block, BLOCK, s->offset);
-        if (n < 0 && errno == EINTR) {
-            continue;
-        }
-        if (n < 0) {
-            st = err_set(e, ST_IO, "cannot read the partial download: %s", strerror(errno));
-        }
-        if (n <= 0) {
-            break;
-        }
-        sha256_add(s->hash, block, (size_t)n);
-        s->offset += n;
-    }
-    mem_free(block);
-    return st;
-}
-
-static enum status fetch(struct transport *t, struct arena *a, struct download *d,
-                         struct file_sink *s, struct reply *out, struct err *e)
+enum status transport_get(struct transport *t, struct arena *a, const char *path,
+                          const char *const *headers, const struct body_sink *sink,
+                          struct reply *out, struct err *e)
 {
     struct exchange x;
-    exchange_init(&x, t, a, "GET", d->path);
+    exchange_init(&x, t, a, "GET", path);
     bulk_limits(t);
-    x.sink = s;
-    s->start = s->offset;
-    if (s->offset > 0) {
-        add_header(&x, arena_fmt(a, "Range: bytes=%" PRId64 "-", s->offset));
-        if (d->digest) {
-            char hex[DIGEST_HEX + 1];
-            digest_hex(d->digest, hex);
-            add_header(&x, arena_fmt(a, "If-Range: \"%s\"", hex));
-        }
+    x.sink = sink;
+    for (; *headers; headers++) {
+        add_header(&x, *headers);
     }
-    int saved = 0;
-    enum status st = finish(&x, a, out, e);
-    saved = errno;
-    if (s->wrong_range) {
-        return err_set(e, ST_CORRUPT, "the server sent another part of %.100s than asked", d->path);
+    if (t->max_bytes_per_s > 0) {
+        (void)curl_easy_setopt(t->curl, CURLOPT_MAX_RECV_SPEED_LARGE,
+                               (curl_off_t)t->max_bytes_per_s);
     }
-    if (s->failed) {
-        return err_set(e, saved == ENOSPC ? ST_LIMIT : ST_IO, "cannot write %s.part: %s", d->file,
-                       strerror(saved));
-    }
-    return st;
-}
-
-static enum status check_whole(const struct download *d, struct file_sink *s, struct err *e)
-{
-    if (d->bytes >= 0 && s->offset != d->bytes) {
-        return err_set(e, s->offset < d->bytes ? ST_NET : ST_CORRUPT,
-                       "%" PRId64 " of %" PRId64 " bytes came", s->offset, d->bytes);
-    }
-    struct digest got;
-    sha256_end(s->hash, &got);
-    if (d->digest && !digest_equal(&got, d->digest)) {
-        char hex[DIGEST_HEX + 1];
-        digest_hex(&got, hex);
-        return err_set(e, ST_CORRUPT, "the download has digest %s, not the one asked for", hex);
-    }
-    return ST_OK;
-}
-
-static enum status download_into(struct transport *t, struct arena *a, struct download *d, int fd,
-                                 const char *part, struct reply *out, struct err *e)
-{
-    struct file_sink s = {.fd = fd, .limit = d->bytes, .hash = sha256_new(), .d = d};
-    enum status st = hash_part(fd, &s, e);
-    bool whole = d->bytes >= 0 && s.offset == d->bytes;
-    if (!st && (d->bytes >= 0 && s.offset > d->bytes)) {
-        st = err_set(e, ST_CORRUPT, "%s is longer than the file asked for", part);
-    } else if (!st && !whole) {
-        st = fetch(t, a, d, &s, out, e);
-        if (out->http == 416) {
-            st = err_set(e, ST_CORRUPT, "%s does not fit the file any more", part);
-        }
-    }
-    st = st ? st : check_whole(d, &s, e);
-    sha256_free(s.hash);
-    if (!st && (FAULT_ERR("base.sync") || fsync(fd) != 0)) {
-        st = err_set(e, ST_IO, "cannot sync %s: %s", part, strerror(errno));
-    }
-    return st;
-}
-
-enum status transport_download(struct transport *t, struct arena *a, struct download *d,
-                               struct reply *out, struct err *e)
-{
-    reply_clear(out);
-    const char *part = arena_fmt(a, "%s.part", d->file);
-    int fd = open(part, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-    if (fd < 0) {
-        return err_set(e, ST_IO, "cannot create %s: %s", part, strerror(errno));
-    }
-    enum status st = download_into(t, a, d, fd, part, out, e);
-    if (close(fd) != 0 && !st) {
-        st = err_set(e, ST_IO, "cannot close %s: %s", part, strerror(errno));
-    }
-    if (st == ST_CORRUPT) {
-        (void)unlink(part);
-    }
-    if (!st && (FAULT_ERR("base.rename") || rename(part, d->file) != 0)) {
-        st = err_set(e, ST_IO, "cannot name %s: %s", d->file, strerror(errno));
-    }
-    return st ? st : sync_parent(d->file, e);
+    return finish(&x, a, out, e);
 }
 
 /* ---- chunks going up ---- */
 
 struct chunk_reader {
     const struct chunk *c;
-    int64_t at; // from the chunk's start
+    int64_t at;    // from the chunk's start
+    int64_t given; // to libcurl, what it took back and read again included
 };
 
 static size_t on_read(char *out, size_t size, size_t count, void *ctx)
@@ -610,6 +441,7 @@ static size_t on_read(char *out, size_t size, size_t count, void *ctx)
         return CURL_READFUNC_ABORT; // shorter than promised: never send a wrong length
     }
     r->at += n;
+    r->given += n;
     return (size_t)n;
 }
 
@@ -623,7 +455,7 @@ static int on_seek(void *ctx, curl_off_t offset, int origin)
     return CURL_SEEKFUNC_OK;
 }
 
-enum status transport_chunk(struct transport *t, struct arena *a, const struct chunk *c,
+enum status transport_chunk(struct transport *t, struct arena *a, struct chunk *c,
                             struct reply *out, struct err *e)
 {
     struct exchange x;
@@ -642,14 +474,17 @@ enum status transport_chunk(struct transport *t, struct arena *a, const struct c
     (void)curl_mime_data_cb(body, (curl_off_t)c->bytes, on_read, on_seek, NULL, &reader);
     (void)curl_easy_setopt(t->curl, CURLOPT_MIMEPOST, form);
     (void)curl_easy_setopt(t->curl, CURLOPT_UPLOAD_BUFFERSIZE, 2L * 1024 * 1024);
-    if (t->max_upload_bytes_per_s > 0) {
+    if (t->max_bytes_per_s > 0) {
         (void)curl_easy_setopt(t->curl, CURLOPT_MAX_SEND_SPEED_LARGE,
-                               (curl_off_t)t->max_upload_bytes_per_s);
+                               (curl_off_t)t->max_bytes_per_s);
     }
     // A refusal must be read before the body is sent: without it the reply can be lost to a reset.
     add_header(&x, "Expect: 100-continue");
     add_header(&x, arena_fmt(a, "Photon-Lease: %s", c->lease));
     enum status st = finish(&x, a, out, e);
+    curl_off_t up = 0; // with the form's own lines; what is still in a buffer here is not sent
+    (void)curl_easy_getinfo(t->curl, CURLINFO_SIZE_UPLOAD_T, &up);
+    c->sent = reader.given < (int64_t)up ? reader.given : (int64_t)up;
     curl_mime_free(form);
     return st;
 }

@@ -24,11 +24,11 @@
 struct transport;
 
 struct transport_config {
-    const char *url;                /* https://host[:port], no path */
-    const char *token;              /* bearer; NULL: none */
-    const char *ca_file;            /* NULL: the system's */
-    int64_t max_upload_bytes_per_s; /* 0: unlimited */
-    bool (*cancelled)(void *ctx);   /* asked at least once a second; NULL: never */
+    const char *url;              /* https://host[:port], no path */
+    const char *token;            /* bearer; NULL: none */
+    const char *ca_file;          /* NULL: the system's */
+    int64_t max_bytes_per_s;      /* of files, in each direction; 0: unlimited */
+    bool (*cancelled)(void *ctx); /* asked at least once a second; NULL: never */
     void *cancel_ctx;
 };
 
@@ -61,6 +61,19 @@ enum status transport_call_retry(struct transport *t, struct arena *a, const cha
                                  const char *path, const char *body, double give_up_s,
                                  struct reply *out, struct err *e) MUST_CHECK;
 
+/* Where the body of a 2xx goes as it comes. False ends the exchange with ST_NET. */
+struct body_sink {
+    /* start, total: of Content-Range, or -1 */
+    bool (*begin)(void *ctx, int http, int64_t start, int64_t total);
+    bool (*bytes)(void *ctx, const void *bytes, size_t len);
+    void *ctx;
+};
+
+/* One try at a body of any length; headers are more lines of the request, NULL ends them. */
+enum status transport_get(struct transport *t, struct arena *a, const char *path,
+                          const char *const *headers, const struct body_sink *sink,
+                          struct reply *out, struct err *e) MUST_CHECK;
+
 struct download {
     const char *path;            /* of the request */
     const char *file;            /* where it ends; it grows beside it as FILE.part */
@@ -72,9 +85,9 @@ struct download {
 };
 
 /*
- * One try at fetching a file, going on from what FILE.part holds (Range, If-Range). When it is
- * whole: digest and size checked, synced, renamed, folder synced. ST_CORRUPT: wrong digest, the
- * part is removed, so that a repeat starts anew. ST_NET, ST_RETRY: call again.
+ * (download.c) One try at fetching a file, going on from what FILE.part holds (Range, If-Range).
+ * When it is whole: digest and size checked, synced, renamed, folder synced. ST_CORRUPT: wrong
+ * digest, the part is removed, so that a repeat starts anew. ST_NET, ST_RETRY: call again.
  */
 enum status transport_download(struct transport *t, struct arena *a, struct download *d,
                                struct reply *out, struct err *e) MUST_CHECK;
@@ -86,10 +99,11 @@ struct chunk {
     int64_t offset;
     int64_t bytes;
     const char *meta; /* JSON of the first part */
+    int64_t sent;     /* out: bytes of the piece that left, whatever became of them */
 };
 
 /* Send one piece of an open file as multipart/form-data (meta, chunk), streamed by position. */
-enum status transport_chunk(struct transport *t, struct arena *a, const struct chunk *c,
+enum status transport_chunk(struct transport *t, struct arena *a, struct chunk *c,
                             struct reply *out, struct err *e) MUST_CHECK;
 
 #endif

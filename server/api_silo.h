@@ -6,6 +6,7 @@
 
 #include <stdbool.h>
 
+#include "common/limits.h"
 #include "common/run_spec.h"
 #include "server/db_task.h"
 #include "server/http.h"
@@ -19,7 +20,7 @@ enum status respond_refusal(struct request *rq, struct response *rs, const struc
 /* 507. */
 enum status respond_disk_full(struct request *rq, struct response *rs);
 
-enum { SILO_CHUNK_BYTES = 8 * 1024 * 1024 };
+enum { SILO_CHUNK_BYTES = LIMIT_CHUNK };
 
 /* Members of the request's body; false or NULL: rs is a 422 that names the member. */
 bool silo_want_int(struct request *rq, struct response *rs, const char *key, int64_t min,

@@ -105,7 +105,7 @@ mutant 'an older request takes the file from a newer one' server/upload_file.c \
 mutant 'the digest of an upload is not compared' server/accept.c \
     's/if (!digest_equal(&got, &c->sha256))/if (0)/' \
     tests/api silos.test_a_file_that_differs_from_its_declared_digest_is_refused
-mutant 'a download is taken as it is' client/transport.c \
+mutant 'a download is taken as it is' client/download.c \
     's/if (d->digest \&\& !digest_equal(&got, d->digest))/if (0)/' tests/unit/test_transport
 mutant 'a hole in a safetensors file is accepted' common/safetensors.c \
     's/if (t->begin != at)/if (t->begin < at)/' tests/unit/test_safetensors

@@ -10,11 +10,12 @@
  * maximum m and sum l of each row are updated, P = exp(S - m) is rounded, O is rescaled and P V
  * added. Scores are kept in units of log 2, so that a probability is one exp2. Backward recomputes
  * P from lse; dQ gathers over key tiles in ascending order, dK and dV over query
- * tiles in ascending order.
+ * tiles in ascending order. ALiBi's far tiles are skipped by the rule of attn_skip.h.
  */
 #ifndef KERNELS_CPU_ATTN_H
 #define KERNELS_CPU_ATTN_H
 
+#include "kernels/attn_skip.h"
 #include "kernels/cpu/tile.h"
 
 #define LOG2E 1.4426950408889634f
@@ -128,8 +129,54 @@ KERNEL size_t attn_scratch(const struct attn *x, bool backward)
     int64_t Tp = (x->T + ATTN_TILE - 1) / ATTN_TILE * ATTN_TILE;
     int64_t Dp = (x->D + VL - 1) / VL * VL;
     int64_t tiles = 4 * ATTN_TILE * ATTN_TILE + 4 * ATTN_TILE * Dp + (8 + VL) * ATTN_TILE;
-    int64_t units = (backward ? 9 : 4) * Tp * Dp + 2 * Tp + tiles;
+    int64_t units = (backward ? 9 : 4) * Tp * Dp + 3 * Tp + tiles;
     return (size_t)(units * 4 + 64 * 32) / 64 * 64;
+}
+
+/* The largest norms of each tile's queries and keys; NULL where no tile can be skipped. */
+struct norms {
+    const float *q, *k;
+};
+
+INL void tile_norms(const enum dtype at, float *out, struct slice s, const struct head *h)
+{
+    for (int64_t t0 = 0; t0 < h->T; t0 += ATTN_TILE) {
+        float top = 0.0f;
+        for (int64_t t = t0; t < t0 + ATTN_TILE && t < h->T; t++) {
+            vf sum = {0};
+            for (int64_t c = 0; c < h->D; c += VL) {
+                int64_t left = h->D - c;
+                vf x = left >= VL ? v_get(at, s.p, t * s.ld + c)
+                                  : v_get_n(at, s.p, t * s.ld + c, left);
+                sum += x * x;
+            }
+            top = fmaxf(top, v_sum(sum));
+        }
+        out[t0 / ATTN_TILE] = ATTN_NORM_SLACK * sqrtf(top);
+    }
+}
+
+INL struct norms norms_of(const enum dtype at, char **scratch, struct slice q, struct slice k,
+                          const struct head *h)
+{
+    float *nq = carve(scratch, h->Tp / ATTN_TILE);
+    float *nk = carve(scratch, h->Tp / ATTN_TILE);
+    if (h->slope == 0.0f) {
+        return (struct norms){NULL, NULL};
+    }
+    tile_norms(at, nq, q, h);
+    tile_norms(at, nk, k, h);
+    return (struct norms){nq, nk};
+}
+
+INL bool skips(const struct head *h, const struct norms *n, int64_t i0, int64_t j0)
+{
+    if (!n->q || i0 == j0) {
+        return false;
+    }
+    int64_t i = i0 / ATTN_TILE;
+    return attn_can_skip(n->q[i], n->k[j0 / ATTN_TILE], n->k[i], h->inner, h->slope * LN2,
+                         (float)(i0 - (j0 + ATTN_TILE - 1)));
 }
 
 /* Where row i may not look: a score or probability there is replaced. gap is j - i. */
@@ -264,8 +311,11 @@ INL void attn_fwd_at(const enum dtype at, const struct attn *x, int64_t item, in
         .m = carve(&scratch, ATTN_TILE),
         .l = carve(&scratch, ATTN_TILE * VL),
     };
-    pack_rows(at, q, head_slice(at, x->qkv, item, x->T, x->H, x->D, 3, 0), &h);
-    pack_rows(at, k, head_slice(at, x->qkv, item, x->T, x->H, x->D, 3, 1), &h);
+    struct slice sq = head_slice(at, x->qkv, item, x->T, x->H, x->D, 3, 0);
+    struct slice sk = head_slice(at, x->qkv, item, x->T, x->H, x->D, 3, 1);
+    struct norms n = norms_of(at, &scratch, sq, sk, &h);
+    pack_rows(at, q, sq, &h);
+    pack_rows(at, k, sk, &h);
     pack_cols(kcols, k, &h);
     pack_mix(at, vmix, head_slice(at, x->qkv, item, x->T, x->H, x->D, 3, 2), &h);
 
@@ -277,6 +327,9 @@ INL void attn_fwd_at(const enum dtype at, const struct attn *x, int64_t item, in
             t.m[r] = -INFINITY;
         }
         for (int64_t j0 = 0; j0 <= i0; j0 += ATTN_TILE) {
+            if (skips(&h, &n, i0, j0)) {
+                continue;
+            }
             attn_fwd_keys(at, &h, &t, q + i0 * h.ku, kcols, vmix, i0, j0);
         }
         for (int64_t r = 0; r < ATTN_TILE && i0 + r < h.T; r++) {
@@ -460,6 +513,7 @@ INL void attn_bwd_at(const enum dtype at, const struct attn *x, int64_t item, ch
     struct slice k = head_slice(at, x->qkv, item, x->T, x->H, x->D, 3, 1);
     struct slice v = head_slice(at, x->qkv, item, x->T, x->H, x->D, 3, 2);
     struct slice d = head_slice(at, x->dout, item, x->T, x->H, x->D, 1, 0);
+    struct norms n = norms_of(at, &scratch, q, k, h);
     pack_rows(at, b.q, q, h);
     pack_rows(at, b.dout, d, h);
     pack_rows(at, rows, k, h);
@@ -476,7 +530,9 @@ INL void attn_bwd_at(const enum dtype at, const struct attn *x, int64_t item, ch
         memset(b.dk, 0, (size_t)(ATTN_TILE * h->Dp) * sizeof(float));
         memset(b.dv, 0, (size_t)(ATTN_TILE * h->Dp) * sizeof(float));
         for (int64_t i0 = j0; i0 < h->T; i0 += ATTN_TILE) {
-            attn_bwd_pair(at, &b, i0, j0);
+            if (!skips(h, &n, i0, j0)) {
+                attn_bwd_pair(at, &b, i0, j0);
+            }
         }
         attn_bwd_put(at, x, item, 1, b.dk, j0, ATTN_TILE, h->Dp);
         attn_bwd_put(at, x, item, 2, b.dv, j0, ATTN_TILE, h->Dp);

@@ -7,7 +7,8 @@
  * and everything about a row stays inside four lanes. attn_tile.h has the layouts.
  *
  * Backward is two kernels, one per key tile for dk and dv and one per query tile for dq. The scores
- * are computed twice, but every sum is taken by one warp in one order.
+ * are computed twice, but every sum is taken by one warp in one order. Tiles that ALiBi puts too
+ * far away to matter are neither fetched nor computed (attn_skip.h).
  */
 #include "kernels/cuda/attn.cuh"
 
@@ -205,16 +206,26 @@ static __global__ void __launch_bounds__(TILED_THREADS)
 
     // From the diagonal outward, so that the maximum is near its final value from the start.
     const int tiles = tile_key_count(r, T, KEYS);
+    const auto after = [&](int n) {
+        bool skipped = true;
+        while (skipped && ++n < tiles) {
+            for (int i0 = q0; i0 < q0 + QUERIES && i0 < T && skipped; i0 += NORM_ROWS) {
+                skipped = attn_skips(x, head, i0, (tiles - 1 - n) * KEYS, slope);
+            }
+        }
+        return n;
+    };
     fetch<QUERIES, D>(tile_q, qkv + attn_qkv(x, head, 0, PART_Q), stride, q0, T);
     fetch<KEYS, D>(tile_k, k, stride, (tiles - 1) * KEYS, T);
     fetch<KEYS, D>(tile_v, v, stride, (tiles - 1) * KEYS, T);
     copy_commit();
-    for (int n = 0; n < tiles; n++) {
-        const uint32_t stage = n % 2 * STAGE;
+    uint32_t stage = 0;
+    for (int n = 0, next; n < tiles; n = next, stage = STAGE - stage) {
         const int j0 = (tiles - 1 - n) * KEYS;
-        if (n + 1 < tiles) {
-            fetch<KEYS, D>(tile_k + STAGE - stage, k, stride, j0 - KEYS, T);
-            fetch<KEYS, D>(tile_v + STAGE - stage, v, stride, j0 - KEYS, T);
+        next = after(n);
+        if (next < tiles) {
+            fetch<KEYS, D>(tile_k + STAGE - stage, k, stride, (tiles - 1 - next) * KEYS, T);
+            fetch<KEYS, D>(tile_v + STAGE - stage, v, stride, (tiles - 1 - next) * KEYS, T);
         }
         copy_commit(); // empty at the end, so that the count below is always right
         copy_wait<1>();
@@ -319,18 +330,25 @@ static __global__ void __launch_bounds__(TILED_THREADS)
     float dv[D / 8][4] = {};
     const int first = k0 / QUERIES; // the tile of queries on the diagonal
     const int end = (T + QUERIES - 1) / QUERIES;
+    const auto after = [&](int tile) {
+        do {
+            tile++;
+        } while (tile < end && attn_skips(x, head, tile * QUERIES, k0, slope));
+        return tile;
+    };
     fetch<KEYS, D>(tile_k, qkv + attn_qkv(x, head, 0, PART_K), stride, k0, T);
     fetch<KEYS, D>(tile_v, qkv + attn_qkv(x, head, 0, PART_V), stride, k0, T);
     fetch<QUERIES, D>(tile_q, q, stride, first * QUERIES, T);
     fetch<QUERIES, D>(tile_do, g, x.H * D, first * QUERIES, T);
     copy_commit();
-    for (int tile = first; tile < end; tile++) {
-        const uint32_t stage = (tile - first) % 2 * STAGE;
+    uint32_t stage = 0;
+    for (int tile = first, next; tile < end; tile = next, stage = STAGE - stage) {
         const int q0 = tile * QUERIES;
         const int r = q0 + QUERIES - 1;
-        if (tile + 1 < end) {
-            fetch<QUERIES, D>(tile_q + STAGE - stage, q, stride, q0 + QUERIES, T);
-            fetch<QUERIES, D>(tile_do + STAGE - stage, g, x.H * D, q0 + QUERIES, T);
+        next = after(tile);
+        if (next < end) {
+            fetch<QUERIES, D>(tile_q + STAGE - stage, q, stride, next * QUERIES, T);
+            fetch<QUERIES, D>(tile_do + STAGE - stage, g, x.H * D, next * QUERIES, T);
         }
         copy_commit();
         for (int n = (int)threadIdx.x; n < QUERIES; n += TILED_THREADS) {
@@ -417,17 +435,25 @@ static __global__ void __launch_bounds__(TILED_THREADS)
     }
     float dq[D / 8][4] = {};
     const int tiles = tile_key_count(r, T, KEYS);
+    const auto after = [&](int tile) {
+        do {
+            tile++;
+        } while (tile < tiles && attn_skips(x, head, q0, tile * KEYS, slope));
+        return tile;
+    };
+    const int first = after(-1); // the diagonal is never skipped, so there is one
     fetch<QUERIES, D>(tile_q, qkv + attn_qkv(x, head, 0, PART_Q), stride, q0, T);
     fetch<QUERIES, D>(tile_do, dout + attn_o(x, head, 0), x.H * D, q0, T);
-    fetch<KEYS, D>(tile_k, k, stride, 0, T);
-    fetch<KEYS, D>(tile_v, v, stride, 0, T);
+    fetch<KEYS, D>(tile_k, k, stride, first * KEYS, T);
+    fetch<KEYS, D>(tile_v, v, stride, first * KEYS, T);
     copy_commit();
-    for (int tile = 0; tile < tiles; tile++) {
-        const uint32_t stage = tile % 2 * STAGE;
+    uint32_t stage = 0;
+    for (int tile = first, next; tile < tiles; tile = next, stage = STAGE - stage) {
         const int j0 = tile * KEYS;
-        if (tile + 1 < tiles) {
-            fetch<KEYS, D>(tile_k + STAGE - stage, k, stride, j0 + KEYS, T);
-            fetch<KEYS, D>(tile_v + STAGE - stage, v, stride, j0 + KEYS, T);
+        next = after(tile);
+        if (next < tiles) {
+            fetch<KEYS, D>(tile_k + STAGE - stage, k, stride, next * KEYS, T);
+            fetch<KEYS, D>(tile_v + STAGE - stage, v, stride, next * KEYS, T);
         }
         copy_commit();
         copy_wait<1>();

@@ -4,6 +4,7 @@
 #ifndef KERNELS_CUDA_ATTN_CUH
 #define KERNELS_CUDA_ATTN_CUH
 
+#include "kernels/attn_skip.h"
 #include "kernels/cuda/attn_tile.h"
 #include "kernels/cuda/cuda.cuh"
 #include "kernels/cuda/device.cuh"
@@ -16,6 +17,7 @@ struct attn {
     int64_t T, H, D;
     int64_t tiles;       /* or rows: blocks of one head */
     const float *slopes; /* or NULL */
+    const float *norms;  /* attn_norms(), or NULL where nothing is skipped */
     float scale;         /* 1 / sqrt(D) */
 };
 
@@ -60,6 +62,32 @@ static __device__ __forceinline__ float attn_slope(const struct attn &x, int64_t
 {
     return x.slopes ? x.slopes[head % x.H] : 0.0f;
 }
+
+/* Rows that share a norm: skipping goes by tiles of 64 queries and 64 keys, forward and backward.
+ */
+enum { NORM_ROWS = 64 };
+
+static __host__ __device__ __forceinline__ int64_t attn_norm_tiles(const struct attn &x)
+{
+    return (x.T + NORM_ROWS - 1) / NORM_ROWS;
+}
+
+/* May keys [j0, ...) be left out for the queries [i0, ...) of one norm tile? See attn_skip.h. */
+static __device__ __forceinline__ bool attn_skips(const struct attn &x, int64_t head, int i0,
+                                                  int j0, float slope)
+{
+    int i = i0 / NORM_ROWS;
+    int j = j0 / NORM_ROWS;
+    if (!x.norms || i <= j) {
+        return false;
+    }
+    const float *q = x.norms + head * 2 * attn_norm_tiles(x);
+    const float *k = q + attn_norm_tiles(x);
+    return attn_can_skip(q[i], k[j], k[i], x.scale, slope, (float)((i - j - 1) * NORM_ROWS + 1));
+}
+
+/* norms (B, H, 2, tiles): the largest norm of each tile's rows of q, then of k. */
+void attn_norms(struct cuda *c, float *norms, const void *qkv, const struct attn &x, int64_t B);
 
 /* delta (B, H, T): the sum over d of do o, which is what the softmax takes off every gradient. */
 void attn_delta(struct cuda *c, enum dtype at, float *delta, const void *o, const void *dout,

@@ -200,6 +200,44 @@ void attn_delta(struct cuda *c, enum dtype at, float *delta, const void *o, cons
     }
 }
 
+/* One block per (tile of rows, head): every warp takes its rows in turn. */
+static __global__ void norm_tiles(float *norms, const bf16 *qkv, struct attn x)
+{
+    __shared__ float tops[2][LANES];
+    int64_t head = attn_head(x);
+    float top[2] = {0.0f, 0.0f};
+    for (int n = (int)threadIdx.y; n < NORM_ROWS; n += (int)blockDim.y) {
+        int64_t t = (int64_t)attn_tile(x) * NORM_ROWS + n;
+        for (int part = PART_Q; part <= PART_K; part++) {
+            float sum = 0.0f;
+            for (int64_t d = threadIdx.x; d < x.D && t < x.T; d += LANES) {
+                float v = widen(qkv[attn_qkv(x, head, t, part) + d]);
+                sum += v * v;
+            }
+            top[part] = fmaxf(top[part], warp_sum(sum));
+        }
+    }
+    if (threadIdx.x == 0) {
+        tops[PART_Q][threadIdx.y] = top[PART_Q];
+        tops[PART_K][threadIdx.y] = top[PART_K];
+    }
+    __syncthreads();
+    if (threadIdx.x == 0 && threadIdx.y < 2) {
+        float most = 0.0f;
+        for (unsigned w = 0; w < blockDim.y; w++) {
+            most = fmaxf(most, tops[threadIdx.y][w]);
+        }
+        norms[(head * 2 + threadIdx.y) * x.tiles + attn_tile(x)] = ATTN_NORM_SLACK * sqrtf(most);
+    }
+}
+
+void attn_norms(struct cuda *c, float *norms, const void *qkv, const struct attn &x, int64_t B)
+{
+    const struct attn tiles = attn_over(x, attn_norm_tiles(x));
+    cuda_launch(c, norm_tiles, attn_grid(tiles, B), dim3(LANES, 8), 0, norms, (const bf16 *)qkv,
+                tiles);
+}
+
 template <typename T>
 static void fwd_any(struct cuda *c, void *o, void *lse, const void *qkv, const struct attn &x,
                     int64_t B)
@@ -227,6 +265,7 @@ static struct attn describe(const float *slopes, int64_t T, int64_t H, int64_t D
             .D = D,
             .tiles = T,
             .slopes = slopes,
+            .norms = nullptr,
             .scale = (float)(1.0 / sqrt((double)D))};
 }
 
@@ -236,12 +275,25 @@ static bool tiled(enum dtype at, int64_t D, const void *qkv, const void *o)
     return at == DTYPE_BF16 && (D == 64 || D == 128) && moves_wide<bf16>(D, qkv, o);
 }
 
+static size_t norms_size(const struct attn &x, int64_t B)
+{
+    return (size_t)(B * x.H * 2 * attn_norm_tiles(x)) * sizeof(float);
+}
+
 void cuda_attn_fwd(struct backend *be, enum dtype at, void *o, void *lse, const void *qkv,
                    const float *slopes, int64_t B, int64_t T, int64_t H, int64_t D)
 {
     struct cuda *c = cuda_of(be);
     struct attn x = describe(slopes, T, H, D);
     if (tiled(at, D, qkv, o)) {
+        if (slopes) {
+            float *norms = (float *)cuda_scratch(c, norms_size(x, B));
+            if (!norms) {
+                return;
+            }
+            attn_norms(c, norms, qkv, x, B);
+            x.norms = norms;
+        }
         attn_fwd_tiled(c, o, (float *)lse, qkv, x, B);
     } else if (at == DTYPE_BF16) {
         fwd_any<bf16>(c, o, lse, qkv, x, B);
@@ -256,12 +308,17 @@ void cuda_attn_bwd(struct backend *be, enum dtype at, void *dqkv, const void *qk
 {
     struct cuda *c = cuda_of(be);
     struct attn x = describe(slopes, T, H, D);
-    float *delta = (float *)cuda_scratch(c, (size_t)(B * H * T) * sizeof(float));
-    if (!delta) {
+    float *norms = (float *)cuda_scratch(c, norms_size(x, B) + (size_t)(B * H * T) * sizeof(float));
+    if (!norms) {
         return;
     }
+    float *delta = norms + norms_size(x, B) / sizeof(float);
     attn_delta(c, at, delta, o, dout, x, B);
     if (tiled(at, D, qkv, dout) && moves_wide<bf16>(D, dqkv)) {
+        if (slopes) {
+            attn_norms(c, norms, qkv, x, B);
+            x.norms = norms;
+        }
         attn_bwd_tiled(c, dqkv, qkv, dout, (const float *)lse, delta, x, B);
     } else if (at == DTYPE_BF16) {
         bwd_any<bf16>(c, dqkv, qkv, dout, lse, delta, x, B);

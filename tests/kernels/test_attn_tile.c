@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/rng.h"
+#include "kernels/attn_skip.h"
 #include "kernels/cuda/attn_tile.h"
 #include "tests/support/check.h"
 
@@ -139,8 +141,69 @@ static void the_bias_in_two_parts_is_the_bias(void)
     CHECK(tile_safe_max(-INFINITY) == 0.0F && tile_safe_max(-5.0F) == -5.0F);
 }
 
+/* One head of normal q and k; sigma 1 is what a norm before the product gives at the start. */
+enum { SKIP_T = 1024, SKIP_D = 32, SKIP_TILE = 64, SKIP_TILES = SKIP_T / SKIP_TILE };
+
+static double product(const float *q, const float *k, int i, int j)
+{
+    double sum = 0.0;
+    for (int d = 0; d < SKIP_D; d++) {
+        sum += (double)q[i * SKIP_D + d] * (double)k[j * SKIP_D + d];
+    }
+    return sum / sqrt((double)SKIP_D);
+}
+
+static void largest_norms(float *out, const float *x)
+{
+    for (int t = 0; t < SKIP_T; t++) {
+        float sum = 0.0f;
+        for (int d = 0; d < SKIP_D; d++) {
+            sum += x[t * SKIP_D + d] * x[t * SKIP_D + d];
+        }
+        float norm = ATTN_NORM_SLACK * sqrtf(sum);
+        float *top = &out[t / SKIP_TILE];
+        *top = t % SKIP_TILE == 0 || norm > *top ? norm : *top;
+    }
+}
+
+static void a_skipped_tile_could_not_have_mattered(void)
+{
+    static float q[SKIP_T * SKIP_D];
+    static float k[SKIP_T * SKIP_D];
+    float nq[SKIP_TILES];
+    float nk[SKIP_TILES];
+    for (int i = 0; i < SKIP_T * SKIP_D; i++) {
+        q[i] = (float)rng_normal(11, (uint64_t)i);
+        k[i] = (float)rng_normal(12, (uint64_t)i);
+    }
+    largest_norms(nq, q);
+    largest_norms(nk, k);
+    int skipped = 0;
+    for (int I = 1; I < SKIP_TILES; I++) {
+        for (int J = 0; J < I; J++) {
+            int gap = (I - J - 1) * SKIP_TILE + 1;
+            if (!attn_can_skip(nq[I], nk[J], nk[I], 1.0f / sqrtf((float)SKIP_D), 0.5f,
+                               (float)gap)) {
+                continue;
+            }
+            skipped++;
+            for (int i = I * SKIP_TILE; i < (I + 1) * SKIP_TILE; i += 7) {
+                for (int j = J * SKIP_TILE; j < (J + 1) * SKIP_TILE; j += 3) {
+                    CHECK(product(q, k, i, j) + 0.5 * (j - i) - product(q, k, i, i) < -25.0);
+                }
+            }
+        }
+    }
+    // Of 120 earlier tiles those nearer than about 100 keys stay.
+    CHECK(skipped > 80 && skipped < 120);
+    // No bias, nothing skipped; nor what is not a number.
+    CHECK(!attn_can_skip(0.0f, 0.0f, 0.0f, 1.0f, 0.0f, 1e9f));
+    CHECK(!attn_can_skip(NAN, 1.0f, 1.0f, 1.0f, 1.0f, 1e9f));
+}
+
 int main(void)
 {
+    RUN(a_skipped_tile_could_not_have_mattered);
     RUN(lanes_hold_every_accumulator_once);
     RUN(accumulators_of_two_tiles_are_an_a_operand);
     RUN(a_tile_in_shared_memory_has_a_place_for_each_chunk);

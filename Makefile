@@ -118,7 +118,7 @@ C_HEADERS    := $(shell find $(FOLDERS) -name '*.h')
 C_FILES      := $(shell find $(FOLDERS) -name '*.[ch]' -o -name '*.cu')
 
 # ---- programs -----------------------------------------------------------------------
-.PHONY: all engine web deps demo demo-clean check-gpu test test-all test-c test-engine test-schema test-api test-web test-page test-e2e check check-all asan tsan \
+.PHONY: all engine web deps demo demo-clean check-gpu test test-all test-c test-engine test-schema test-api test-web test-page test-load test-e2e check check-all asan tsan \
         cover mutants fuzz fuzz-all bench bench-engine format format-check lint check-headers config clean FORCE
 all: $(B)/bin/photon-server $(B)/bin/photon-client $(B)/bin/photon $(PLUGIN)
 engine: $(ENGINE_TESTS) $(B)/tests/bench/bench_engine $(PLUGIN)
@@ -259,7 +259,8 @@ test-all: all web rig-programs $(C_TESTS) $(FAULT_TOOLS)
 	  schema 'tests/support/pg_temp.sh tests/api/schema.sh' -- \
 	  api 'tests/api/run.sh $(B)' -- web 'tests/web/run.sh $(wildcard tests/web/*.test.mjs)' -- \
 	  page 'tests/web/page/run.sh $(B)' -- oracle 'tests/oracle/run.sh $(B)' -- \
-	  programs 'tests/e2e/run.sh $(B) programs' -- e2e 'tests/e2e/run.sh $(B) loop'
+	  load 'python3 -B tests/fault/load.py $(B) quick' -- \
+  programs 'tests/e2e/run.sh $(B) programs' -- e2e 'tests/e2e/run.sh $(B) loop'
 test-c: $(C_TESTS) $(PLUGIN)
 	@tests/run.sh $(C_TESTS)
 test-engine: engine
@@ -281,6 +282,9 @@ test-web: web
 	@tests/web/run.sh $(wildcard tests/web/*.test.mjs)
 test-page: all web
 	@tests/web/page/run.sh $(B)
+# A thousand silos and as many hostile connections: minutes, best on a quiet machine.
+test-load: all
+	@python3 -B tests/fault/load.py $(B)
 test-e2e: all
 	@tests/all.sh programs 'tests/e2e/run.sh $(B) programs' -- e2e 'tests/e2e/run.sh $(B) loop'
 asan tsan:

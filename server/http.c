@@ -25,7 +25,7 @@
 #include "server/stats.h"
 
 enum {
-    CONTROL_POOL = 64 * 1024, /* memory of a connection: head, and pieces of the body */
+    CONTROL_POOL = 32 * 1024, /* of a connection: head, pieces of the body; all of it is touched */
     BULK_POOL = 256 * 1024,
     CONTROL_TIMEOUT_S = 30,
     BULK_TIMEOUT_S = 120, /* the kernel's buffer must drain by a third before progress shows */
@@ -36,6 +36,7 @@ enum {
     STOP_WAIT_MS = 5000,
     CONTROL_CONNECTIONS = 8192,
     BULK_CONNECTIONS = 512,
+    BULK_OF_TOKEN = 16, // at once: one silo must not take the threads of the others
 };
 
 /* What a page of ours may do: nothing but load its own files and talk to us. */
@@ -280,6 +281,10 @@ static void open_bulk(struct exchange *x)
     const struct sink *sink = x->match.route->sink;
     struct err e = {0};
     enum status st = exchange_authenticate(x, &e);
+    if (st == ST_OK && x->rs.status == 0 && x->rq.who.token_id[0] &&
+        conn_owned(&x->http->conns, x->conn, x->rq.who.token_id) > BULK_OF_TOKEN) {
+        st = err_set(&e, ST_LIMIT, "one token may have %d transfers at once", BULK_OF_TOKEN);
+    }
     if (st == ST_OK && x->rs.status == 0 && sink) {
         st = sink->begin(&x->rq, &x->rs, x->content_length, &e);
         x->sink_open = st == ST_OK && x->rs.status == 0;
@@ -538,7 +543,8 @@ static enum status start_daemon(struct http *h, enum listener l, struct err *e)
                                      bulk ? BULK_TIMEOUT_S : CONTROL_TIMEOUT_S, NULL};
     o[n++] = (struct MHD_OptionItem){MHD_OPTION_CONNECTION_LIMIT, (intptr_t)limit, NULL};
     // One address may be many silos behind one NAT, but never everybody.
-    o[n++] = (struct MHD_OptionItem){MHD_OPTION_PER_IP_CONNECTION_LIMIT, (intptr_t)limit / 2, NULL};
+    o[n++] = (struct MHD_OptionItem){MHD_OPTION_PER_IP_CONNECTION_LIMIT,
+                                     (intptr_t)(bulk ? limit / 4 : limit / 2), NULL};
     if (bulk) {
         o[n++] = (struct MHD_OptionItem){MHD_OPTION_THREAD_STACK_SIZE, BULK_STACK, NULL};
     } else {

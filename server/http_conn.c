@@ -6,6 +6,11 @@
  * down, never closed: the descriptor belongs to libmicrohttpd, which sees the end and cleans up.
  */
 #include <errno.h>
+#include <linux/tcp.h> // glibc's struct tcp_info ends before tcpi_bytes_acked
+#include <netinet/in.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <string.h>
 #include <sys/socket.h>
 
 #include "common/clock.h"
@@ -16,8 +21,8 @@
 static const double HEAD_S = 10.0;         // a request's head, TLS handshake included
 static const double CONTROL_BODY_S = 30.0; // a whole control body
 static const double IDLE_S = 30.0;         // keep-alive between two requests
-static const double BULK_WINDOW_S = 60.0;  // a bulk body must bring BULK_FLOOR bytes in each
-static const int64_t BULK_FLOOR = 60 * 16 * 1024;
+static const double WINDOW_S = 60.0;       // a bulk body, and any answer, must move FLOOR in each
+static const int64_t FLOOR = 60 * 16 * 1024;
 
 void conns_init(struct conns *c)
 {
@@ -67,8 +72,23 @@ void conn_phase(struct conns *c, struct conn *conn, enum conn_phase phase)
     conn->phase = phase;
     conn->since_s = clock_mono_s();
     conn->mark_s = conn->since_s;
-    conn->bytes = 0;
+    conn->bytes = phase == CONN_SEND ? -1 : 0;
+    if (phase == CONN_IDLE) {
+        conn->owner[0] = '\0';
+    }
     (void)pthread_mutex_unlock(&c->lock);
+}
+
+int conn_owned(struct conns *c, struct conn *conn, const char *token_id)
+{
+    int n = 0;
+    (void)pthread_mutex_lock(&c->lock);
+    (void)snprintf(conn->owner, sizeof(conn->owner), "%s", token_id);
+    for (const struct conn *i = c->first; i; i = i->next) {
+        n += strcmp(i->owner, token_id) == 0;
+    }
+    (void)pthread_mutex_unlock(&c->lock);
+    return n;
 }
 
 void conn_bytes(struct conns *c, struct conn *conn, size_t len)
@@ -111,7 +131,33 @@ int conn_busy(struct conns *c, enum listener listener)
     return n;
 }
 
-/* Is this connection over its limit? A bulk body's window moves on when it brought enough. */
+/* Bytes that the peer's kernel has taken; -1 when that cannot be told. */
+static int64_t taken_by_peer(const struct conn *i)
+{
+    struct tcp_info info = {0};
+    socklen_t len = sizeof(info);
+    bool told = getsockopt(i->fd, IPPROTO_TCP, TCP_INFO, &info, &len) == 0 &&
+                len >= offsetof(struct tcp_info, tcpi_bytes_acked) + sizeof(info.tcpi_bytes_acked);
+    return told ? (int64_t)info.tcpi_bytes_acked : -1;
+}
+
+/* libmicrohttpd sees progress in every byte; here an answer must move as a body must. */
+static bool is_read_too_slowly(struct conn *i, double now_s)
+{
+    bool first = i->bytes < 0;
+    if (i->stream || (!first && now_s - i->mark_s < WINDOW_S)) {
+        return false; // the sweeper looks at streams apart
+    }
+    int64_t taken = taken_by_peer(i);
+    if (!first && taken >= 0 && taken - i->bytes < FLOOR) {
+        return true;
+    }
+    i->mark_s = first ? i->mark_s : now_s;
+    i->bytes = taken;
+    return false;
+}
+
+/* Is this connection over its limit? A window moves on when it brought enough. */
 static bool is_over(struct conn *i, double now_s)
 {
     double spent = now_s - i->since_s;
@@ -124,17 +170,18 @@ static bool is_over(struct conn *i, double now_s)
         if (i->listener == LISTENER_CONTROL) {
             return spent > CONTROL_BODY_S;
         }
-        if (now_s - i->mark_s < BULK_WINDOW_S) {
+        if (now_s - i->mark_s < WINDOW_S) {
             return false;
         }
-        if (i->bytes < BULK_FLOOR) {
+        if (i->bytes < FLOOR) {
             return true;
         }
         i->mark_s = now_s;
         i->bytes = 0;
         return false;
+    case CONN_SEND:
+        return is_read_too_slowly(i, now_s);
     case CONN_WORK: // ours to end: parked requests have deadlines
-    case CONN_SEND: // libmicrohttpd's timeout watches for progress
     default:
         return false;
     }
@@ -151,7 +198,8 @@ int conns_sweep(struct conns *c, double now_s)
         if (i->cut || !is_over(i, now_s)) {
             continue;
         }
-        if (i->listener == LISTENER_BULK) { // memory back at once, unsent bytes included
+        if (i->listener == LISTENER_BULK || i->phase == CONN_SEND) {
+            // Memory back at once, unsent bytes included.
             struct linger now = {.l_onoff = 1, .l_linger = 0};
             (void)setsockopt(i->fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now));
         }

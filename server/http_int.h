@@ -28,8 +28,10 @@ struct conn {
     enum listener listener;
     enum conn_phase phase;
     double since_s; /* when the phase began */
-    int64_t bytes;  /* of the body, since mark_s */
+    int64_t
+        bytes; /* of the body since mark_s; while sending what the peer has, -1: not asked yet */
     double mark_s;
+    char owner[32];        /* the token that uses it now; bulk alone */
     bool cut;              /* shut down already */
     struct stream *stream; /* while it carries one */
 };
@@ -47,6 +49,10 @@ void conn_closed(struct conns *c, struct conn *conn); /* before its descriptor i
 void conn_phase(struct conns *c, struct conn *conn, enum conn_phase phase);
 void conn_bytes(struct conns *c, struct conn *conn, size_t len);
 void conn_carries(struct conns *c, struct conn *conn, struct stream *stream);
+
+/* It is that token's from here to the end of the request: how many connections the token has now.
+ */
+int conn_owned(struct conns *c, struct conn *conn, const char *token_id);
 
 /* Has the peer hung up? False when that cannot be told, as under TLS. */
 bool conn_peer_gone(const struct conn *conn);
@@ -91,7 +97,9 @@ struct exchange {
     struct stream *stream;
     double started_s;
     double retry_at_s; /* while parked */
-    unsigned long wakes_seen;
+    unsigned long wakes_seen, task_wakes_seen;
+    bool woken; /* queued or at work after it was parked: gives way to new requests */
+    bool known; /* rq.who was found out and still holds: no token ended since */
     struct exchange *next;
 };
 
@@ -114,6 +122,13 @@ struct work *work_new(struct http *h, int workers);
 void work_submit(struct work *w, struct exchange *x); /* x is suspended */
 void work_drain(struct work *w); /* parked requests are expired; returns when nothing is left */
 void work_stop(struct work *w);  /* after work_drain() */
+int work_parked(struct work *w);
+
+/*
+ * Queue the parked requests of those silos and tokens; ids are sorted. Of those that can wait no
+ * more than a few are taken, and the herald is poked when they are through.
+ */
+void work_call(struct work *w, const char *const *ids, int count, bool can_wait);
 
 /* Find out who asks; on refusal the response is filled and x->rs.status set. */
 enum status exchange_authenticate(struct exchange *x, struct err *e) MUST_CHECK;
@@ -124,6 +139,14 @@ void exchange_finish(struct exchange *x, enum status st, const struct err *e);
 
 bool exchange_db_take(struct exchange *x); /* false: the response is filled (503) */
 void exchange_db_give(struct exchange *x);
+
+/* ---- http_herald.c ---- */
+
+struct herald;
+
+struct herald *herald_new(struct server *server, struct work *w);
+void herald_poke(struct herald *h); /* a task may be free, a token may have ended */
+void herald_stop(struct herald *h);
 
 /* ---- http.c ---- */
 

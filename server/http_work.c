@@ -3,12 +3,17 @@
  *
  *     suspended --> queue --> a worker --> answered --> resumed
  *                     ^          |
- *                     +- parked <+     back on a wake of its topic, each second, at its deadline
+ *                     +- parked <+     back on a wake of its topic, when called, at its deadline
  *
- * One lock guards queue and parked list; handlers run without it. A wake that comes while a handler
- * looks, before its request is parked, would be lost: the count of wakes before and after tells,
- * and such a request is tried again soon instead of after a second.
+ * One lock guards queues and parked list; handlers run without it. Two queues: a thousand polls
+ * that are woken at once must not stand before a new request, so they have one of their own, and
+ * never all of the workers. Polls for tasks are not woken by their topic: the herald calls those
+ * that may find one (http_herald.c). A wake that comes while a handler looks, before its request is
+ * parked, would be lost: the count of wakes before and after tells, and such a request is tried
+ * again soon.
  */
+#include <limits.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "common/clock.h"
@@ -20,22 +25,36 @@
 #include "server/hub.h"
 #include "server/server.h"
 
-enum { WORKERS_MAX = 64, TICK_MS = 100, RETRIES = 3 };
+enum {
+    WORKERS_MAX = 64,
+    TICK_MS = 100,
+    RETRIES = 3,
+    CALLED_MAX = 32,     // woken requests that stand before one that cannot wait
+    PARKED_OF_TOKEN = 8, // an agent has one poll; one that asks again may have a few
+};
 
-/* Parked requests look again each second, but all together at most this often a second. */
-static const double LOOKS_PER_S = 250.0;
+/* Parked requests look again by themselves each second, but all together at most this often. */
+static const double LOOKS_PER_S = 100.0;
 
 static const double SOON_S = 0.02;
 
+struct queue {
+    struct exchange *first, *last;
+};
+
 struct work {
     struct http *http;
+    struct herald *herald;
     pthread_mutex_t lock;
     pthread_cond_t ready;
-    struct exchange *first, *last; /* queue */
+    struct queue fresh, woken;
+    int woken_busy;   // workers that have a woken request
+    int woken_queued; // and those before them
+    bool call_more;   // the herald had more to call than it may at once
     struct exchange *parked;
     int parked_count;
     int busy; /* queued or with a worker */
-    unsigned long wakes;
+    unsigned long wakes, task_wakes;
     bool draining;
     bool stop;
     int worker_count;
@@ -47,20 +66,41 @@ struct work {
 
 static void queue(struct work *w, struct exchange *x)
 {
+    struct queue *q = x->woken ? &w->woken : &w->fresh;
     x->next = NULL;
-    if (w->last) {
-        w->last->next = x;
+    if (q->last) {
+        q->last->next = x;
     } else {
-        w->first = x;
+        q->first = x;
     }
-    w->last = x;
+    q->last = x;
     w->busy++;
+    w->woken_queued += x->woken;
     (void)pthread_cond_signal(&w->ready);
 }
 
+/* What a worker should do next; NULL: nothing that it may. A quarter of them is kept for what is
+ * new. */
+static struct exchange *unqueue(struct work *w)
+{
+    int woken_max = w->worker_count - (w->worker_count + 3) / 4;
+    bool may_take_woken = w->worker_count == 1 || w->woken_busy < woken_max;
+    struct queue *q = w->fresh.first ? &w->fresh : &w->woken;
+    struct exchange *x = q->first;
+    if (!x || (x->woken && !may_take_woken)) {
+        return NULL;
+    }
+    q->first = x->next;
+    if (!q->first) {
+        q->last = NULL;
+    }
+    w->woken_busy += x->woken;
+    w->woken_queued -= x->woken;
+    return x;
+}
+
 /* Parked requests for which due() says so go back to the queue. */
-static void unpark(struct work *w, bool (*due)(struct exchange *x, const void *ctx),
-                   const void *ctx)
+static void unpark(struct work *w, bool (*due)(struct exchange *x, void *ctx), void *ctx)
 {
     struct exchange **at = &w->parked;
     while (*at) {
@@ -68,6 +108,7 @@ static void unpark(struct work *w, bool (*due)(struct exchange *x, const void *c
         if (due(x, ctx)) {
             *at = x->next;
             w->parked_count--;
+            x->woken = true;
             queue(w, x);
         } else {
             at = &x->next;
@@ -75,34 +116,67 @@ static void unpark(struct work *w, bool (*due)(struct exchange *x, const void *c
     }
 }
 
-static bool wants_topic(struct exchange *x, const void *topic)
+static bool wants_topic(const struct exchange *x, const char *topic)
 {
     return x->rs.park_topic && strcmp(x->rs.park_topic, topic) == 0;
 }
 
-static bool is_due(struct exchange *x, const void *now_s)
+static bool is_woken(struct exchange *x, void *topic)
+{
+    return wants_topic(x, *(const char **)topic);
+}
+
+static bool is_due(struct exchange *x, void *now_s)
 {
     double now = *(const double *)now_s;
     x->rq.expired = x->rq.expired || now >= x->rs.park_until_s;
-    return x->rq.expired || now >= x->retry_at_s;
+    bool due = x->rq.expired || now >= x->retry_at_s;
+    x->known = x->known && !due; // nobody has said that the token still holds
+    return due;
 }
 
-static bool always(struct exchange *x, const void *ctx)
+struct names {
+    const char *const *ids;
+    int count;
+    int room; // how many may be called
+    bool more;
+};
+
+static int by_name(const void *key, const void *item)
+{
+    return strcmp(key, *(const char *const *)item);
+}
+
+static bool is_named(const char *id, const struct names *n)
+{
+    return bsearch(id, n->ids, (size_t)n->count, sizeof(*n->ids), by_name) != NULL;
+}
+
+static bool is_called(struct exchange *x, void *ctx)
+{
+    struct names *n = ctx;
+    bool ended = is_named(x->rq.who.token_id, n);
+    x->known = x->known && !ended;
+    if (!ended && !(wants_topic(x, "tasks") && is_named(x->rq.who.silo_id, n))) {
+        return false;
+    }
+    if (n->room == 0) {
+        n->more = true;
+        return false;
+    }
+    n->room--;
+    return true;
+}
+
+static bool always(struct exchange *x, void *ctx)
 {
     (void)ctx;
     x->rq.expired = true;
     return true;
 }
 
-static bool any(struct exchange *x, const void *ctx)
-{
-    (void)x;
-    (void)ctx;
-    return true;
-}
-
-/* hub's callback, from any thread. A revoked token ends its parked requests now,
- * not in a second. */
+/* hub's callback, from any thread. A revoked token ends its parked requests now, not in a second.
+ */
 static void on_wake(void *ctx, const char *topic)
 {
     struct work *w = ctx;
@@ -110,21 +184,67 @@ static void on_wake(void *ctx, const char *topic)
     if (tokens) {
         auth_forget();
     }
+    bool calls = tokens || strcmp(topic, "tasks") == 0;
     (void)pthread_mutex_lock(&w->lock);
-    w->wakes++;
-    unpark(w, tokens ? any : wants_topic, topic);
+    if (calls) {
+        w->task_wakes++;
+    } else {
+        w->wakes++;
+        unpark(w, is_woken, &topic);
+    }
+    (void)pthread_mutex_unlock(&w->lock);
+    if (calls) {
+        herald_poke(w->herald);
+    }
+}
+
+int work_parked(struct work *w)
+{
+    (void)pthread_mutex_lock(&w->lock);
+    int n = w->parked_count;
+    (void)pthread_mutex_unlock(&w->lock);
+    return n;
+}
+
+void work_call(struct work *w, const char *const *ids, int count, bool can_wait)
+{
+    struct names names = {.ids = ids, .count = count, .room = INT_MAX};
+    (void)pthread_mutex_lock(&w->lock);
+    if (can_wait) {
+        names.room = w->woken_queued < CALLED_MAX ? CALLED_MAX - w->woken_queued : 0;
+    }
+    unpark(w, is_called, &names);
+    w->call_more = w->call_more || names.more;
     (void)pthread_mutex_unlock(&w->lock);
 }
 
-static void park(struct work *w, struct exchange *x)
+static int parked_of(const struct work *w, const char *token_id)
+{
+    int n = 0;
+    for (const struct exchange *x = w->parked; x; x = x->next) {
+        n += strcmp(x->rq.who.token_id, token_id) == 0;
+    }
+    return n;
+}
+
+/* False: this token has enough requests waiting. */
+static bool park(struct work *w, struct exchange *x)
 {
     double now = clock_mono_s();
     (void)pthread_mutex_lock(&w->lock);
+    if (x->rq.attempt == 0 && parked_of(w, x->rq.who.token_id) >= PARKED_OF_TOKEN) {
+        (void)pthread_mutex_unlock(&w->lock);
+        return false;
+    }
     double wait = 1.0 + (double)w->parked_count / LOOKS_PER_S;
-    x->retry_at_s = now + (w->wakes == x->wakes_seen ? wait : SOON_S);
+    bool for_task = wants_topic(x, "tasks");
+    bool call_again = for_task && w->task_wakes != x->task_wakes_seen;
+    x->retry_at_s = now + (for_task || w->wakes == x->wakes_seen ? wait : SOON_S);
     x->rq.attempt++;
+    x->known = true;
     if (w->draining) {
         x->rq.expired = true;
+        x->woken = true;
         queue(w, x);
     } else {
         x->next = w->parked;
@@ -132,6 +252,10 @@ static void park(struct work *w, struct exchange *x)
         w->parked_count++;
     }
     (void)pthread_mutex_unlock(&w->lock);
+    if (call_again) {
+        herald_poke(w->herald);
+    }
+    return true;
 }
 
 /* ---- one attempt ---- */
@@ -167,7 +291,7 @@ void exchange_db_give(struct exchange *x)
 enum status exchange_authenticate(struct exchange *x, struct err *e)
 {
     unsigned roles = x->match.route->roles;
-    return roles & ROLES_ANYBODY ? ST_OK : auth_check(&x->rq, &x->rs, roles, e);
+    return (roles & ROLES_ANYBODY) || x->known ? ST_OK : auth_check(&x->rq, &x->rs, roles, e);
 }
 
 /* The one table from status to HTTP. The reader of a 5xx finds the reason in our log, by its id. */
@@ -315,8 +439,11 @@ static void attempt(struct work *w, struct exchange *x)
         exchange_db_give(x);
     }
     if (st == ST_OK && x->rs.parked && !x->rq.expired) {
-        park(w, x);
-        return;
+        if (park(w, x)) {
+            return; // x is another thread's from here on
+        }
+        x->rs = (struct response){0};
+        st = err_set(&e, ST_LIMIT, "one token may have %d requests waiting", PARKED_OF_TOKEN);
     }
     exchange_finish(x, st, &e);
     exchange_resume(x);
@@ -329,22 +456,27 @@ static void *worker_main(void *ctx)
     struct work *w = ctx;
     (void)pthread_mutex_lock(&w->lock);
     for (;;) {
-        while (!w->first && !w->stop) {
-            (void)pthread_cond_wait(&w->ready, &w->lock);
-        }
-        struct exchange *x = w->first;
-        if (!x) {
+        struct exchange *x = unqueue(w);
+        if (!x && w->stop) {
             break;
         }
-        w->first = x->next;
-        if (!w->first) {
-            w->last = NULL;
+        if (!x) {
+            (void)pthread_cond_wait(&w->ready, &w->lock);
+            continue;
         }
+        bool woken = x->woken; // x may be another thread's, or gone, after the attempt
+        bool call = w->call_more && w->woken_queued < CALLED_MAX / 2;
+        w->call_more = w->call_more && !call;
         x->wakes_seen = w->wakes;
+        x->task_wakes_seen = w->task_wakes;
         (void)pthread_mutex_unlock(&w->lock);
+        if (call) {
+            herald_poke(w->herald);
+        }
         attempt(w, x);
         (void)pthread_mutex_lock(&w->lock);
         w->busy--;
+        w->woken_busy -= woken;
     }
     (void)pthread_mutex_unlock(&w->lock);
     return NULL;
@@ -388,6 +520,7 @@ struct work *work_new(struct http *h, int workers)
         log_error("cannot start the request workers");
         abort(); // at start-up: there is nobody to answer
     }
+    w->herald = herald_new(h->server, w);
     hub_subscribe(h->server->hub, on_wake, w);
     return w;
 }
@@ -416,6 +549,7 @@ void work_drain(struct work *w)
 
 void work_stop(struct work *w)
 {
+    herald_stop(w->herald);
     (void)pthread_mutex_lock(&w->lock);
     w->stop = true;
     (void)pthread_cond_broadcast(&w->ready);

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import random
+import select
 import socket
 import struct
 import subprocess
@@ -46,6 +47,39 @@ def no_violations():
     """Beside those that the fixture's rows, put into the tables by hand, had from the start."""
     new = [v for v in psql("SELECT * FROM invariant_broken") if v not in before[0]]
     assert new == [], new
+
+
+# ---- limits ----
+
+def test_one_silo_holds_a_few_polls_and_no_more(server):
+    other_runs_off(server)
+    silo = Silo(server, fresh_name("silo"))
+    body = json.dumps({"agent": silo.agent, "wait_s": 20})
+    ask = ("POST /silo/v1/tasks/claim HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nPhoton-Protocol: 1\r\n"
+           "Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (silo.token, len(body), body)).encode()
+    polls = [socket.create_connection(("127.0.0.1", server.port), timeout=30) for _ in range(9)]
+    try:
+        for s in polls:
+            s.sendall(ask)
+
+        def answered():
+            ready, _, _ = select.select(polls, [], [], 0.1)
+            return [s.recv(4096).decode() for s in ready]
+        first = until("one poll too many to be refused", answered, 10)
+        assert all(" 429 " in text.split("\r\n")[0] and "Retry-After" in text for text in first) and len(first) == 1, first
+        revoked = server.post("/api/v1/silos/%s/actions" % silo.id, {"action": "revoke"})
+        assert revoked.status == 200
+
+        def all_told():
+            texts = answered()
+            told.extend(t for t in texts if t)
+            return len(told) >= 8
+        told = []
+        until("the other polls to hear that the silo was revoked", all_told, 5)
+        assert all(" 401 " in t.split("\r\n")[0] for t in told), told
+    finally:
+        for s in polls:
+            s.close()
 
 
 # ---- joining ----

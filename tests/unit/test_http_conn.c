@@ -1,4 +1,5 @@
 /* The sweeper: who is over time is shut down, who makes progress is not. */
+#include <netinet/in.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -75,17 +76,68 @@ static void a_bulk_body_goes_on_while_bytes_arrive(void)
     close_pair();
 }
 
-static void work_and_sending_have_no_limit_here(void)
+static void work_has_no_limit_here(void)
 {
     open_pair(LISTENER_CONTROL);
     conn_phase(&conns, conn, CONN_WORK);
     CHECK_INT(sweep_in(3600), 0);
     CHECK_INT(conn_busy(&conns, LISTENER_CONTROL), 1);
-    conn_phase(&conns, conn, CONN_SEND);
-    CHECK_INT(sweep_in(3600), 0);
     conn_phase(&conns, conn, CONN_IDLE);
     CHECK_INT(conn_busy(&conns, LISTENER_CONTROL), 0);
     CHECK_INT(sweep_in(31), 1);
+    close_pair();
+}
+
+static void open_tcp(enum listener l)
+{
+    struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t len = sizeof(at);
+    int listening = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    CHECK_INT(bind(listening, (struct sockaddr *)&at, len), 0);
+    CHECK_INT(listen(listening, 1), 0);
+    CHECK_INT(getsockname(listening, (struct sockaddr *)&at, &len), 0);
+    peer = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    CHECK_INT(connect(peer, (struct sockaddr *)&at, len), 0);
+    conns_init(&conns);
+    conn = conn_opened(&conns, accept(listening, NULL, NULL), l);
+    (void)close(listening);
+}
+
+/* The peer takes that many bytes of an answer. */
+static void deliver(size_t size)
+{
+    static char block[64 * 1024];
+    for (size_t done = 0; done < size; done += sizeof(block)) {
+        CHECK_INT(send(conn->fd, block, sizeof(block), 0), (long)sizeof(block));
+        CHECK_INT(recv(peer, block, sizeof(block), MSG_WAITALL), (long)sizeof(block));
+    }
+}
+
+static void an_answer_goes_on_while_the_peer_takes_it(void)
+{
+    open_tcp(LISTENER_CONTROL);
+    conn_phase(&conns, conn, CONN_SEND);
+    CHECK_INT(sweep_in(1), 0); // the first look says where it stands
+    CHECK_INT(sweep_in(59), 0);
+    deliver((size_t)1 << 20);
+    CHECK_INT(sweep_in(61), 0);
+    deliver((size_t)64 * 1024); // not enough for a minute
+    CHECK_INT(sweep_in(120), 0);
+    CHECK_INT(sweep_in(122), 1);
+    CHECK(peer_sees_the_end());
+    close_pair();
+}
+
+static void connections_of_a_token_are_counted_until_the_request_is_over(void)
+{
+    open_pair(LISTENER_BULK);
+    struct conn *second = conn_opened(&conns, 0, LISTENER_BULK);
+    CHECK_INT(conn_owned(&conns, conn, "k_one"), 1);
+    CHECK_INT(conn_owned(&conns, second, "k_two"), 1);
+    CHECK_INT(conn_owned(&conns, second, "k_one"), 2);
+    conn_phase(&conns, second, CONN_IDLE);
+    CHECK_INT(conn_owned(&conns, conn, "k_one"), 1);
+    conn_closed(&conns, second);
     close_pair();
 }
 
@@ -107,7 +159,9 @@ int main(void)
     RUN(a_head_has_ten_seconds_and_is_cut_once);
     RUN(a_control_body_has_thirty_whatever_arrives);
     RUN(a_bulk_body_goes_on_while_bytes_arrive);
-    RUN(work_and_sending_have_no_limit_here);
+    RUN(work_has_no_limit_here);
+    RUN(an_answer_goes_on_while_the_peer_takes_it);
+    RUN(connections_of_a_token_are_counted_until_the_request_is_over);
     RUN(a_peer_that_hung_up_is_seen);
     return check_end();
 }

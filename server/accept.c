@@ -15,6 +15,7 @@
 #include "common/params.h"
 #include "common/run_spec.h"
 #include "common/safetensors.h"
+#include "server/mend.h"
 #include "server/update.h"
 #include "server/upload_hash.h"
 
@@ -57,7 +58,10 @@ static enum status base_norm(int fd, struct arena *a, const struct digest *base,
         st = update_check_values(fd, h.data_offset, params, norm, e);
     }
     if (st) { // not the silo's fault
-        return st == ST_CORRUPT ? err_set(e, ST_IO, "the base of the update is damaged") : st;
+        mend_want(base);
+        return st == ST_CORRUPT
+                   ? err_set(e, ST_RETRY, "the base is damaged; it is being made again")
+                   : st;
     }
     (void)pthread_mutex_lock(&norms.lock);
     norms.kept[norms.next].base = *base;
@@ -164,7 +168,10 @@ static enum status check_new(struct check **out, struct server *s, struct db *db
     if (!st && isnan(c->base_norm)) {
         int64_t bytes = 0;
         st = blob_open(s->blobs, &c->plan.want.base, &c->base_fd, &bytes, e);
-        st = st == ST_NOT_FOUND ? err_set(e, ST_IO, "the base's file is missing") : st;
+        if (st == ST_NOT_FOUND) {
+            mend_want(&c->plan.want.base);
+            st = err_set(e, ST_RETRY, "the base's file is lost; it is being made again");
+        }
     }
     if (!st) {
         st = blob_tmp_open(s->blobs, u->id, &c->fd, e);

@@ -15,6 +15,7 @@
 #include "server/blob.h"
 #include "server/db_silo.h"
 #include "server/db_upload.h"
+#include "server/mend.h"
 #include "server/multipart.h"
 #include "server/range.h"
 #include "server/server.h"
@@ -353,11 +354,14 @@ static enum status blob_get(struct request *rq, struct response *rs, struct err 
         return not_found(rq, rs, "file");
     }
     enum status st = db_silo_blob(rq->db, rq->who.silo_id, &d, run_id, &number, e);
-    if (!st) {
-        st = blob_open(rq->server->blobs, &d, &fd, &bytes, e);
-    }
     if (st == ST_NOT_FOUND) {
         return not_found(rq, rs, "file");
+    }
+    TRY(st);
+    st = blob_open(rq->server->blobs, &d, &fd, &bytes, e);
+    if (st == ST_NOT_FOUND) {
+        mend_want(&d);
+        return err_set(e, ST_RETRY, "the file is lost; it is being made again");
     }
     TRY(st);
 
@@ -389,6 +393,9 @@ static enum status blob_get(struct request *rq, struct response *rs, struct err 
     rs->fd = fd;
     rs->file_offset = start;
     rs->file_len = len;
+    if (strcmp(rq->method, "GET") == 0 && start == 0 && mend_taken_again(rq->who.silo_id, &d)) {
+        mend_want(&d); // why would it take the whole file twice?
+    }
     if (strcmp(rq->method, "GET") == 0) {
         struct err ignored = {0};
         if (db_traffic_add(rq->db, run_id, number, rq->who.silo_id, 0, len, &ignored)) {

@@ -10,6 +10,7 @@
 #include "server/api.h"
 #include "server/api_sql.h"
 #include "server/blob.h"
+#include "server/mend.h"
 #include "server/range.h"
 #include "server/server.h"
 #include "server/stream.h"
@@ -287,6 +288,12 @@ enum status api_weights(struct request *rq, struct response *rs, struct err *e)
     int64_t bytes = 0;
     struct err why = {0};
     enum status st = blob_open(rq->server->blobs, &d, &rs->fd, &bytes, &why);
+    bool kept = true;
+    TRY(db_bool(&rows, 0, 2, &kept, e));
+    if (st == ST_NOT_FOUND && kept) {
+        mend_want(&d);
+        return err_set(e, ST_RETRY, "the checkpoint's file is lost; it is being made again");
+    }
     if (st == ST_NOT_FOUND) {
         return problem(rq, rs, 404, "CHECKPOINT_REMOVED",
                        "keep_checkpoints in the run spec says how many are kept",

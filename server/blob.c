@@ -16,7 +16,7 @@
 #include "common/mem.h"
 #include "server/blob_folder.h"
 
-enum { TMP_ID_MAX = 120 };
+enum { TMP_ID_MAX = 120, READ_SIZE = 1 << 20 };
 
 /* Twice what PostgreSQL lets its log grow to: it may live on the same disk. */
 static const int64_t FLOOR_MOST = (int64_t)2 << 30;
@@ -247,6 +247,42 @@ enum status blob_stat(struct blob_store *s, const struct digest *d, int64_t *byt
     TRY(blob_folder_get(&s->blobs, d, &fd, bytes, e));
     (void)close(fd);
     return ST_OK;
+}
+
+static enum status read_whole(int fd, struct digest *out, int64_t *bytes, struct err *e)
+{
+    unsigned char *block = mem_alloc(READ_SIZE);
+    struct sha256 *h = sha256_new();
+    enum status st = ST_OK;
+    *bytes = 0;
+    for (ssize_t n = 1; n != 0 && !st;) {
+        n = pread(fd, block, READ_SIZE, *bytes);
+        if (n > 0) {
+            sha256_add(h, block, (size_t)n);
+            *bytes += n;
+        } else if (n < 0 && errno == EIO) {
+            st = err_set(e, ST_CORRUPT, "the disk cannot read byte %lld", (long long)*bytes);
+        } else if (n < 0 && errno != EINTR) {
+            st = err_set(e, ST_IO, "cannot read a blob: %s", strerror(errno));
+        }
+    }
+    sha256_end(h, out);
+    sha256_free(h);
+    mem_free(block);
+    return st;
+}
+
+enum status blob_verify(struct blob_store *s, const struct digest *d, int64_t *bytes, struct err *e)
+{
+    struct digest got;
+    int fd = -1;
+    TRY(blob_open(s, d, &fd, bytes, e));
+    enum status st = read_whole(fd, &got, bytes, e);
+    (void)close(fd);
+    TRY(st);
+    return digest_equal(&got, d)
+               ? ST_OK
+               : err_set(e, ST_CORRUPT, "the file's content is not what its name says");
 }
 
 enum status blob_remove(struct blob_store *s, const struct digest *d, struct err *e)

@@ -70,6 +70,13 @@ enum status blob_stat(struct blob_store *s, const struct digest *d, int64_t *byt
 enum status blob_open(struct blob_store *s, const struct digest *d, int *fd, int64_t *bytes,
                       struct err *e) MUST_CHECK;
 
+/*
+ * Reads it whole: is it what its name says? ST_NOT_FOUND; ST_CORRUPT: it is not, or the disk cannot
+ * read it; ST_IO.
+ */
+enum status blob_verify(struct blob_store *s, const struct digest *d, int64_t *bytes,
+                        struct err *e) MUST_CHECK;
+
 /* Remove a blob nobody refers to; absent is fine. */
 enum status blob_remove(struct blob_store *s, const struct digest *d, struct err *e) MUST_CHECK;
 

@@ -11,6 +11,7 @@
 #include "common/id.h"
 #include "common/mem.h"
 #include "server/db_blob.h"
+#include "server/mend.h"
 
 enum {
     READ_SIZE = 1 << 20,
@@ -45,6 +46,7 @@ struct tally {
     int found[RULES];
     int others; // of rules that are not in the table
     int64_t acks;
+    int repaired;
     int64_t files, bytes;             // read
     int64_t files_total, bytes_total; // to read
     int64_t began_ms, said_ms;
@@ -230,6 +232,23 @@ static enum status still_live(struct db *db, const struct digest *d, bool *live,
     return st;
 }
 
+/* ST_OK: it is sound now. Else why says what is wrong with it, and why it cannot be helped. */
+static enum status repair(struct tally *t, const struct digest *d, const char *hex, struct err *why)
+{
+    struct mend m = {.db = t->job->db, .blobs = t->job->blobs, .threads = t->job->threads};
+    struct err e = {0};
+    int rebuilt = 0;
+    enum status st = mend_file(&m, d, &rebuilt, &e);
+    if (!st) {
+        (void)printf("repaired %s: %s; it was made again, bit for bit\n", hex, why->msg);
+        t->repaired++;
+        return ST_OK;
+    }
+    char was[100];
+    (void)snprintf(was, sizeof(was), "%.99s", why->msg);
+    return err_set(why, st, "%s; it cannot be made again: %.120s", was, e.msg);
+}
+
 /* A cleaner or a repair may have been between: it is said when it is so twice, with a live row. */
 static enum status check_file(struct tally *t, const struct digest *want, int64_t size,
                               struct err *e)
@@ -244,8 +263,11 @@ static enum status check_file(struct tally *t, const struct digest *want, int64_
         t->bytes = before; // the total counts each file once
         TRY(still_live(t->job->db, want, &live, e));
     }
+    digest_hex(want, hex);
+    if (found && live && t->job->repair) {
+        found = repair(t, want, hex, &why);
+    }
     if (found && live) {
-        digest_hex(want, hex);
         say(t, "I8", hex, why.msg);
     }
     t->files++;
@@ -332,6 +354,9 @@ static int report(const struct tally *t)
     }
     if (t->job->acks) {
         (void)printf("%" PRId64 " acknowledgements asked about\n", t->acks);
+    }
+    if (t->job->repair) {
+        (void)printf("%d files repaired\n", t->repaired);
     }
     (void)printf("%d violation%s; %" PRId64 " files, %" PRId64 " bytes read\n", broken,
                  broken == 1 ? "" : "s", t->files, t->bytes);

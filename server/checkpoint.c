@@ -42,6 +42,7 @@ struct output {
     int64_t bytes;
     int64_t data_offset;
     struct sha256 *hash;
+    const struct digest *want; // it must be this one, and takes its place; NULL: whatever it is
 };
 
 static enum status write_full(int fd, const void *data, size_t size, int64_t offset, struct err *e)
@@ -125,7 +126,10 @@ static enum status output_place(struct output *o, struct digest *d, struct err *
 {
     sha256_end(o->hash, d);
     FAULT("checkpoint.written");
-    TRY(blob_place(o->blobs, o->tmp, d, e));
+    if (o->want && !digest_equal(d, o->want)) {
+        return err_set(e, ST_CORRUPT, "what it was made of gives another file now");
+    }
+    TRY(o->want ? blob_replace(o->blobs, o->tmp, d, e) : blob_place(o->blobs, o->tmp, d, e));
     FAULT("checkpoint.placed");
     return ST_OK;
 }
@@ -214,12 +218,13 @@ static enum status draw_all(struct output *o, const struct param_table *table, u
     return st;
 }
 
-enum status checkpoint_initial(struct blob_store *blobs, const struct run_spec *spec,
-                               struct checkpoint_files *out, struct err *e)
+static enum status draw_initial(struct blob_store *blobs, const struct run_spec *spec,
+                                const struct digest *want, struct checkpoint_files *out,
+                                struct err *e)
 {
     struct arena *a = arena_new(LIMIT_REQUEST_ARENA);
     struct param_table table = params_table(a, &spec->model);
-    struct output o = {.fd = -1};
+    struct output o = {.fd = -1, .want = want};
     struct sha256 *data_hash = sha256_new();
     struct checkpoint_files f = {.params = table.total};
 
@@ -239,6 +244,19 @@ enum status checkpoint_initial(struct blob_store *blobs, const struct run_spec *
         *out = f;
     }
     return st;
+}
+
+enum status checkpoint_initial(struct blob_store *blobs, const struct run_spec *spec,
+                               struct checkpoint_files *out, struct err *e)
+{
+    return draw_initial(blobs, spec, NULL, out, e);
+}
+
+enum status checkpoint_initial_again(struct blob_store *blobs, const struct run_spec *spec,
+                                     const struct checkpoint_files *want, struct err *e)
+{
+    struct checkpoint_files f;
+    return draw_initial(blobs, spec, &want->weights, &f, e);
 }
 
 /* ---- the next checkpoint ---- */
@@ -366,6 +384,8 @@ static void next_init(struct next *n, const struct checkpoint_job *job)
     n->arena = arena_new(LIMIT_REQUEST_ARENA);
     n->table = params_table(n->arena, &job->spec->model);
     n->out.fd = n->out_state.fd = -1;
+    n->out.want = job->again ? &job->again->weights : NULL;
+    n->out_state.want = job->again ? &job->again->state : NULL;
     n->state_table = state_table(n->arena, &n->table, job->spec->outer.name);
     n->keeps_state = n->state_table.count > 0;
     bool state = n->keeps_state && job->state;

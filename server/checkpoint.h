@@ -50,6 +50,7 @@ struct checkpoint_job {
     const struct checkpoint_update *updates; /* in slot order */
     int update_count;
     int threads;
+    const struct checkpoint_files *again; /* the files it was once, or NULL */
 };
 
 /* ST_LIMIT: the disk is full. ST_IO. */
@@ -57,10 +58,19 @@ enum status checkpoint_initial(struct blob_store *blobs, const struct run_spec *
                                struct checkpoint_files *out, struct err *e) MUST_CHECK;
 
 /*
+ * The same file once more, in place of one that is damaged or lost. ST_CORRUPT: the spec does not
+ * give that file; nothing was changed.
+ */
+enum status checkpoint_initial_again(struct blob_store *blobs, const struct run_spec *spec,
+                                     const struct checkpoint_files *want, struct err *e) MUST_CHECK;
+
+/*
  * Every file is read twice: first whole against its digest, then block by block. ST_CORRUPT: a file
  * is missing, damaged, not of this run, round and base, or not finite; *corrupt_update is its index
  * among the updates, or -1 when it is the base or its state. ST_INVALID: the result would not be
  * finite. ST_LIMIT: the disk is full. stats' arrays may be NULL or hold update_count numbers.
+ * With again the result must be those very files, else ST_CORRUPT with *corrupt_update -1 and
+ * nothing is changed; what is there under their names is replaced.
  */
 enum status checkpoint_next(const struct checkpoint_job *job, struct checkpoint_files *out,
                             struct aggregate_stats *stats, int *corrupt_update,

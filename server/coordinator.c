@@ -23,12 +23,14 @@
 #include "server/db_round.h"
 #include "server/db_tend.h"
 #include "server/hub.h"
+#include "server/mend.h"
 
 enum {
     TICK_MS = 1000,
     RETRY_MS = 500,  // after an error: the database may be coming back
     FULL_MS = 10000, // after a full disk
     FILES_EVERY_MS = 20000,
+    KEEP_MS = 1000,
     REAP_EVERY_MS = 3600 * 1000, // files that no row knows
     LISTEN_MS = 30000,
     ASIDE_MAX = 64, // rounds that could not be aggregated, remembered at once
@@ -292,6 +294,24 @@ static const char *aside_ids(const struct coordinator *c, struct arena *a)
     return db_arg_array(a, ids, n);
 }
 
+/* The base or its outer state is damaged: made again, and the fold is tried anew; else a person. */
+static enum status mend_base(struct coordinator *c, struct db *db, const struct fold *f,
+                             const char *why, struct err *e)
+{
+    struct mend m = {.db = db, .blobs = c->server->blobs, .threads = c->server->aggregate_threads};
+    char advice[MEND_ADVICE];
+    int rebuilt = 0;
+    enum status st = mend_checkpoint(&m, f->run_id, f->number - 1, &rebuilt, e);
+    if (st && st != ST_CORRUPT) {
+        return st;
+    }
+    if (!st && rebuilt > 0) {
+        return ST_OK;
+    }
+    mend_advice(advice, f->number - 1, st ? e->msg : why);
+    return db_fold_give_up(db, f, false, advice, e);
+}
+
 /* What to do about a fold that failed. Repeating a full disk or a lost connection may help. */
 static enum status fold_failed(struct coordinator *c, struct db *db, const struct fold *f,
                                enum status st, int corrupt, struct err *e)
@@ -302,10 +322,10 @@ static enum status fold_failed(struct coordinator *c, struct db *db, const struc
     if (st == ST_CORRUPT && corrupt >= 0) {
         return db_fold_corrupt(db, c->server->blobs, f, corrupt, why, e);
     }
-    if (st == ST_CORRUPT || st == ST_INVALID) {
-        return db_fold_give_up(db, f, st == ST_INVALID, why, e);
+    if (st == ST_CORRUPT) {
+        return mend_base(c, db, f, why, e);
     }
-    return st;
+    return st == ST_INVALID ? db_fold_give_up(db, f, true, why, e) : st;
 }
 
 static enum status fold_one(struct coordinator *c, struct db *db, const struct fold *f,
@@ -419,17 +439,26 @@ static void *keeper_main(void *arg)
     struct coordinator *c = w->c;
     struct db *db = NULL;
     bool said = false;
+    int64_t files_at_ms = 0;
     int64_t reap_at_ms = 0;
     while (!atomic_load(&c->stopping)) {
         struct err e = {0};
+        struct digest wanted;
         enum status st = db ? ST_OK : db_open(&db, c->conninfo, &e);
-        st = st ? st : db_tend_files(db, c->server->blobs, &e);
+        while (!st && !atomic_load(&c->stopping) && mend_wanted(&wanted)) {
+            struct mend m = {db, c->server->blobs, c->server->aggregate_threads};
+            mend_now(&m, &wanted);
+        }
+        if (!st && clock_mono_ms() >= files_at_ms) {
+            files_at_ms = clock_mono_ms() + jittered(FILES_EVERY_MS);
+            st = db_tend_files(db, c->server->blobs, &e);
+        }
         if (!st && clock_mono_ms() >= reap_at_ms) {
             reap_at_ms = clock_mono_ms() + jittered(REAP_EVERY_MS);
             st = reap(c, db, &e);
         }
         say_once(&said, "files", st, &e);
-        worker_sleep(w, jittered(FILES_EVERY_MS));
+        worker_sleep(w, jittered(KEEP_MS));
     }
     db_close(db);
     return NULL;

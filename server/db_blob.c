@@ -40,33 +40,6 @@ enum status db_blob_place(struct db *db, struct arena *a, struct blob_store *blo
     return blob_place(blobs, tmp_id, d, e);
 }
 
-struct replacing {
-    struct blob_store *blobs;
-    const char *tmp_id;
-    const struct digest *d;
-    int64_t bytes;
-    bool done;
-};
-
-static enum status replace_tx(struct db *db, struct arena *a, void *ctx, struct err *e)
-{
-    struct replacing *r = ctx;
-    const char *argv[] = {db_arg_digest(a, r->d), db_arg_int(a, r->bytes)};
-    TRY(db_exec(db, SQL_LIVE, 2, argv, NULL, e));
-    if (!r->done) { // a repeat after a lost COMMIT finds its work done
-        TRY(blob_replace(r->blobs, r->tmp_id, r->d, e));
-        r->done = true;
-    }
-    return ST_OK;
-}
-
-enum status db_blob_replace(struct db *db, struct blob_store *blobs, const char *tmp_id,
-                            const struct digest *d, int64_t bytes, struct err *e)
-{
-    struct replacing r = {.blobs = blobs, .tmp_id = tmp_id, .d = d, .bytes = bytes};
-    return db_tx(db, replace_tx, &r, e);
-}
-
 /* ---- removing what nobody needs ---- */
 
 static const char SQL_MARK_DEAD[] =

@@ -35,10 +35,6 @@ enum status db_blob_place(struct db *db, struct arena *a, struct blob_store *blo
                           const char *tmp_id, const struct digest *d, int64_t bytes,
                           struct err *e) MUST_CHECK;
 
-/* One transaction: a file known to have this content takes the place of the damaged one. */
-enum status db_blob_replace(struct db *db, struct blob_store *blobs, const char *tmp_id,
-                            const struct digest *d, int64_t bytes, struct err *e) MUST_CHECK;
-
 /*
  * Remove what nobody needs: soon after it was let go, or a day after its last use when it never was
  * needed. Some at a time; what cannot be removed now is tried again at the next call.

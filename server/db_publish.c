@@ -136,6 +136,127 @@ enum status db_fold_begin(struct db *db, struct arena *a, const char *aside, str
     return ST_OK;
 }
 
+/* ---- once more ---- */
+
+static const char SQL_MADE_OF[] =
+    "SELECT c.weights, c.weights_bytes, c.weights_digest, c.params, c.outer_state, q.id"
+    "  FROM checkpoint c LEFT JOIN round q ON (q.run_id, q.number, q.state) = (c.run_id, c.number,"
+    " 'closed') WHERE (c.run_id, c.number) = ($1, $2)";
+static const char SQL_OF_FILE[] =
+    "SELECT run_id, number FROM checkpoint WHERE weights = $1 OR outer_state = $1"
+    " ORDER BY kept DESC, number, run_id LIMIT $2";
+static const char SQL_STATE_BYTES[] = "SELECT bytes FROM blob WHERE digest = $1";
+
+static enum status read_files(struct db *db, struct arena *a, const struct db_rows *rows,
+                              struct checkpoint_files *f, struct err *e)
+{
+    struct checkpoint_files got = {.has_state = !db_is_null(rows, 0, 4)};
+    TRY(db_digest(rows, 0, 0, &got.weights, e));
+    TRY(db_int64(rows, 0, 1, &got.weights_bytes, e));
+    TRY(db_digest(rows, 0, 2, &got.weights_digest, e));
+    TRY(db_int64(rows, 0, 3, &got.params, e));
+    if (got.has_state) {
+        struct db_rows bytes;
+        TRY(db_digest(rows, 0, 4, &got.state, e));
+        const char *argv[] = {db_arg_digest(a, &got.state)};
+        TRY(db_query(db, a, SQL_STATE_BYTES, 1, argv, &bytes, e));
+        TRY(bytes.count ? db_int64(&bytes, 0, 0, &got.state_bytes, e) : ST_OK);
+    }
+    *f = got;
+    return ST_OK;
+}
+
+enum status db_fold_again(struct db *db, struct arena *a, const char *run_id, int32_t number,
+                          struct fold *out, struct checkpoint_files *files, struct err *e)
+{
+    struct fold f = {.number = number};
+    struct run_row run;
+    struct db_rows rows;
+    const char *argv[] = {run_id, db_arg_int(a, number)};
+    TRY(db_query(db, a, SQL_MADE_OF, 2, argv, &rows, e));
+    f.found = rows.count > 0;
+    if (f.found) {
+        (void)snprintf(f.run_id, sizeof(f.run_id), "%s", run_id);
+        TRY(read_files(db, a, &rows, files, e));
+        TRY(db_run_read(db, a, run_id, &run, e));
+        f.spec = run.spec;
+    }
+    if (f.found && number > 0) {
+        TRY(db_int64(&rows, 0, 5, &f.round_id, e));
+        TRY(read_base(db, a, &f, e));
+        TRY(read_inputs(db, a, &f, e));
+    }
+    *out = f;
+    return ST_OK;
+}
+
+enum status db_fold_of_file(struct db *db, const struct digest *d, struct checkpoint_name *out,
+                            int *count, struct err *e)
+{
+    struct arena *a = arena_new(1 << 20);
+    struct db_rows rows = {0};
+    const char *argv[] = {db_arg_digest(a, d), db_arg_int(a, *count)};
+    enum status st = db_query(db, a, SQL_OF_FILE, 2, argv, &rows, e);
+    for (int i = 0; i < rows.count && !st; i++) {
+        (void)snprintf(out[i].run_id, sizeof(out[i].run_id), "%s", db_text(&rows, i, 0));
+        st = db_int32(&rows, i, 1, &out[i].number, e);
+    }
+    *count = rows.count;
+    arena_free(a);
+    return st;
+}
+
+struct rebuilt {
+    struct blob_store *blobs;
+    const struct fold *f;
+    const struct checkpoint_files *files;
+};
+
+static enum status rebuilt_tx(struct db *db, struct arena *a, void *ctx, struct err *e)
+{
+    const struct rebuilt *r = ctx;
+    char hex[DIGEST_HEX + 1];
+    digest_hex(&r->files->weights, hex);
+    TRY(db_blob_own(db, a, r->blobs, &r->files->weights, r->files->weights_bytes, e));
+    if (r->files->has_state) {
+        TRY(db_blob_own(db, a, r->blobs, &r->files->state, r->files->state_bytes, e));
+    }
+    return db_event(db, a,
+                    &(struct event){.kind = "checkpoint_rebuilt",
+                                    .run_id = r->f->run_id,
+                                    .round = r->f->number,
+                                    .message = arena_fmt(a,
+                                                         "a file of checkpoint %" PRId32
+                                                         " was lost or damaged; it was made "
+                                                         "again, bit for bit",
+                                                         r->f->number),
+                                    .detail = arena_fmt(a, "{\"sha256\":\"%s\"}", hex)},
+                    e);
+}
+
+enum status db_fold_rebuilt(struct db *db, struct blob_store *blobs, const struct fold *f,
+                            const struct checkpoint_files *files, struct err *e)
+{
+    struct rebuilt r = {.blobs = blobs, .f = f, .files = files};
+    return db_tx(db, rebuilt_tx, &r, e);
+}
+
+static const char SQL_HEAD_LOST[] =
+    "WITH r AS (UPDATE run SET state = 'paused', reason = $2, waiting_for = NULL FROM checkpoint c"
+    "     WHERE run.state = 'running' AND (c.run_id, c.number) = (run.id, run.head)"
+    "       AND (c.weights = $1 OR c.outer_state = $1) RETURNING run.id, run.head)"
+    " INSERT INTO event (kind, run_id, round, message) SELECT 'run_paused', r.id, r.head, $2 FROM "
+    "r";
+
+enum status db_fold_head_lost(struct db *db, const struct digest *d, const char *why, struct err *e)
+{
+    struct arena *a = arena_new(1 << 20);
+    const char *argv[] = {db_arg_digest(a, d), why};
+    enum status st = db_exec(db, SQL_HEAD_LOST, 2, argv, NULL, e);
+    arena_free(a);
+    return st;
+}
+
 /* ---- the locks and the fence ---- */
 
 static const char SQL_FENCE[] =

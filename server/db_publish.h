@@ -40,6 +40,30 @@ enum status db_fold_begin(struct db *db, struct arena *a, const char *aside, str
                           struct err *e) MUST_CHECK;
 
 /*
+ * What a checkpoint was made of, and the files it was: for making them once more. With number 0
+ * there are no inputs, the spec alone decides. found false: no such checkpoint.
+ */
+enum status db_fold_again(struct db *db, struct arena *a, const char *run_id, int32_t number,
+                          struct fold *out, struct checkpoint_files *files,
+                          struct err *e) MUST_CHECK;
+
+/* The checkpoints, of whatever run, that have this file: at most count; ids as "run number". */
+struct checkpoint_name {
+    char run_id[32];
+    int32_t number;
+};
+enum status db_fold_of_file(struct db *db, const struct digest *d, struct checkpoint_name *out,
+                            int *count, struct err *e) MUST_CHECK;
+
+/* Their files are as they were once, live, and an event says so. */
+enum status db_fold_rebuilt(struct db *db, struct blob_store *blobs, const struct fold *f,
+                            const struct checkpoint_files *files, struct err *e) MUST_CHECK;
+
+/* A run whose head cannot be rebuilt waits for a person. Harmless to repeat. */
+enum status db_fold_head_lost(struct db *db, const struct digest *d, const char *why,
+                              struct err *e) MUST_CHECK;
+
+/*
  * One transaction: checkpoint, head, round closed, metrics, evaluation tasks, the next round,
  * events chained. *published false: fenced, or published by somebody else; not an error.
  */

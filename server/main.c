@@ -323,6 +323,8 @@ static int run_check(struct program *p)
     struct check_job c = {.db = db,
                           .blobs = p->server.blobs,
                           .acks = p->o.acks,
+                          .repair = p->o.repair,
+                          .threads = p->o.aggregate_threads,
                           .orphan_age_s = (int64_t)p->o.orphan_hours * 3600};
     st = st ? st : check_all(&c, &broken, &e);
     db_close(db);

@@ -48,6 +48,8 @@ static const struct row {
     {"unsafe-database", FLAG, NULL, AT(unsafe_database),
      "take a database that may lose acknowledged data; for tests"},
     {"check", FLAG, NULL, AT(check), "verify the database and every file, then end"},
+    {"repair", FLAG, NULL, AT(repair),
+     "check: make checkpoints again whose files are damaged or lost"},
     {"acks", TEXT, "FILE", AT(acks),
      "check: updates that silos were told count, as `photon-client acks` prints them"},
     {"orphan-hours", NUMBER, "N", AT(orphan_hours),

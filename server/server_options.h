@@ -38,6 +38,7 @@ struct server_options {
     int orphan_hours; /* files that no row knows are left alone for so long */
     const char *acks; /* check: what silos were told is accepted */
     bool check;
+    bool repair; /* check: make damaged checkpoints again */
 };
 
 /* False: the program ends now, with *rc; everything was said. */

@@ -267,34 +267,6 @@ def test_a_damaged_update_is_left_out_where_a_quorum_remains(server):
     no_violations()
 
 
-def test_a_damaged_base_pauses_the_run_with_the_reason(server):
-    run, (ash,) = begin(server, 1, rounds=2)
-    task = ash.task()
-    (path,) = blob_path(server, task["base"]["sha256"])
-    data, tokens = ash.update(task)
-    os.chmod(path, 0o600)
-    with open(path, "r+b") as f:
-        f.seek(-5, os.SEEK_END)
-        sound = f.read(1)
-        f.seek(-5, os.SEEK_END)
-        f.write(bytes([sound[0] ^ 4]))
-    # Whoever reads the base first notices: the check of the update, or the aggregation.
-    answer = ash.finish(task, ash.send(task, data, tokens))
-    assert answer.status == 200, answer.body
-    until("the run to pause", lambda: run_of(server, run)["state"] == "paused")
-    assert run_of(server, run)["reason"], "no reason"
-    epoch = one("SELECT agg_epoch FROM round WHERE run_id = '%s'" % run)
-    beat = one("SELECT max(seen_at) + interval '2 s' FROM server_process")
-    until("two ticks", lambda: one("SELECT max(seen_at) > '%s' FROM server_process" % beat) == "t")
-    assert one("SELECT agg_epoch FROM round WHERE run_id = '%s'" % run) == epoch == "1", "it is tried over and over"
-    with open(path, "r+b") as f:
-        f.seek(-5, os.SEEK_END)
-        f.write(sound)
-    assert server.post("/api/v1/runs/%s/actions" % run, {"action": "resume"}).status == 200
-    wait_round(run, 1, "closed")
-    no_violations()
-
-
 def test_a_round_that_cannot_be_published_keeps_no_other_back(server):
     run, (ash,) = begin(server, 1, rounds=1)
     psql("CREATE FUNCTION stand_in_the_way() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"

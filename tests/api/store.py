@@ -10,7 +10,7 @@ import time
 import kit
 from kit import psql, until
 from rounds import blob_path, kinds, one, wait_round
-from silo_client import code
+from silo_client import MODEL, code
 from silos import begin, no_violations
 
 EMPTY = hashlib.sha256(b"").hexdigest()
@@ -248,4 +248,133 @@ def test_an_upload_that_would_go_below_the_floor_is_507_and_counts_later(server)
         server.start()
     assert ash.train(ash.task(), seed=8).status == 200
     wait_round(run, 1, "closed")
+    no_violations()
+
+
+# ---- what was lost is made again ----
+
+def content(path):
+    with open(path, "rb") as f:
+        return f.read()
+
+
+def rebuilt(run):
+    return [int(r[0]) for r in psql("SELECT round FROM event WHERE run_id = '%s' AND kind = 'checkpoint_rebuilt' ORDER BY xid, id" % run)]
+
+
+def test_a_damaged_base_is_made_again_and_the_round_goes_on(server):
+    run, ash, _ = trained(server, rounds=4, number=2)
+    task = ash.task()
+    data, tokens = ash.update(task, seed=3)
+    (path,) = blob_path(server, digest_of(run, 2))
+    sound = content(path)
+    damage(path)
+    assert content(path) != sound
+    assert ash.finish(task, ash.send(task, data, tokens)).status == 200
+    wait_round(run, 3, "closed")
+    assert content(path) == sound
+    assert rebuilt(run) == [2]
+    no_violations()
+
+
+def test_damaged_parents_are_made_again_first(server):
+    run, (ash,) = begin(server, 1, rounds=4, model=dict(MODEL, bias=True))
+    for n in (1, 2):
+        assert ash.train(ash.task(), seed=n).status == 200
+        wait_round(run, n, "closed")
+    paths = [blob_path(server, digest_of(run, n))[0] for n in (0, 1, 2)]
+    sound = [content(p) for p in paths]
+    task = ash.task()
+    data, tokens = ash.update(task, seed=3)
+    damage(paths[0])
+    os.remove(paths[1])
+    os.truncate(paths[2], 100)
+    upload = ash.send(task, data, tokens)  # its norm is compared with the base's, so that must be there again
+    until("the update to count", lambda: ash.finish(task, upload).status == 200)
+    wait_round(run, 3, "closed")
+    assert [content(p) for p in paths] == sound
+    assert rebuilt(run) == [0, 1, 2]
+    no_violations()
+
+
+def test_a_silo_that_asks_for_a_lost_file_gets_it_made_again(server):
+    run, ash, _ = trained(server, rounds=3, number=1)
+    digest = digest_of(run, 1)
+    (path,) = blob_path(server, digest)
+    sound = content(path)
+    os.remove(path)
+    first = ash.get("/blobs/" + digest, bulk=True)
+    assert first.status == 503 and first.header("Retry-After"), first.body
+    until("the file to be there again", lambda: os.path.exists(path))
+    assert ash.get("/blobs/" + digest, bulk=True).body == sound
+    os.remove(path)
+    assert server.get("/api/v1/runs/%s/checkpoints/1/weights" % run).status in (200, 503)
+    until("the file to be there again", lambda: os.path.exists(path))
+    assert server.get("/api/v1/runs/%s/checkpoints/1/weights" % run).body == sound
+    assert rebuilt(run) == [1, 1]
+    no_violations()
+
+
+def test_a_file_that_a_silo_takes_twice_is_looked_at(server):
+    run, ash, _ = trained(server, rounds=3, number=1)
+    digest = digest_of(run, 1)
+    (path,) = blob_path(server, digest)
+    sound = content(path)
+    damage(path)
+
+    def whole():
+        return ash.get("/blobs/" + digest, bulk=True).body == sound
+    until("the file to be whole again", whole)
+    assert rebuilt(run) == [1]
+    no_violations()
+
+
+def test_a_checkpoint_that_cannot_be_made_again_pauses_the_run_and_says_what_to_do(server):
+    run, ash, acks = trained(server, rounds=4, number=2)
+    task = ash.task()
+    data, tokens = ash.update(task, seed=3)
+    (base,) = blob_path(server, digest_of(run, 2))
+    (update,) = blob_path(server, acks[1][2])
+    sound = content(base)
+    damage(base)
+    os.rename(update, update + ".away")
+    assert ash.finish(task, ash.send(task, data, tokens)).status == 200
+    until("the run to pause", lambda: server.get("/api/v1/runs/" + run).json()["state"] == "paused")
+    reason = server.get("/api/v1/runs/" + run).json()["reason"]
+    for words in ("checkpoint 2", ash.name, "for round 2", "then resume"):
+        assert words in reason, reason
+    epoch = one("SELECT max(agg_epoch) FROM round WHERE run_id = '%s'" % run)
+    beat = one("SELECT max(seen_at) + interval '2 s' FROM server_process")
+    until("two ticks", lambda: one("SELECT max(seen_at) > '%s' FROM server_process" % beat) == "t")
+    assert one("SELECT max(agg_epoch) FROM round WHERE run_id = '%s'" % run) == epoch, "it is tried over and over"
+    os.rename(update + ".away", update)
+    assert server.post("/api/v1/runs/%s/actions" % run, {"action": "resume"}).status == 200
+    wait_round(run, 3, "closed")
+    assert content(base) == sound and rebuilt(run) == [2]
+    no_violations()
+
+
+def test_a_repair_by_hand_makes_checkpoints_again_and_says_what_it_cannot(server):
+    run, ash, acks = trained(server, rounds=4, number=2)
+    before = check(server)[2]
+    digests = [digest_of(run, n) for n in (0, 1, 2)]
+    paths = [blob_path(server, d)[0] for d in digests]
+    sound = [content(p) for p in paths]
+    (update,) = blob_path(server, acks[0][2])
+    damage(paths[0])
+    os.remove(paths[2])
+    found = new_violations(server, before)
+    assert len(found) == 2 and all(l.startswith("I8") for l in found), found
+    said = new_violations(server, before, "--repair")
+    assert sorted(l.split()[1].rstrip(":") for l in said if l.startswith("repaired ")) == sorted([digests[0], digests[2]]), said
+    assert "2 files repaired" in said
+    assert [content(p) for p in paths] == sound
+    sound_update = content(update)
+    damage(update)
+    damage(paths[1])
+    (first, second) = [l for l in new_violations(server, before, "--repair") if l.startswith("I8")]
+    assert "it is no checkpoint's file" in first + second and "of %s for round 1" % ash.name in first + second, (first, second)
+    put(update, sound_update)
+    assert [l for l in new_violations(server, before, "--repair") if l.startswith("I8")] == []
+    assert content(paths[1]) == sound[1]
     no_violations()

@@ -95,6 +95,14 @@ mutant 'the journal of a silo is not synced' client/state.c \
 mutant 'the moments of a refused update are kept' client/state.c \
     's/JOURNAL_SETTLED \&\& s->j.keep/JOURNAL_SETTLED/' tests/unit/test_state
 
+mutant 'a checkpoint is made again without comparing it' server/checkpoint.c \
+    's/if (o->want \&\& !digest_equal(d, o->want))/if (0)/' tests/unit/test_checkpoint
+mutant 'an acknowledgement is acted on before it is synced' client/acks.c \
+    's/ \&\& fdatasync(fd) == 0)/)/' tests/unit/test_acks
+mutant 'the check believes a file by its size' server/check.c \
+    's/return bytes == size \&\& digest_equal(&got, want)/return bytes == size/' \
+    tests/api store.test_a_damaged_a_short_and_a_missing_file_are_found
+
 # ---- bytes on their way ----
 mutant 'the offset of a chunk is not checked' server/api_bulk.c \
     's/if (c->offset != durable || /if (/' tests/api silos.test_an_upload_resumes_where_it_was

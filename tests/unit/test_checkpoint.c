@@ -274,6 +274,66 @@ static bool tmp_is_empty(const struct bed *b)
     return rmdir(path) == 0; // only an empty folder goes
 }
 
+static enum status again(struct bed *b, const struct checkpoint_files *base,
+                         const struct checkpoint_files *want)
+{
+    struct checkpoint_job job = {.blobs = b->files.blobs,
+                                 .spec = &b->spec,
+                                 .round = 1,
+                                 .base = base->weights,
+                                 .updates = b->updates,
+                                 .update_count = SILOS,
+                                 .threads = 2,
+                                 .again = want};
+    struct aggregate_stats stats = {0};
+    struct checkpoint_files made;
+    return checkpoint_next(&job, &made, &stats, &b->corrupt, &b->e);
+}
+
+static bool sound(const struct bed *b, const struct digest *d)
+{
+    int64_t bytes = 0;
+    return blob_verify(b->files.blobs, d, &bytes, NULL) == ST_OK;
+}
+
+static void a_damaged_checkpoint_is_made_again_in_its_place(void)
+{
+    struct bed *b = bed_new(",\"outer\":{\"name\":\"fednesterov\"}");
+    CHECK_INT(next(b, 1, &b->zero, 1), ST_OK);
+    struct checkpoint_files once = b->out;
+    flip_a_byte(b, &once.weights);
+    flip_a_byte(b, &once.state);
+    CHECK(!sound(b, &once.weights) && !sound(b, &once.state));
+    CHECK_INT(again(b, &b->zero, &once), ST_OK);
+    CHECK(sound(b, &once.weights) && sound(b, &once.state));
+
+    flip_a_byte(b, &b->zero.weights);
+    CHECK(!sound(b, &b->zero.weights));
+    CHECK_INT(checkpoint_initial_again(b->files.blobs, &b->spec, &b->zero, &b->e), ST_OK);
+    CHECK(sound(b, &b->zero.weights));
+    bed_free(b);
+}
+
+static void what_gives_another_file_replaces_nothing(void)
+{
+    struct bed *b = bed_new("");
+    CHECK_INT(next(b, 1, &b->zero, 1), ST_OK);
+    struct checkpoint_files once = b->out;
+    flip_a_byte(b, &once.weights);
+    b->updates[0].tokens = 48; // the header of the file says 64
+    CHECK_INT(again(b, &b->zero, &once), ST_CORRUPT);
+    CHECK_INT(b->corrupt, 0);
+    b->updates[0].tokens = 64;
+    b->spec.outer.lr = 0.5;
+    CHECK_INT(again(b, &b->zero, &once), ST_CORRUPT);
+    CHECK_INT(b->corrupt, -1);
+    CHECK(!sound(b, &once.weights));
+    struct run_spec other = files_spec(",\"seed\":18");
+    CHECK_INT(checkpoint_initial_again(b->files.blobs, &other, &b->zero, &b->e), ST_CORRUPT);
+    CHECK(sound(b, &b->zero.weights));
+    bed_free(b);
+}
+
 static void a_damaged_update_is_named_and_nothing_is_made(void)
 {
     struct bed *b = bed_new("");
@@ -368,6 +428,8 @@ int main(void)
     RUN(a_state_of_another_optimizer_is_refused);
     RUN(doing_it_again_gives_the_same_files);
     RUN(a_damaged_update_is_named_and_nothing_is_made);
+    RUN(a_damaged_checkpoint_is_made_again_in_its_place);
+    RUN(what_gives_another_file_replaces_nothing);
     RUN(a_missing_update_is_named);
     RUN(a_damaged_base_is_nobodys_update);
     RUN(updates_of_another_round_or_silo_are_refused);

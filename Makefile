@@ -111,7 +111,7 @@ EMULATED     := $(if $(CXX_FOUND),$(if $(filter release debug,$(VARIANT)),$(B)/t
 ENGINE_TESTS := $(filter-out %_emulated,$(patsubst %.c,$(B)/%,$(wildcard tests/kernels/test_*.c))) $(EMULATED)
 UNIT_TESTS   := $(patsubst %.c,$(B)/%,$(wildcard tests/unit/test_*.c))
 FAULT_TESTS  := $(patsubst %.c,$(B)/%,$(wildcard tests/fault/test_*.c))
-FAULT_TOOLS  := $(B)/tests/fault/proxy
+FAULT_TOOLS  := $(addprefix $(B)/tests/fault/,proxy send_update)
 C_TESTS      := $(UNIT_TESTS) $(ENGINE_TESTS) $(FAULT_TESTS)
 FOLDERS      := common kernels client server tests
 C_HEADERS    := $(shell find $(FOLDERS) -name '*.h')
@@ -205,6 +205,8 @@ $(FAULT_TESTS): %: %.c.o $(KIT) $(B)/tests/support/fake_pq.c.o $(SERVER_LIBS)
 	$(call link,$(filter-out -lpq,$(LIBS_server)))
 $(B)/tests/fault/proxy: %: %.c.o $(B)/libcommon.a
 	$(call link,-lm -lpthread)
+$(B)/tests/fault/send_update: %: %.c.o $(CLIENT_LIBS)
+	$(call link,$(LIBS_client) $(LIBS_engine) -Wl$(comma)--wrap=transport_chunk)
 
 # npm only fetches what the lockfile pins; the page loads the files as they are. Without npm or a
 # network the page shows tables where it would draw, so that is said and is no error.
@@ -248,6 +250,7 @@ RIG := build/fault/bin/photon-server build/fault/bin/photon-client
 rig-programs:
 	@$(SUBMAKE) VARIANT=fault $(RIG)
 FAULT_SUITES = fault '$(if $(LONG),SIM_SEEDS=100000 )tests/run.sh $(FAULT_TESTS)' -- proxy 'python3 -B tests/fault/proxy.py $(B)' -- \
+	  transfer 'python3 -B tests/fault/transfer.py $(B) --silos 3 --cuts 6' -- \
   rig 'python3 -B tests/fault/rig.py $(if $(LONG),--long )$(if $(SEED),--seed $(SEED) )kills'
 test-fault: all $(FAULT_TESTS) rig-programs
 	@tests/all.sh $(FAULT_SUITES)

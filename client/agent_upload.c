@@ -19,7 +19,7 @@
 #include "common/log.h"
 #include "common/rng.h"
 
-enum { DIGEST_TRIES = 5, WAIT_SLICE_MS = 100, CREATE_TRIES = 5 };
+enum { CUT_WAITS = 2, DIGEST_TRIES = 5, WAIT_SLICE_MS = 100, CREATE_TRIES = 5 };
 
 struct sending {
     struct agent *a;
@@ -187,6 +187,8 @@ static enum step do_ask(struct sending *s, struct arena *arena, enum task_end *e
     if (st) {
         return after_failure(s, &r, &e, STEP_ASK, end);
     }
+    // The server is there, only the piece did not get through: no reason to wait ever longer.
+    s->attempt = s->attempt < CUT_WAITS ? s->attempt : CUT_WAITS;
     const char *state = json_str(json_get(r.json, "state"));
     if (state && strcmp(state, "expired") == 0) {
         return STEP_CREATE;

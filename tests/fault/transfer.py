@@ -1,0 +1,167 @@
+"""Updates and checkpoints through a wire that is cut: everything arrives, and a cut costs one piece at most.
+
+    transfer.py BUILD [--uploads N] [--mib 16|256|1024] [--silos K] [--cuts MOST] [--seed S]
+
+A real server and its own PostgreSQL; K silos at a time (tests/fault/send_update.c: the client's own transfer code) fetch
+each round's base and send an update through a proxy that cuts or resets the connection at 1 to MOST (20) random bytes of
+each upload, and 1 to 5 of each download. Each update must be accepted with the digest it had, what was sent twice
+must be no more than what the broken pieces had lost, a download must not fetch a byte twice, and the store must be sound.
+"""
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+import traceback
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path[:0] = [HERE, os.path.join(HERE, "..", "e2e")]
+from harness import World  # noqa: E402
+from proxy import Proxy  # noqa: E402
+
+MODELS = {16: {"d_model": 256, "n_heads": 4, "n_layers": 4, "vocab_size": 4096},
+          256: {"d_model": 1024, "n_heads": 16, "n_layers": 4, "vocab_size": 16384},
+          1024: {"d_model": 2048, "n_heads": 16, "n_layers": 4, "vocab_size": 32768}}
+CHUNK = 64 << 20  # the largest piece the server takes
+
+
+def spec(mib, silos, rounds):
+    return {"name": "wire", "seed": 1, "model": dict(MODELS[mib], seq_len=8),
+            "federation": {"rounds": rounds, "silos_per_round": silos, "min_silos": silos, "local_steps": 1},
+            "inner": {"batch": 1}, "eval": {"every": 100000, "windows": 1}, "keep_checkpoints": 1}
+
+
+class Silo:
+    """One silo and its own wire; its uploads one after the other."""
+
+    def __init__(self, world, name, mib, most, seed):
+        self.world, self.name, self.most = world, name, most
+        self.bytes = mib << 20
+        self.draw = random.Random(seed)
+        self.proxy = Proxy(world.build, world.bulk_port, seed)
+        self.lines = []
+        self.cuts = 0
+        self.error = None
+
+    def arm(self):
+        """Where this upload and this download will be cut."""
+        for way, most in (("up", self.most), ("down", 5)):
+            for _ in range(self.draw.randint(1, most)):
+                self.proxy.command("at %s %s +%d" % (way, self.draw.choice(("cut", "reset")), self.draw.randrange(self.bytes)))
+
+    def one(self):
+        self.proxy.command("clear")
+        self.arm()
+        before = len(self.proxy.harms)
+        done = subprocess.run([os.path.join(self.world.build, "tests", "fault", "send_update"), self.world.path(self.name),
+                               self.world.url, "http://127.0.0.1:%d" % self.proxy.port, "1", "--fetch"],
+                              capture_output=True, text=True, timeout=1200)
+        assert done.returncode == 0, "send_update: status %d\n%s" % (done.returncode, done.stderr[-3000:])
+        self.proxy.totals()
+        harms = self.proxy.harms[before:]
+        cuts = len([h for h in harms if h[1] == "up"])
+        self.cuts += len(harms)
+        for line in map(json.loads, done.stdout.splitlines()):
+            self.check(line, cuts)
+            self.lines.append(line)
+
+    def check(self, line, cuts):
+        if line["transfer"] == "download":
+            assert line["received"] == line["bytes"], "a download fetched again what it had: %s" % line
+            return
+        twice = line["sent"] - line["bytes"]
+        assert line["end"] == 0 and cuts >= 1, line
+        assert 0 <= twice <= line["broken"] * line["lost"], "more was sent again than was lost: %s" % line
+        assert line["lost"] <= line["largest"] <= CHUNK, "a cut cost more than a piece: %s" % line
+
+    def run(self, uploads):
+        try:
+            while len(self.of("upload")) < uploads:
+                self.one()
+        except Exception:
+            self.error = traceback.format_exc(limit=5)
+
+    def of(self, what):
+        return [line for line in self.lines if line["transfer"] == what]
+
+
+def check_accepted(world, run, silos):
+    """The server counted each of them, byte for byte."""
+    for silo in silos:
+        for line in silo.of("upload"):
+            tasks = world.get("/api/v1/runs/%s/rounds/%d" % (run, line["round"]))["tasks"]
+            got = [t["update_sha256"] for t in tasks if t["silo_name"] == silo.name and t["state"] == "done"]
+            assert got == [line["sha256"]], "round %d of %s: %s" % (line["round"], silo.name, got)
+
+
+def check_store(world):
+    done = subprocess.run([os.path.join(world.bin, "photon-server"), "check", "--data", world.path("server")],
+                          capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, "check: status %d\n%s%s" % (done.returncode, done.stdout, done.stderr)
+
+
+def start(world, build, silos):
+    world.build = os.path.abspath(build)
+    world.start_server()
+    text = world.path("text.txt")
+    with open(text, "w") as f:
+        f.write("a line of text that nobody trains on\n\n" * 2000)
+    for name in silos:
+        world.join(name, text)
+
+
+def cut(build, uploads, mib, count, most, seed):
+    names = ["wire-%d" % i for i in range(count)]
+    begin = time.monotonic()
+    with World(build) as world:
+        start(world, build, names)
+        each = -(-uploads // count)
+        run = world.post("/api/v1/runs", spec(mib, count, each + 1))["id"]
+        silos = [Silo(world, name, mib, most, seed * 1000 + i) for i, name in enumerate(names)]
+        try:
+            threads = [threading.Thread(target=s.run, args=(each,)) for s in silos]
+            for t in threads:
+                t.start()
+            for t in threads:
+                t.join()
+        finally:
+            for s in silos:
+                s.proxy.close()
+        for s in silos:
+            assert not s.error, s.error
+        check_accepted(world, run, silos)
+        check_store(world)
+    up = [line for s in silos for line in s.of("upload")]
+    down = [line for s in silos for line in s.of("download")]
+    print(json.dumps({"uploads": len(up), "of_mib": mib, "downloads": len(down), "cuts": sum(s.cuts for s in silos),
+                      "finished": len(up), "broken_pieces": sum(line["broken"] for line in up),
+                      "sent_again_mib": round(sum(line["sent"] - line["bytes"] for line in up) / 2**20, 1),
+                      "most_for_one_cut_mib": round(max(line["lost"] for line in up) / 2**20, 1),
+                      "fetched_again_bytes": sum(line["received"] - line["bytes"] for line in down),
+                      "seed": seed, "seconds": round(time.monotonic() - begin)}))
+    return len(up) + len(down)
+
+
+def main():
+    p = argparse.ArgumentParser()
+    p.add_argument("build")
+    p.add_argument("--uploads", type=int, default=3)
+    p.add_argument("--mib", type=int, choices=sorted(MODELS), default=16)
+    p.add_argument("--silos", type=int, default=1)
+    p.add_argument("--cuts", type=int, default=20)
+    p.add_argument("--seed", type=int, default=1)
+    o = p.parse_args()
+    try:
+        print("%d passed, 0 failed" % cut(o.build, o.uploads, o.mib, o.silos, o.cuts, o.seed))
+    except Exception:
+        traceback.print_exc(limit=6)
+        print("0 passed, 1 failed")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

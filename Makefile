@@ -118,7 +118,7 @@ C_HEADERS    := $(shell find $(FOLDERS) -name '*.h')
 C_FILES      := $(shell find $(FOLDERS) -name '*.[ch]' -o -name '*.cu')
 
 # ---- programs -----------------------------------------------------------------------
-.PHONY: all engine web deps demo demo-clean check-gpu test test-all test-c test-engine test-schema test-api test-web test-page test-load test-e2e check check-all asan tsan \
+.PHONY: all engine web deps demo demo-clean check-gpu test test-all test-c test-engine test-schema test-store test-api test-web test-page test-load test-e2e check check-all asan tsan \
         cover mutants fuzz fuzz-all bench bench-engine format format-check lint check-headers config clean FORCE
 all: $(B)/bin/photon-server $(B)/bin/photon-client $(B)/bin/photon $(PLUGIN)
 engine: $(ENGINE_TESTS) $(B)/tests/bench/bench_engine $(PLUGIN)
@@ -203,6 +203,9 @@ $(UNIT_TESTS): %: %.c.o $(KIT) $(B)/libserver.a $(CLIENT_LIBS)
 $(B)/tests/fault/test_sim_rounds: $(B)/tests/support/sim_store.c.o
 $(FAULT_TESTS): %: %.c.o $(KIT) $(B)/tests/support/fake_pq.c.o $(SERVER_LIBS)
 	$(call link,$(filter-out -lpq,$(LIBS_server)))
+STORE_TESTS := $(patsubst %.c,$(B)/%,$(wildcard tests/store/test_*.c))
+$(STORE_TESTS): %: %.c.o $(KIT) $(SERVER_LIBS)
+	$(call link,$(LIBS_server))
 $(B)/tests/fault/proxy: %: %.c.o $(B)/libcommon.a
 	$(call link,-lm -lpthread)
 $(B)/tests/fault/send_update: %: %.c.o $(CLIENT_LIBS)
@@ -257,10 +260,10 @@ test-fault: all $(FAULT_TESTS) rig-programs
 	@tests/all.sh $(FAULT_SUITES)
 
 PAGE_TESTS := $(wildcard tests/web/page/*.test.mjs)
-test-all: all web rig-programs $(C_TESTS) $(FAULT_TOOLS)
+test-all: all web rig-programs $(C_TESTS) $(FAULT_TOOLS) $(STORE_TESTS)
 	@tests/all.sh unit 'tests/run.sh $(UNIT_TESTS)' -- engine 'tests/run.sh $(ENGINE_TESTS)' -- \
 	  $(FAULT_SUITES) -- \
-	  schema 'tests/support/pg_temp.sh tests/api/schema.sh' -- \
+	  schema 'tests/support/pg_temp.sh tests/api/schema.sh' -- store 'tests/store/run.sh $(STORE_TESTS)' -- \
 	  api 'tests/api/run.sh $(B)' -- web 'tests/web/run.sh $(wildcard tests/web/*.test.mjs)' -- \
 	  page 'tests/web/page/run.sh $(B)' -- oracle 'tests/oracle/run.sh $(B)' -- \
 	  load 'python3 -B tests/fault/load.py $(B) quick' -- \
@@ -280,6 +283,8 @@ check-gpu:
 	  bench 'tests/bench/gpu.sh $(B)/tests/bench/bench_engine'
 test-schema:
 	@tests/support/pg_temp.sh tests/api/schema.sh
+test-store: $(STORE_TESTS)
+	@tests/store/run.sh $(STORE_TESTS)
 test-api: all
 	@tests/api/run.sh $(B)
 test-web: web

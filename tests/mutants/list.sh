@@ -103,6 +103,17 @@ mutant 'the check believes a file by its size' server/check.c \
     's/return bytes == size \&\& digest_equal(&got, want)/return bytes == size/' \
     tests/api store.test_a_damaged_a_short_and_a_missing_file_are_found
 
+mutant 'a file is named before its row is locked' server/db_blob.c \
+    '/^enum status db_blob_place/,/^}/{s/TRY(db_exec(db, SQL_LIVE, 2, argv, NULL, e));/TRY(blob_place(blobs, tmp_id, d, e));/;s/return blob_place(blobs, tmp_id, d, e);/return db_exec(db, SQL_LIVE, 2, argv, NULL, e);/}' \
+    tests/store/test_race
+mutant 'a row is owned without a look for its file' server/db_blob.c \
+    '/^enum status db_blob_own/,/^}/s/TRY(blob_stat(blobs, d, &size, e));/size = bytes;/' tests/store/test_race
+mutant 'a file is removed before anybody is asked' server/db_blob.c \
+    '/^static enum status remove_tx/,/^}/s/TRY(db_query(db, a, SQL_LOCK_DEAD, 1, argv, &rows, e));/TRY(blob_remove(r->blobs, \&r->digest, e));TRY(db_query(db, a, SQL_LOCK_DEAD, 1, argv, \&rows, e));/' \
+    tests/store/test_race
+mutant 'an unknown file is reaped without a row' server/db_blob.c \
+    '/^static enum status reap_tx/,/^}/s/TRY(db_exec(db, SQL_CLAIM, 2, argv, &claimed, e));/claimed = 1;/' tests/store/test_race
+
 # ---- bytes on their way ----
 mutant 'the offset of a chunk is not checked' server/api_bulk.c \
     's/if (c->offset != durable || /if (/' tests/api silos.test_an_upload_resumes_where_it_was

@@ -32,6 +32,7 @@ run_test() {
     case $1 in
     tests/api) timeout 180 tests/api/run.sh build/release "$2" ;;
     tests/schema) timeout 60 tests/support/pg_temp.sh tests/api/schema.sh ;;
+    tests/store/*) timeout 200 tests/store/run.sh "build/release/$1" ;;
     *) OMP_WAIT_POLICY=passive timeout 120 "build/release/$1" ;;
     esac >"$log" 2>&1
 }

@@ -252,11 +252,13 @@ RIG := build/fault/bin/photon-server build/fault/bin/photon-client
 .PHONY: rig-programs test-fault
 rig-programs:
 	@$(SUBMAKE) VARIANT=fault $(RIG)
-FAULT_SUITES = fault '$(if $(LONG),SIM_SEEDS=100000 )tests/run.sh $(FAULT_TESTS)' -- proxy 'python3 -B tests/fault/proxy.py $(B)' -- \
-	  transfer 'python3 -B tests/fault/transfer.py $(B) --silos 3 --cuts 6' -- \
-	  hostile 'tests/support/pg_temp.sh python3 -B tests/fault/hostile.py $(B) --flips 150 --updates 40' -- \
-  rig 'python3 -B tests/fault/rig.py $(if $(LONG),--long )$(if $(SEED),--seed $(SEED) )kills'
-test-fault: all $(FAULT_TESTS) rig-programs
+FAULT_SUITES = \
+  fault '$(if $(LONG),SIM_SEEDS=100000 )tests/run.sh $(FAULT_TESTS)' -- \
+  proxy 'python3 -B tests/fault/proxy.py $(B)' -- \
+  transfer 'python3 -B tests/fault/transfer.py $(B) --silos 3 --cuts 6' -- \
+  hostile 'tests/support/pg_temp.sh python3 -B tests/fault/hostile.py $(B) --flips 150 --updates 40' -- \
+  rig 'python3 -B tests/fault/rig.py $(if $(LONG),--long )$(if $(SEED),--seed $(SEED) )kills points two'
+test-fault: all $(FAULT_TESTS) $(FAULT_TOOLS) rig-programs
 	@tests/all.sh $(FAULT_SUITES)
 
 PAGE_TESTS := $(wildcard tests/web/page/*.test.mjs)

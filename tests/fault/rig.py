@@ -9,6 +9,8 @@ import traceback
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import kills  # noqa: E402
+import points  # noqa: E402
+import two  # noqa: E402
 from world import ROOT  # noqa: E402
 
 TEXT = os.path.join(ROOT, "docs", "API.md")
@@ -20,17 +22,28 @@ def random_kills(a):
     kills.random_kills(a.build, a.plain, TEXT, a.seed, *n, every_s=20.0 if a.long else 60.0)
 
 
-MODES = {"kills": random_kills}
+def walk_points(a):
+    points.walk(a.build, a.plain, TEXT, a.seed, 1.0 if a.long else 0.05)
+    if a.long:
+        points.first_start(a.build, a.plain)
+
+
+def two_servers(a):
+    two.two_servers(a.build, a.plain, a.seed, a.rounds or (1000 if a.long else 12))
+
+
+MODES = {"kills": random_kills, "points": walk_points, "two": two_servers}
 
 
 def main():
+    sys.stdout.reconfigure(line_buffering=True)
     p = argparse.ArgumentParser()
     p.add_argument("modes", nargs="+", choices=sorted(MODES))
     p.add_argument("--build", default="build/fault")
     p.add_argument("--plain", default="build/release")
     p.add_argument("--long", action="store_true")
     p.add_argument("--seed", type=int, default=None)
-    for name in ("server", "client", "database", "stops"):
+    for name in ("server", "client", "database", "stops", "rounds"):
         p.add_argument("--" + name, type=int, default=None)
     a = p.parse_args()
     a.seed = a.seed if a.seed is not None else int.from_bytes(os.urandom(4), "little")

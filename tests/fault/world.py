@@ -125,11 +125,14 @@ class Scripted(silo_client.Silo):
         self.journal, self.check = journal, False
         self.stop = threading.Event()
         self.doors = [door]
+        self.tokenizer = TOKENIZER
         self.refused = {}
+        self.bad = False  # send something that is no number, once
+        self.damage = None  # harm the next update behind the server's back: the folder of the blobs
         self.thread = threading.Thread(target=self.work, daemon=True)
 
     def start(self):
-        assert self.hello(tokenizer_sha256=TOKENIZER).status == 200
+        assert self.hello(tokenizer_sha256=self.tokenizer).status == 200
         self.thread.start()
 
     def work(self):
@@ -151,7 +154,8 @@ class Scripted(silo_client.Silo):
                 self.stop.wait(0.03)  # no answer is no refusal
 
     def train_once(self, task, scale):
-        data, tokens = self.update(task, pattern=scale * (1 + task["round"] % 7))
+        bad, self.bad = self.bad, False
+        data, tokens = self.update(task, pattern=float("nan") if bad else scale * (1 + task["round"] % 7))
         for _ in range(6):  # the same file again under the same key
             try:
                 upload = self.send(task, data, tokens, chunk_bytes=len(data) // 2 + 1)
@@ -159,6 +163,8 @@ class Scripted(silo_client.Silo):
             except (OSError, http.client.HTTPException):
                 self.stop.wait(0.03)
                 continue
+            if answer.status == 200 and self.damage and self.harm(hashlib.sha256(data).hexdigest()):
+                return  # it will be found, and asked for again
             if answer.status == 200:
                 self.journal.append({"silo": self.id, "run": task["run"], "round": task["round"], "upload": upload,
                                      "sha256": hashlib.sha256(data).hexdigest()})
@@ -167,6 +173,17 @@ class Scripted(silo_client.Silo):
                 code = silo_client.code(answer)
                 self.refused[code] = self.refused.get(code, 0) + 1
                 return
+
+
+    def harm(self, digest):
+        folder, self.damage = self.damage, None
+        try:
+            with open(os.path.join(folder, digest[:2], digest[2:4], digest), "r+b") as f:
+                f.seek(-1, 2)
+                f.write(b"\x55")
+            return True
+        except OSError:
+            return False
 
 
 class Rig:
@@ -184,6 +201,7 @@ class Rig:
         for name in ("PHOTON_FAULT", "PHOTON_FAULT_LOG", "LD_PRELOAD"):
             self.env.pop(name, None)
         self.runs = {}
+        self.enrolled = []
         self.recomputed = {}
 
     def __enter__(self):
@@ -309,6 +327,7 @@ class Rig:
 
     def enrol(self, names, text):
         for name in names:
+            self.enrolled.append(name)
             data = self.path(name + "-data")
             subprocess.run([os.path.join(self.plain, "bin", "photon"), "data", "prepare", text, "-o", data], check=True,
                            capture_output=True, env=self.env)
@@ -336,9 +355,10 @@ class Rig:
         self.clients[name].kill()
         self.clients[name].wait()
 
-    def add_scripted(self, count=3, doors=None):
+    def add_scripted(self, count=3, doors=None, tokenizer=TOKENIZER, group=""):
         for i in range(count):
-            silo = Scripted(self.door, "%s-scripted" % NAMES[i], self.journal)
+            silo = Scripted(self.door, "%s-scripted%s" % (NAMES[i], group), self.journal)
+            silo.tokenizer = tokenizer
             silo.doors = doors or [self.door]
             silo.start()
             self.scripted.append(silo)
@@ -357,16 +377,15 @@ class Rig:
     # ---- the oracle ----
 
     def told(self):
-        """(silo name, round) that a real silo was told counts, from what it wrote about itself."""
-        seen = []
-        for name in self.clients:
+        """Uploads that real silos were told count, from the file that they sync before they act on it."""
+        seen = set()
+        for name in self.enrolled:
             try:
-                with open(self.path(name + ".log"), errors="replace") as f:
-                    for line in f:
-                        if ": update of " in line and " accepted (" in line:
-                            seen.append((name, int(line.split("round ", 1)[1].split(":")[0])))
+                with open(self.path(name, "acks")) as f:
+                    lines = f.read().split("\n")[:-1]
             except OSError:
-                pass
+                continue
+            seen.update(line.split()[0] for line in lines if len(line.split()) == 4)
         return seen
 
     def acknowledged(self):
@@ -374,17 +393,12 @@ class Rig:
 
     def check_acks(self):
         """I1: each acknowledged update is there, and counted by its round unless that round was begun anew."""
-        counted = set()
-        by_silo = set()
-        for upload, name, number, run in self.psql(
-                "SELECT u.upload_id, s.name, q.number, q.run_id FROM update u JOIN silo s ON s.id = u.silo_id"
-                " JOIN round q ON q.id = u.round_id WHERE u.state = 'accepted'"):
-            counted.add(upload)
-            by_silo.add((name, int(number)))
-        lost = [a for a in self.journal.taken() if a["upload"] not in counted]
-        lost += [a for a in self.told() if a not in by_silo]
+        told = {a["upload"] for a in self.journal.taken()} | self.told()
+        counted = {row[0] for row in self.psql("SELECT upload_id FROM update WHERE state = 'accepted'"
+                                               " AND upload_id IS NOT NULL")}
+        lost = sorted(told - counted)
         if lost:
-            raise Broken("%d acknowledged updates are lost, one is %s" % (len(lost), lost[0]))
+            raise Broken("%d of %d acknowledged updates are lost, one is %s" % (len(lost), len(told), lost[0]))
         # A number of a run is closed once; whatever it counted is in its manifest (I3, I6), each silo once (I2).
         twice = self.psql("SELECT run_id, number, silo_id, count(*) FROM (SELECT q.run_id, q.number, u.silo_id FROM update u"
                           " JOIN round q ON q.id = u.round_id WHERE u.state = 'accepted' AND q.state = 'closed') x"

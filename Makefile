@@ -190,7 +190,8 @@ $(B)/bin/photon-server: $(B)/server/main.c.o $(SERVER_LIBS)
 	$(call link,$(LIBS_server))
 $(B)/bin/photon-client: $(B)/client/main.c.o $(CLIENT_LIBS)
 	$(call link,$(LIBS_client) $(LIBS_engine))
-$(B)/bin/photon: $(call objs,$(wildcard client/cli/*.c)) $(CLIENT_LIBS)
+# The simulation takes the aggregator's pure core: of the archive, only what that needs.
+$(B)/bin/photon: $(call objs,$(wildcard client/cli/*.c)) $(B)/libserver.a $(CLIENT_LIBS)
 	$(call link,$(LIBS_client) $(LIBS_engine))
 $(filter-out $(EMULATED),$(ENGINE_TESTS)) $(B)/tests/bench/bench_engine: %: %.c.o $(KIT) $(ENGINE_LIBS)
 	$(call link,$(LIBS_engine))
@@ -269,7 +270,8 @@ test-all: all web rig-programs $(C_TESTS) $(FAULT_TOOLS) $(STORE_TESTS)
 	  api 'tests/api/run.sh $(B)' -- web 'tests/web/run.sh $(wildcard tests/web/*.test.mjs)' -- \
 	  page 'tests/web/page/run.sh $(B)' -- oracle 'tests/oracle/run.sh $(B)' -- \
 	  load 'python3 -B tests/fault/load.py $(B) quick' -- \
-  programs 'tests/e2e/run.sh $(B) programs' -- e2e 'tests/e2e/run.sh $(B) loop'
+	  programs 'tests/e2e/run.sh $(B) programs' -- sim 'tests/e2e/run.sh $(B) sim' -- \
+	  e2e 'tests/e2e/run.sh $(B) loop'
 test-c: $(C_TESTS) $(PLUGIN)
 	@tests/run.sh $(C_TESTS)
 test-engine: engine
@@ -297,7 +299,8 @@ test-page: all web
 test-load: all
 	@python3 -B tests/fault/load.py $(B)
 test-e2e: all
-	@tests/all.sh programs 'tests/e2e/run.sh $(B) programs' -- e2e 'tests/e2e/run.sh $(B) loop'
+	@tests/all.sh programs 'tests/e2e/run.sh $(B) programs' -- sim 'tests/e2e/run.sh $(B) sim' -- \
+	  e2e 'tests/e2e/run.sh $(B) loop'
 asan tsan:
 	@$(SUBMAKE) VARIANT=$@ test-c
 cover:

@@ -15,3 +15,12 @@ double inner_lr(const struct inner_spec *s, int64_t step)
     double done = (double)(step - s->warmup) / (double)(s->schedule_steps - s->warmup);
     return low + 0.5 * (s->lr - low) * (1.0 + cos(PI * done));
 }
+
+int32_t inner_silo_ordinal(const char *silo_name)
+{
+    uint64_t h = 0xcbf29ce484222325U;
+    for (const char *p = silo_name; *p; p++) {
+        h = (h ^ (unsigned char)*p) * 0x100000001b3U;
+    }
+    return (int32_t)(h & 0x7fffffffU);
+}

@@ -30,4 +30,10 @@ struct inner_spec {
  */
 double inner_lr(const struct inner_spec *s, int64_t step);
 
+/*
+ * Which rows of its text a silo reads (client/data.h): the low 31 bits of FNV-1a of its name, so
+ * that they are the same whoever else takes part.
+ */
+int32_t inner_silo_ordinal(const char *silo_name);
+
 #endif

@@ -228,16 +228,6 @@ static enum status hello(struct request *rq, struct response *rs, struct err *e)
 
 /* ---- tasks ---- */
 
-/* The low 31 bits of FNV-1a (64 bits): a silo reads the same text whoever else takes part. */
-static int64_t silo_ordinal(const char *name)
-{
-    uint64_t h = 0xcbf29ce484222325U;
-    for (const char *p = name; *p; p++) {
-        h = (h ^ (unsigned char)*p) * 0x100000001b3U;
-    }
-    return (int64_t)(h & 0x7fffffffU);
-}
-
 enum status silo_parse_spec(struct run_spec *out, struct arena *a, const char *text, struct err *e)
 {
     const struct json *doc = NULL;
@@ -259,7 +249,7 @@ static void print_plan(struct buf *b, const struct task *t, const struct run_spe
         jw_str(b, "codec", "f32");
         jw_int(b, "update_bytes", checkpoint_update_bytes(spec, silo_name));
         jw_int(b, "chunk_bytes", SILO_CHUNK_BYTES);
-        jw_int(b, "silo_ordinal", silo_ordinal(silo_name));
+        jw_int(b, "silo_ordinal", inner_silo_ordinal(silo_name));
     }
     jw_end_object(b);
 }

@@ -27,5 +27,6 @@ extern const struct cmd cmds_demo[];
 extern const struct cmd cmds_doctor[];
 extern const struct cmd cmds_data[];
 extern const struct cmd cmds_train[];
+extern const struct cmd cmds_sim[];
 
 #endif

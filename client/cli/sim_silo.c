@@ -1,0 +1,268 @@
+#include "client/cli/sim_silo.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "client/state.h"
+#include "common/clock.h"
+#include "common/limits.h"
+#include "common/mem.h"
+#include "common/safetensors.h"
+
+enum { BLOCK = 1 << 18, DIVERGED_STEPS = 5, META = 8 };
+
+/* ---- the desk ---- */
+
+static enum status train_rows(void *ctx, int64_t step, int32_t rows, int32_t seq_len, int32_t *out,
+                              struct err *e)
+{
+    const struct sim_desk *d = ctx;
+    return data_train_rows(d->data, d->spec->seed, d->ordinal, step, rows, seq_len, out, e);
+}
+
+static enum status heldout_row(void *ctx, int64_t i, int32_t seq_len, int32_t *out,
+                               int64_t *target_bytes, struct err *e)
+{
+    const struct sim_desk *d = ctx;
+    return data_heldout_row(d->data, i, seq_len, out, target_bytes, e);
+}
+
+enum status sim_desk_open(struct sim_desk *d, const struct sim_desk_config *c, struct err *e)
+{
+    *d = (struct sim_desk){.spec = c->spec, .dir = c->dir, .stopping = c->stopping};
+    struct trainer_config t = {.model = c->spec->model,
+                               .inner = c->spec->inner,
+                               .rows = {d, train_rows, heldout_row},
+                               .device = c->device,
+                               .dtype = c->dtype,
+                               .threads = c->threads};
+    return trainer_open(&d->trainer, &t, e);
+}
+
+void sim_desk_close(struct sim_desk *d)
+{
+    trainer_close(d->trainer);
+    d->trainer = NULL;
+}
+
+enum status sim_text_fits(const struct data *data, const struct run_spec *spec, struct err *e)
+{
+    struct data_info info;
+    data_info(data, &info);
+    if (strcmp(info.tokenizer_sha256, spec->tokenizer_sha256) != 0) {
+        return err_set(e, ST_INVALID,
+                       "the text is made with tokenizer '%.12s', the spec names '%.12s' (empty: "
+                       "bytes); try photon data prepare with the spec's tokenizer",
+                       info.tokenizer_sha256, spec->tokenizer_sha256);
+    }
+    if (info.vocab_size > spec->model.vocab_size) {
+        return err_set(e, ST_INVALID,
+                       "the text has token ids up to %d, the model's vocabulary is %d",
+                       info.vocab_size - 1, spec->model.vocab_size);
+    }
+    return ST_OK;
+}
+
+/* ---- moments ---- */
+
+static void silo_path(const struct sim_desk *d, const struct sim_silo *s, const char *name,
+                      char out[STATE_PATH_MAX])
+{
+    (void)snprintf(out, STATE_PATH_MAX, "%.800s/silos/%s/%s", d->dir, s->name, name);
+}
+
+static void moments_path(const struct sim_desk *d, const struct sim_silo *s, int32_t round,
+                         char out[STATE_PATH_MAX])
+{
+    char name[32];
+    (void)snprintf(name, sizeof(name), "moments-%" PRId32, round);
+    silo_path(d, s, name, out);
+}
+
+void sim_silo_settle(struct sim_silo *s, int32_t round)
+{
+    s->moments_round = round;
+}
+
+void sim_silo_tidy(const struct sim_desk *d, const struct sim_silo *s, int32_t before, int32_t now)
+{
+    char path[STATE_PATH_MAX];
+    const int32_t rounds[] = {before, now};
+    for (int i = 0; i < 2; i++) {
+        if (rounds[i] > 0 && rounds[i] != s->moments_round) {
+            moments_path(d, s, rounds[i], path);
+            (void)unlink(path);
+        }
+    }
+}
+
+static enum status load_start(struct sim_desk *d, const struct sim_silo *s,
+                              const struct sim_base *base, struct err *e)
+{
+    char path[STATE_PATH_MAX];
+    if (d->spec->inner_state == INNER_STATE_KEEP && s->moments_round > 0) {
+        moments_path(d, s, s->moments_round, path);
+        TRY(trainer_load_state(d->trainer, path, e));
+    } else {
+        trainer_reset_state(d->trainer);
+    }
+    return trainer_load_weights(d->trainer, base->fd, base->offset, e);
+}
+
+/* ---- the update ---- */
+
+static enum status write_all(int fd, const void *bytes, size_t size, struct err *e)
+{
+    for (size_t done = 0; done < size;) {
+        ssize_t n = write(fd, (const char *)bytes + done, size - done);
+        if (n < 0 && errno != EINTR) {
+            return err_set(e, io_status(errno), "cannot write an update: %s", strerror(errno));
+        }
+        done += n > 0 ? (size_t)n : 0;
+    }
+    return ST_OK;
+}
+
+static enum status read_base(const struct sim_base *base, int64_t at, float *out, int64_t count,
+                             struct err *e)
+{
+    size_t size = (size_t)count * sizeof(float);
+    ssize_t n = pread(base->fd, out, size, base->offset + at * (int64_t)sizeof(float));
+    return n == (ssize_t)size ? ST_OK : err_set(e, ST_IO, "cannot read the base checkpoint");
+}
+
+static enum status write_header(struct sim_desk *d, const struct sim_silo *s,
+                                const struct sim_base *base, struct sim_update *u, int fd,
+                                struct err *e)
+{
+    struct arena *a = arena_new(LIMIT_REQUEST_ARENA);
+    char hex[DIGEST_HEX + 1];
+    digest_hex(&base->sha, hex);
+    const struct st_meta meta[META] = {
+        {"kind", "update"},
+        {"run", d->spec->name},
+        {"round", arena_fmt(a, "%08" PRId32, base->round)},
+        {"base", hex},
+        {"codec", "f32"},
+        {"silo", s->name},
+        {"tokens", arena_fmt(a, "%016" PRId64, u->tokens)},
+        {"steps", arena_fmt(a, "%016" PRId64, (int64_t)d->spec->federation.local_steps)},
+    };
+    int64_t len = 0;
+    const void *header = st_params_header(a, trainer_params(d->trainer), meta, META, &len);
+    u->bytes = len + trainer_params(d->trainer)->total * (int64_t)sizeof(float);
+    enum status st = write_all(fd, header, (size_t)len, e);
+    arena_free(a);
+    return st;
+}
+
+static enum status write_deltas(struct sim_desk *d, const struct sim_base *base, int fd,
+                                struct err *e)
+{
+    int64_t total = trainer_params(d->trainer)->total;
+    float *block = mem_alloc(2 * BLOCK * sizeof(float));
+    enum status st = ST_OK;
+    for (int64_t at = 0; at < total && !st; at += BLOCK) {
+        int64_t n = total - at < BLOCK ? total - at : BLOCK;
+        st = read_base(base, at, block, n, e);
+        st = st ? st : trainer_delta(d->trainer, at, n, block, block + BLOCK, e);
+        st = st ? st : write_all(fd, block + BLOCK, (size_t)n * sizeof(float), e);
+    }
+    mem_free(block);
+    return st;
+}
+
+static enum status write_update(struct sim_desk *d, const struct sim_silo *s,
+                                const struct sim_base *base, struct sim_update *u, struct err *e)
+{
+    silo_path(d, s, "update.safetensors", u->path);
+    int fd = open(u->path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    if (fd < 0) {
+        return err_set(e, io_status(errno), "cannot create %s: %s", u->path, strerror(errno));
+    }
+    enum status st = write_header(d, s, base, u, fd, e);
+    st = st ? st : write_deltas(d, base, fd, e);
+    if (close(fd) != 0 && !st) {
+        st = err_set(e, io_status(errno), "cannot close %s: %s", u->path, strerror(errno));
+    }
+    return st;
+}
+
+/* ---- a task ---- */
+
+static enum status train_steps(struct sim_desk *d, const struct sim_base *base,
+                               struct sim_update *u, struct err *e)
+{
+    int64_t steps = d->spec->federation.local_steps;
+    int64_t first = (int64_t)(base->round - 1) * steps;
+    double loss_sum = 0.0;
+    int bad = 0;
+    for (int64_t i = 0; i < steps; i++) {
+        struct step_report r;
+        if (d->stopping && d->stopping()) {
+            return err_set(e, ST_RETRY, "stopped; the same command goes on from the last round");
+        }
+        TRY(trainer_step(d->trainer, first + i, &r, e));
+        u->tokens += r.tokens;
+        loss_sum += r.finite ? r.loss : 0.0;
+        bad = r.finite ? 0 : bad + 1;
+        if (bad >= DIVERGED_STEPS) {
+            return err_set(e, ST_CORRUPT,
+                           "the training diverged: loss or gradient is not finite for %d steps, up "
+                           "to global step %" PRId64 "; try a lower learning rate",
+                           DIVERGED_STEPS, r.step);
+        }
+    }
+    u->train_loss = loss_sum / (double)steps;
+    return ST_OK;
+}
+
+enum status sim_silo_train(struct sim_desk *d, const struct sim_silo *s,
+                           const struct sim_base *base, struct sim_update *out, struct err *e)
+{
+    char path[STATE_PATH_MAX];
+    struct sim_update u = {0};
+    double begin = clock_mono_s();
+    silo_path(d, s, "", path);
+    TRY(dir_make(path, e));
+    d->data = s->data;
+    d->ordinal = s->ordinal;
+    TRY(load_start(d, s, base, e));
+    TRY(train_steps(d, base, &u, e));
+    TRY(write_update(d, s, base, &u, e));
+    if (d->spec->inner_state == INNER_STATE_KEEP) {
+        moments_path(d, s, base->round, path);
+        TRY(trainer_save_state(d->trainer, path, false, e));
+    }
+    u.seconds = clock_mono_s() - begin;
+    *out = u;
+    return ST_OK;
+}
+
+/* ---- evaluation ---- */
+
+enum status sim_evaluate(struct sim_desk *d, const struct data *data, int64_t windows,
+                         struct eval_result *sum, struct err *e)
+{
+    enum { SLICE = 16 }; // as photon-client does, whose sums this repeats
+    int64_t count = data_heldout_windows(data, d->spec->model.seq_len);
+    count = windows > 0 && windows < count ? windows : count;
+    if (count < 1) {
+        return err_set(e, ST_INVALID, "there is no held-out window of %d tokens; try more text",
+                       d->spec->model.seq_len);
+    }
+    d->data = data;
+    *sum = (struct eval_result){0};
+    for (int64_t at = 0; at < count; at += SLICE) {
+        struct eval_result r;
+        TRY(trainer_eval(d->trainer, at, count - at < SLICE ? count - at : SLICE, &r, e));
+        sum->nll += r.nll;
+        sum->tokens += r.tokens;
+        sum->bytes += r.bytes;
+        sum->seconds += r.seconds;
+    }
+    return ST_OK;
+}

@@ -1,0 +1,87 @@
+/*
+ * sim_silo.h - virtual silos: what photon-client does in a round, without a connection.
+ *
+ * All silos of a simulation share one trainer, whose memory is that of one silo; a silo's own are
+ * its text, its place in it, and its optimizer's moments, which wait in a file between its rounds.
+ * The bits of an update are those of photon-client for the same spec, silo name and text.
+ */
+#ifndef CLIENT_CLI_SIM_SILO_H
+#define CLIENT_CLI_SIM_SILO_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "client/data.h"
+#include "client/trainer.h"
+#include "common/hash.h"
+#include "common/run_spec.h"
+#include "common/status.h"
+
+struct sim_silo {
+    char name[64];
+    int32_t ordinal;
+    struct data *data;     /* owned */
+    int32_t moments_round; /* after which round its moments are from; 0: none yet */
+};
+
+/* The trainer and whose text it reads at the moment. */
+struct sim_desk {
+    const struct run_spec *spec;
+    const char *dir; /* of the simulation; silos keep files in dir/silos/NAME */
+    struct trainer *trainer;
+    const struct data *data;
+    int32_t ordinal;
+    bool (*stopping)(void);
+};
+
+struct sim_desk_config {
+    const struct run_spec *spec;
+    const char *dir;
+    const char *device;
+    const char *dtype;
+    int threads;
+    bool (*stopping)(void);
+};
+
+enum status sim_desk_open(struct sim_desk *d, const struct sim_desk_config *c,
+                          struct err *e) MUST_CHECK;
+void sim_desk_close(struct sim_desk *d);
+
+/* ST_INVALID unless text and spec have the same tokens. */
+enum status sim_text_fits(const struct data *data, const struct run_spec *spec,
+                          struct err *e) MUST_CHECK;
+
+/* A round's base checkpoint as an open file. */
+struct sim_base {
+    int fd;
+    int64_t offset;    /* of its data */
+    int32_t round;     /* the round that is trained, from 1 */
+    struct digest sha; /* of the file */
+};
+
+struct sim_update {
+    int64_t bytes;
+    int64_t tokens;
+    double train_loss; /* mean over the round's steps */
+    double seconds;
+    char path[1024]; /* the file */
+};
+
+/*
+ * One task: local steps from the base, the update file, the moments of this round beside the former
+ * ones (sim_silo_settle() chooses). ST_RETRY: asked to stop. ST_CORRUPT: the training diverged.
+ */
+enum status sim_silo_train(struct sim_desk *d, const struct sim_silo *s,
+                           const struct sim_base *base, struct sim_update *out,
+                           struct err *e) MUST_CHECK;
+
+/* The update of that round counted: its moments are the silo's from now on. */
+void sim_silo_settle(struct sim_silo *s, int32_t round);
+/* Files of moments that are neither. */
+void sim_silo_tidy(const struct sim_desk *d, const struct sim_silo *s, int32_t before, int32_t now);
+
+/* Loss of the weights in the trainer on up to so many windows of this text; 0: all of them. */
+enum status sim_evaluate(struct sim_desk *d, const struct data *data, int64_t windows,
+                         struct eval_result *sum, struct err *e) MUST_CHECK;
+
+#endif

@@ -1,0 +1,183 @@
+"""photon sim is the federation: the same checkpoint, byte for byte, as server and silos; and it survives a kill."""
+
+import glob
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+
+from harness import ROOT, World, until
+
+SILOS = {"alder": "server/*.c", "birch": "client/*.h", "cedar": "docs/*.md"}
+
+SPEC = {
+    "name": "twin",
+    "seed": 11,
+    "model": {"d_model": 32, "n_heads": 2, "n_layers": 2, "vocab_size": 320, "seq_len": 64,
+              "position": "learned", "bias": True},
+    # Two seats for three silos, momentum outside: draws, kept moments and outer state all count.
+    "federation": {"rounds": 4, "silos_per_round": 2, "min_silos": 2, "local_steps": 30},
+    "inner": {"optimizer": "adamw", "lr": 3e-3, "batch": 4, "warmup": 10},
+    "outer": {"name": "fednesterov", "lr": 0.7, "momentum": 0.9},
+    "eval": {"every": 1, "windows": 8},
+}
+
+
+def text_of(path, pattern):
+    with open(path, "w") as out:
+        for source in sorted(glob.glob(os.path.join(ROOT, pattern))):
+            with open(source, errors="replace") as f:
+                out.write(f.read() + "\n\n")
+    return path
+
+
+class Desk:
+    """A folder of prepared text, and simulations in it."""
+
+    def __init__(self, build, folder):
+        self.photon = os.path.join(os.path.abspath(build), "bin", "photon")
+        self.dir = folder
+        self.env = dict(os.environ, OMP_WAIT_POLICY="passive")
+
+    def path(self, *parts):
+        return os.path.join(self.dir, *parts)
+
+    def prepare(self):
+        for name, pattern in SILOS.items():
+            text = text_of(self.path(name + ".txt"), pattern)
+            subprocess.run([self.photon, "data", "prepare", text, "-o", self.path(name + "-data"), "-q"], check=True,
+                           capture_output=True, env=self.env)
+
+    def command(self, name, spec, *options):
+        with open(self.path(name + ".json"), "w") as f:
+            json.dump(spec, f)
+        return [self.photon, "sim", self.path(name + ".json"), "-o", self.path(name), "--device", "cpu", "--threads",
+                "1", "--json", "-q", *options]
+
+    def silos(self):
+        return ["--silos", *["%s=%s" % (n, self.path(n + "-data")) for n in SILOS]]
+
+    def sim(self, name, spec, *options):
+        done = subprocess.run(self.command(name, spec, *options), capture_output=True, text=True, env=self.env,
+                              timeout=120)
+        if done.returncode != 0:
+            raise AssertionError("photon sim: status %d\n%s" % (done.returncode, done.stderr))
+        return json.loads(done.stdout)
+
+    def lines(self, name, kind):
+        with open(self.path(name, "metrics.jsonl")) as f:
+            return [o for o in map(json.loads, f) if o["kind"] == kind]
+
+
+def the_simulation_gives_the_checkpoint_of_the_federation(desk):
+    with World(desk.build) as world:
+        world.start_server()
+        for name, pattern in SILOS.items():
+            world.join(name, text_of(world.path(name + ".txt"), pattern))
+            world.start(name)
+        until("all silos to be here", lambda: sum(s["status"] != "gone" and s["device"] is not None for s in
+                                                  world.get("/api/v1/silos")["items"]) == len(SILOS))
+        run = world.wait_finished(world.post("/api/v1/runs", SPEC)["id"])
+    report = desk.sim("twin", SPEC, *desk.silos())
+    assert report["sha256"] == run["head_checkpoint"]["sha256"], (report, run["head_checkpoint"])
+    # The aggregator adds the same sums in the same order.
+    assert abs(report["eval_loss"] - run["eval_loss"]) < 1e-12, (report["eval_loss"], run["eval_loss"])
+    assert report["upload_bytes"] <= run["upload_bytes"], (report, run["upload_bytes"])
+    desk.digest = report["sha256"]
+
+
+def a_killed_simulation_goes_on_with_the_same_bits(desk):
+    command = desk.command("killed", SPEC, *desk.silos())
+    for after in (1, 3):
+        process = subprocess.Popen(command, env=desk.env, stdout=subprocess.DEVNULL)
+        book = desk.path("killed", "sim.json")
+
+        def reached():
+            if process.poll() is not None:
+                return True
+            try:
+                with open(book) as f:
+                    return json.load(f)["round"] >= after
+            except (OSError, ValueError):
+                return False
+        until("round %d of the simulation" % after, reached)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    report = desk.sim("killed", SPEC, *desk.silos())
+    assert report["sha256"] == desk.digest, (report["sha256"], desk.digest)
+    assert [o["round"] for o in desk.lines("killed", "round")] == [1, 2, 3, 4]
+    assert [o["round"] for o in desk.lines("killed", "eval")] == [0, 1, 2, 3, 4]
+    for name in ("round", "eval"):
+        loss = "train_loss" if name == "round" else "eval_loss"
+        assert [o[loss] for o in desk.lines("killed", name)] == [o[loss] for o in desk.lines("twin", name)]
+
+
+def drop_outs_come_from_the_seed_and_cost_no_round(desk):
+    spec = dict(SPEC, federation=dict(SPEC["federation"], silos_per_round=3, min_silos=1, rounds=6))
+    first = desk.sim("drops", spec, *desk.silos(), "--drop", "0.4")
+    again = desk.sim("drops-again", spec, *desk.silos(), "--drop", "0.4")
+    assert first["sha256"] == again["sha256"]
+    rounds = desk.lines("drops", "round")
+    accepted = [o["accepted"] for o in rounds]
+    assert len(rounds) == 6 and all(1 <= n <= 3 for n in accepted) and sum(accepted) < 18, accepted
+    tokens = sum(accepted) * 30 * 4 * 64
+    assert first["tokens"] == tokens, (first["tokens"], tokens)
+
+
+def a_round_that_lacks_a_quorum_is_tried_again_with_what_came(desk):
+    spec = dict(SPEC, federation=dict(SPEC["federation"], silos_per_round=3, min_silos=3, rounds=3))
+    desk.sim("quorum", spec, *desk.silos(), "--drop", "0.3")
+    rounds = desk.lines("quorum", "round")
+    assert all(o["accepted"] == 3 for o in rounds), rounds
+    assert any(o["attempts"] > 1 for o in rounds), rounds
+    # What came in an earlier attempt is not trained a second time.
+    assert all(o["upload_bytes"] * 3 == o["accepted"] * rounds[0]["upload_bytes"] for o in rounds), rounds
+
+
+def silos_mix_the_sources_as_told(desk):
+    spec = dict(SPEC, federation=dict(SPEC["federation"], rounds=1))
+    sources = [desk.path(n + "-data") for n in SILOS]
+    digests = {desk.sim("mix-" + mix.split(":")[0], spec, "--sources", *sources, "--count", "3", "--mix", mix)["sha256"]
+               for mix in ("iid", "genre", "dirichlet:0.3")}
+    assert len(digests) == 3, digests
+
+
+def a_folder_of_another_simulation_is_refused(desk):
+    other = dict(SPEC, seed=12)
+    done = subprocess.run(desk.command("twin", other, *desk.silos()), capture_output=True, text=True, env=desk.env)
+    assert done.returncode == 3 and "another" in done.stderr, (done.returncode, done.stderr)
+
+
+TESTS = [the_simulation_gives_the_checkpoint_of_the_federation, a_killed_simulation_goes_on_with_the_same_bits,
+         drop_outs_come_from_the_seed_and_cost_no_round, a_round_that_lacks_a_quorum_is_tried_again_with_what_came,
+         silos_mix_the_sources_as_told, a_folder_of_another_simulation_is_refused]
+
+
+def main(build):
+    passed = failed = 0
+    with tempfile.TemporaryDirectory(prefix="photon-sim-") as folder:
+        desk = Desk(build, folder)
+        desk.build = build
+        desk.prepare()
+        for test in TESTS:
+            begin_s = time.monotonic()
+            try:
+                test(desk)
+            except Exception:  # a test may fail in any way; the next one still runs
+                failed += 1
+                print("  FAIL %s" % test.__name__)
+                traceback.print_exc(file=sys.stdout)
+            else:
+                passed += 1
+                print("  ok   %s (%.0f s)" % (test.__name__, time.monotonic() - begin_s))
+            sys.stdout.flush()
+    print("%d passed, %d failed" % (passed, failed))
+    return failed > 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

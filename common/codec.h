@@ -44,7 +44,8 @@ enum {
     CODEC_TILE = 4096,
     CODEC_GROUP = 65536,
     CODEC_LEVELS_MAX = 8,
-    CODEC_K = 64, /* kept of a tile, unless the spec says otherwise; a multiple of 4 */
+    CODEC_K = 64,       /* kept of a tile, unless the spec says otherwise; a multiple of 4 */
+    CODEC_K_DOWN = 256, /* the same for steps that everybody downloads */
     CODEC_K_MAX = 1024,
 };
 

@@ -13,8 +13,8 @@ enum {
     LIMIT_METRICS_POINTS = 1000,             /* points in one batch                                    */
     LIMIT_META_PART      = 4 * 1024,         /* the JSON part before a chunk                           */
     LIMIT_CHUNK          = 64 * 1024 * 1024, /* a chunk; a cut costs at most one                       */
-    LIMIT_ST_HEADER      = 1024 * 1024,      /* a safetensors header: 7B needs 40 KiB                  */
-    LIMIT_ST_TENSORS     = 4096,             /* tensors in one file: 256 layers need 3077              */
+    LIMIT_ST_HEADER      = 4 * 1024 * 1024,  /* a safetensors header: 7B needs 40 KiB, coded 200 KiB   */
+    LIMIT_ST_TENSORS     = 16384,            /* tensors in one file: 256 layers coded need 12,308      */
     LIMIT_ST_META        = 64,               /* strings of __metadata__                                */
     LIMIT_LAYERS         = 256,
     LIMIT_D_MODEL        = 16384,

@@ -16,6 +16,8 @@ enum {
     BYTE_IDS = 258, // what the byte tokenizer emits: two special tokens and the 256 bytes
 };
 
+static const double LINK_SHARE = 0.05; // of the compute time, for a transfer under auto
+
 // clang-format off
 static const char *const OPTIMIZERS[INNER_COUNT + 1]        = {"adamw", "adopt", NULL};
 static const char *const OUTERS[OUTER_COUNT + 1]            = {"fedavg", "fednesterov", "fedmom", "fedadam",
@@ -23,7 +25,11 @@ static const char *const OUTERS[OUTER_COUNT + 1]            = {"fedavg", "fednes
 static const char *const POSITIONS[POSITION_COUNT + 1]      = {"learned", "alibi", NULL};
 static const char *const WEIGHTS[WEIGHTS_COUNT + 1]         = {"tokens", "uniform", NULL};
 static const char *const INNER_STATES[INNER_STATE_COUNT + 1] = {"keep", "reset", NULL};
-static const char *const CODECS[]                           = {"f32", NULL};
+// In the order of enum codec; what follows the last is auto, and another word for f32.
+static const char *const CODECS_UP[CODEC_COUNT + 2]         = {"f32", "bf16", "int8", "q4", "q2", "topk", "auto",
+                                                               NULL};
+static const char *const CODECS_DOWN[CODEC_COUNT + 2]       = {"f32", "bf16", "int8", "q4", "q2", "topk", "snapshot",
+                                                               NULL};
 
 /* Sizes and maximum learning rates of Photon's models; vocabulary 50368, 2048 positions, biases. */
 static const struct preset {
@@ -50,7 +56,7 @@ static const struct spec_section SECTIONS[] = {
     {"inner", {"optimizer", "lr", "betas", "eps", "weight_decay", "clip_norm", "batch",
                "micro_batch", "warmup", "schedule_steps", "min_lr_ratio", NULL}},
     {"outer", {"name", "lr", "momentum", "betas", "eps", "clip_median", NULL}},
-    {"codec", {"up", "down", NULL}},
+    {"codec", {"up", "down", "up_k", "down_k", "share", NULL}},
     {"eval", {"every", "windows", NULL}},
     {NULL},
 };
@@ -319,6 +325,30 @@ static void read_outer(struct spec_reader *r, const struct json *doc, struct run
     }
 }
 
+static void spec_k(const struct spec_part *p, const char *key, int32_t *out)
+{
+    spec_i32(p, key, 4, CODEC_K_MAX, out);
+    if (*out % 4 != 0) {
+        spec_complain(p, key, "must be a multiple of 4; try %d", *out - *out % 4);
+    }
+}
+
+static void read_codec(struct spec_reader *r, const struct json *doc, struct run_spec *s)
+{
+    struct spec_part p = spec_part(r, doc, "codec");
+    int up = spec_word(&p, "up", CODECS_UP);
+    int down = spec_word(&p, "down", CODECS_DOWN);
+    s->codec.up_auto = up == CODEC_COUNT;
+    s->codec.up = up < 0 || up == CODEC_COUNT ? CODEC_F32 : (enum codec)up;
+    s->codec.down = down < 0 || down == CODEC_COUNT ? CODEC_F32 : (enum codec)down;
+    s->codec.up_k = CODEC_K;
+    s->codec.down_k = CODEC_K_DOWN;
+    s->codec.share = LINK_SHARE;
+    spec_k(&p, "up_k", &s->codec.up_k);
+    spec_k(&p, "down_k", &s->codec.down_k);
+    spec_rate(&p, "share", (struct spec_range){0.0, true, 100.0, false}, &s->codec.share);
+}
+
 static void read_rest(struct spec_reader *r, const struct json *doc, struct run_spec *s)
 {
     struct spec_part top = {.r = r, .name = "", .o = doc};
@@ -329,9 +359,7 @@ static void read_rest(struct spec_reader *r, const struct json *doc, struct run_
     s->keep_checkpoints = 3;
     spec_i32(&top, "keep_checkpoints", 0, LIMIT_ROUNDS, &s->keep_checkpoints);
 
-    struct spec_part codec = spec_part(r, doc, "codec");
-    (void)spec_word(&codec, "up", CODECS);
-    (void)spec_word(&codec, "down", CODECS);
+    read_codec(r, doc, s);
 
     struct spec_part eval = spec_part(r, doc, "eval");
     s->eval.every = 1;
@@ -446,6 +474,24 @@ static void print_outer(struct buf *b, const struct outer_spec *o)
     jw_end_object(b);
 }
 
+/* What is at its default is not printed, so that the specs of before keep their digests. */
+static void print_codec(struct buf *b, const struct run_spec *s)
+{
+    jw_object(b, "codec");
+    jw_str(b, "up", s->codec.up_auto ? CODECS_UP[CODEC_COUNT] : CODECS_UP[s->codec.up]);
+    jw_str(b, "down", CODECS_DOWN[s->codec.down]);
+    if (s->codec.up_k != CODEC_K) {
+        jw_int(b, "up_k", s->codec.up_k);
+    }
+    if (s->codec.down_k != CODEC_K_DOWN) {
+        jw_int(b, "down_k", s->codec.down_k);
+    }
+    if (s->codec.share < LINK_SHARE || s->codec.share > LINK_SHARE) {
+        jw_num(b, "share", s->codec.share);
+    }
+    jw_end_object(b);
+}
+
 char *run_spec_json(struct arena *a, const struct run_spec *s)
 {
     struct buf b;
@@ -462,10 +508,7 @@ char *run_spec_json(struct arena *a, const struct run_spec *s)
     print_outer(&b, &s->outer);
     jw_str(&b, "weights", WEIGHTS[s->weights]);
     jw_str(&b, "inner_state", INNER_STATES[s->inner_state]);
-    jw_object(&b, "codec");
-    jw_str(&b, "up", CODECS[0]);
-    jw_str(&b, "down", CODECS[0]);
-    jw_end_object(&b);
+    print_codec(&b, s);
     jw_object(&b, "eval");
     jw_int(&b, "every", s->eval.every);
     jw_int(&b, "windows", s->eval.windows);

@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #include "common/arena.h"
+#include "common/codec.h"
 #include "common/inner.h"
 #include "common/json.h"
 #include "common/outer.h"
@@ -43,6 +44,14 @@ struct run_spec {
     struct outer_spec outer; /* lr 1, 0.7 or 0.01; momentum 0.9; betas 0.9, 0.99; eps 1e-3 */
     enum weights_rule weights;
     enum inner_state inner_state;
+    struct {
+        bool up_auto;    /* each silo takes the rung its link needs; up is f32 then */
+        enum codec up;   /* updates; a silo may choose its own */
+        enum codec down; /* checkpoints' steps; f32: whole weights */
+        int32_t up_k;    /* topk: kept of 4096, default 64 */
+        int32_t down_k;  /* default 256 */
+        double share;    /* auto: transfer time per compute time, default 0.05 */
+    } codec;
     struct {
         int32_t every;   /* evaluate every n-th round (and the last); default 1 */
         int32_t windows; /* sequences per silo and evaluation; default 16 */

@@ -288,8 +288,8 @@ const char *st_meta_get(const struct st_header *h, const char *key)
     return NULL;
 }
 
-void *st_params_header(struct arena *a, const struct param_table *t, const struct st_meta *meta,
-                       int meta_count, int64_t *len)
+void *st_tensors_header(struct arena *a, const struct st_tensor *tensors, int32_t count,
+                        const struct st_meta *meta, int meta_count, int64_t *len)
 {
     struct buf b;
     buf_init(&b, LIMIT_ST_HEADER);
@@ -300,18 +300,18 @@ void *st_params_header(struct arena *a, const struct param_table *t, const struc
         jw_str(&b, meta[i].key, meta[i].value);
     }
     jw_end_object(&b);
-    for (int32_t i = 0; i < t->count; i++) {
-        const struct param *p = &t->items[i];
-        jw_object(&b, p->name);
-        jw_str(&b, "dtype", "F32");
+    for (int32_t i = 0; i < count; i++) {
+        const struct st_tensor *t = &tensors[i];
+        jw_object(&b, t->name);
+        jw_str(&b, "dtype", t->dtype);
         jw_array(&b, "shape");
-        for (int32_t d = 0; d < p->rank; d++) {
-            jw_int(&b, NULL, p->shape[d]);
+        for (int32_t d = 0; d < t->rank; d++) {
+            jw_int(&b, NULL, t->shape[d]);
         }
         jw_end_array(&b);
         jw_array(&b, "data_offsets");
-        jw_int(&b, NULL, p->offset * (int64_t)sizeof(float));
-        jw_int(&b, NULL, (p->offset + p->count) * (int64_t)sizeof(float));
+        jw_int(&b, NULL, t->begin);
+        jw_int(&b, NULL, t->end);
         jw_end_array(&b);
         jw_end_object(&b);
     }
@@ -328,6 +328,22 @@ void *st_params_header(struct arena *a, const struct param_table *t, const struc
     *len = (int64_t)(LENGTH_WORD + b.len);
     buf_release(&b);
     return out;
+}
+
+void *st_params_header(struct arena *a, const struct param_table *t, const struct st_meta *meta,
+                       int meta_count, int64_t *len)
+{
+    struct st_tensor *tensors = arena_alloc(a, ((size_t)t->count + 1) * sizeof(*tensors));
+    for (int32_t i = 0; i < t->count; i++) {
+        const struct param *p = &t->items[i];
+        tensors[i] = (struct st_tensor){.name = p->name,
+                                        .dtype = "F32",
+                                        .rank = p->rank,
+                                        .shape = {p->shape[0], p->shape[1]},
+                                        .begin = p->offset * (int64_t)sizeof(float),
+                                        .end = (p->offset + p->count) * (int64_t)sizeof(float)};
+    }
+    return st_tensors_header(a, tensors, t->count, meta, meta_count, len);
 }
 
 static bool same_shape(const struct st_tensor *t, const struct param *p)

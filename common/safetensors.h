@@ -52,6 +52,14 @@ enum status st_read(struct st_header *out, struct arena *a, int fd, struct err *
 const char *st_meta_get(const struct st_header *h, const char *key);
 
 /*
+ * The header (length word included) of a file with these tensors, which lie in this order from the
+ * data's start on. "format": "pt" is added to meta. Same inputs, same bytes. *len bytes in the
+ * arena.
+ */
+void *st_tensors_header(struct arena *a, const struct st_tensor *tensors, int32_t count,
+                        const struct st_meta *meta, int meta_count, int64_t *len);
+
+/*
  * The header (length word included) of an F32 file holding exactly the tensors of the table.
  * "format": "pt" is added to meta. Same inputs, same bytes. *len bytes in the arena.
  */

@@ -103,7 +103,9 @@ static enum status read_plan(struct db *db, struct arena *a, const struct upload
                                        .round = u->number,
                                        .silo_name = db_text(&rows, 0, 2),
                                        .tokens = u->tokens,
-                                       .steps = u->steps};
+                                       .steps = u->steps,
+                                       .codec = u->codec,
+                                       .k = p->spec.codec.up_k};
     return db_digest(&rows, 0, 1, &p->want.base, e);
 }
 
@@ -189,13 +191,13 @@ static enum status check_file(struct check *c, struct err *e)
 {
     struct digest got;
     double base = c->base_norm; // as it was at the start: what is kept may be gone by now
-    int64_t data_offset = 0;
+    struct coded_file file = {0};
     TRY(upload_hash_rest(c->fd, c->running, c->running_at, c->bytes, &got, e));
     if (!digest_equal(&got, &c->sha256)) {
         return err_set(e, ST_CORRUPT, "the file does not have the SHA-256 that was declared");
     }
-    TRY(update_check_header(c->fd, &c->plan.table, &c->plan.want, &data_offset, e));
-    TRY(update_check_values(c->fd, data_offset, c->plan.table.total, &c->norm, e));
+    TRY(update_open(&file, c->a, c->fd, &c->plan.table, &c->plan.want, e));
+    TRY(coded_norm(&file, c->fd, &c->norm, e));
     if (isnan(base)) {
         TRY(base_norm(c->base_fd, c->a, &c->plan.want.base, c->plan.table.total, &base, e));
     }

@@ -21,11 +21,19 @@ enum {
     WINDOW_BLOCKS = 128,
 };
 
+/* A block: a group of a tensor, or a stretch of a table that names none. */
+struct block {
+    int64_t at, n; // of the flat order
+    int32_t tensor;
+    int64_t group;
+};
+
 /* What one thread works with; one block of everything. */
 struct bench {
-    float *raw;    // bytes as they are in a file
-    float *kept;   // [KEPT_INPUTS][AGGREGATE_BLOCK]
-    double *delta; // D
+    uint8_t *scratch; // a coded group's bytes
+    float *raw;       // bytes as they are in a file
+    float *kept;      // [KEPT_INPUTS][AGGREGATE_BLOCK]
+    double *delta;    // D
     double *x;
     double *before;                   // x of the base, for the step's norm
     double *arrays[OUTER_ARRAYS_MAX]; // the outer state
@@ -44,6 +52,7 @@ struct work {
     struct aggregate_stats *stats;
     double *weights; // [input_count], add up to 1 before any clipping
     double *factors; // [input_count], what the norm's bound leaves
+    struct block *list;
     int64_t blocks;
     bool measuring; // norms alone, before the pass that sums
 
@@ -127,6 +136,30 @@ static bool all_finite(const float *v, int64_t n)
     return bad == 0;
 }
 
+/* The work in order: every tensor's groups. */
+static struct block *make_blocks(const struct param_table *t, int64_t *count)
+{
+    int64_t n = t->count ? 0 : (t->total + AGGREGATE_BLOCK - 1) / AGGREGATE_BLOCK;
+    for (int32_t i = 0; i < t->count; i++) {
+        n += coded_groups(t, i);
+    }
+    struct block *list = mem_alloc(((size_t)n + 1) * sizeof(*list));
+    struct block *b = list;
+    for (int32_t i = 0; i < t->count; i++) {
+        for (int64_t g = 0; g < coded_groups(t, i); g++, b++) {
+            b->tensor = i;
+            b->group = g;
+            coded_group(t, i, g, &b->at, &b->n);
+        }
+    }
+    for (int64_t at = 0; !t->count && at < t->total; at += AGGREGATE_BLOCK, b++) {
+        b->at = at;
+        b->n = t->total - at < AGGREGATE_BLOCK ? t->total - at : AGGREGATE_BLOCK;
+    }
+    *count = n;
+    return list;
+}
+
 static double fold_lanes(const double *lane)
 {
     return ((lane[0] + lane[1]) + (lane[2] + lane[3])) +
@@ -186,40 +219,45 @@ static double sum_sq_diff(const double *a, const double *b, int64_t n)
 }
 
 /* A block of update k, as finite numbers. */
-static enum status read_input(const struct work *w, int k, int64_t at, int64_t n, float *out,
-                              struct err *e)
+static enum status read_input(const struct work *w, struct bench *b, int k, const struct block *at,
+                              float *out, struct err *e)
 {
     const struct aggregate_input *in = &w->job->inputs[k];
-    TRY(read_block(in->fd, in->data_offset + at * (int64_t)sizeof(float), out, n, e));
-    return all_finite(out, n)
+    if (in->coded) {
+        return coded_read(in->coded, in->fd, at->tensor, at->group, b->scratch, out, e);
+    }
+    TRY(read_block(in->fd, in->data_offset + at->at * (int64_t)sizeof(float), out, at->n, e));
+    return all_finite(out, at->n)
                ? ST_OK
-               : err_set(e, ST_CORRUPT, "a value near element %lld is not finite", (long long)at);
+               : err_set(e, ST_CORRUPT, "a value near element %lld is not finite",
+                         (long long)at->at);
 }
 
 /* Each update's share of its norm, nothing else. */
-static enum status measure_block(const struct work *w, struct bench *b, int64_t at, int64_t n,
+static enum status measure_block(const struct work *w, struct bench *b, const struct block *at,
                                  int *corrupt, struct err *e)
 {
     for (int k = 0; k < w->job->input_count; k++) {
-        enum status st = read_input(w, k, at, n, b->raw, e);
+        enum status st = read_input(w, b, k, at, b->raw, e);
         if (st) {
             *corrupt = k;
             return st;
         }
-        b->sq[k] = add_scaled(b->delta, b->raw, 0.0, n);
+        b->sq[k] = add_scaled(b->delta, b->raw, 0.0, at->n);
     }
     return ST_OK;
 }
 
 /* D of this block, with each update's share of the norms. */
-static enum status sum_block(struct work *w, struct bench *b, int64_t at, int64_t n, int *corrupt,
+static enum status sum_block(struct work *w, struct bench *b, const struct block *at, int *corrupt,
                              struct err *e)
 {
     const struct aggregate_job *j = w->job;
+    int64_t n = at->n;
     memset(b->delta, 0, (size_t)n * sizeof(*b->delta));
     for (int k = 0; k < j->input_count; k++) {
         float *v = k < KEPT_INPUTS ? b->kept + (int64_t)k * AGGREGATE_BLOCK : b->raw;
-        enum status st = read_input(w, k, at, n, v, e);
+        enum status st = read_input(w, b, k, at, v, e);
         if (st) {
             *corrupt = k;
             return st;
@@ -233,7 +271,7 @@ static enum status sum_block(struct work *w, struct bench *b, int64_t at, int64_
     for (int k = 0; k < j->input_count; k++) {
         const float *v = b->kept + (int64_t)k * AGGREGATE_BLOCK;
         if (k >= KEPT_INPUTS) {
-            TRY(read_input(w, k, at, n, b->raw, e));
+            TRY(read_input(w, b, k, at, b->raw, e));
             v = b->raw;
         }
         b->dot[k] = dot_with(b->delta, v, n);
@@ -310,8 +348,10 @@ static void drop_pages(const struct aggregate_job *j, int64_t first, int64_t n)
     int64_t size = n * (int64_t)sizeof(float);
     (void)posix_fadvise(j->base_fd, j->base_offset + skip, size, POSIX_FADV_DONTNEED);
     for (int k = 0; k < j->input_count; k++) {
-        (void)posix_fadvise(j->inputs[k].fd, j->inputs[k].data_offset + skip, size,
-                            POSIX_FADV_DONTNEED);
+        if (!j->inputs[k].coded || j->inputs[k].coded->codec == CODEC_F32) { // else it is small
+            (void)posix_fadvise(j->inputs[k].fd, j->inputs[k].data_offset + skip, size,
+                                POSIX_FADV_DONTNEED);
+        }
     }
     drop_written(j->out_fd, j->out_offset + skip, size);
     for (int a = 0; a < outer_arrays(j->spec->outer.name) && j->out_state_fd >= 0; a++) {
@@ -320,9 +360,10 @@ static void drop_pages(const struct aggregate_job *j, int64_t first, int64_t n)
 }
 
 /* Called in block order, by one thread at a time. */
-static void fold_block(struct work *w, const struct bench *b, int64_t block, int64_t n)
+static void fold_block(struct work *w, const struct bench *b, int64_t block)
 {
     const struct aggregate_job *j = w->job;
+    int64_t n = w->list[block].n;
     size_t size = (size_t)n * sizeof(float);
     for (int k = 0; k < j->input_count; k++) {
         w->sq[k] += b->sq[k];
@@ -350,8 +391,9 @@ static void fold_block(struct work *w, const struct bench *b, int64_t block, int
 
     // One window behind, so that the disk works while we do.
     if (block % WINDOW_BLOCKS == WINDOW_BLOCKS - 1 && block >= WINDOW_BLOCKS) {
-        int64_t first = (block + 1 - 2 * (int64_t)WINDOW_BLOCKS) * AGGREGATE_BLOCK;
-        drop_pages(j, first, (int64_t)WINDOW_BLOCKS * AGGREGATE_BLOCK);
+        const struct block *next = &w->list[block + 1 - WINDOW_BLOCKS];
+        int64_t first = next[-WINDOW_BLOCKS].at;
+        drop_pages(j, first, next->at - first);
     }
 }
 
@@ -362,6 +404,7 @@ static void bench_init(struct bench *b, const struct aggregate_job *j)
     int inputs = j->input_count;
     int kept = inputs < KEPT_INPUTS ? inputs : KEPT_INPUTS;
     size_t block = AGGREGATE_BLOCK;
+    b->scratch = mem_alloc(CODED_SCRATCH);
     b->raw = mem_alloc(block * sizeof(float));
     b->kept = mem_alloc((size_t)kept * block * sizeof(float));
     b->delta = mem_alloc(block * sizeof(double));
@@ -378,6 +421,7 @@ static void bench_init(struct bench *b, const struct aggregate_job *j)
 
 static void bench_release(struct bench *b)
 {
+    mem_free(b->scratch);
     mem_free(b->raw);
     mem_free(b->kept);
     mem_free(b->delta);
@@ -437,21 +481,19 @@ static void *worker(void *arg)
         if (block < 0) {
             break;
         }
-        int64_t at = block * AGGREGATE_BLOCK;
-        int64_t left = w->job->table->total - at;
-        int64_t n = left < AGGREGATE_BLOCK ? left : AGGREGATE_BLOCK;
+        const struct block *at = &w->list[block];
         struct err e = {0};
         int corrupt = -1;
-        enum status st = w->measuring ? measure_block(w, &b, at, n, &corrupt, &e)
-                                      : sum_block(w, &b, at, n, &corrupt, &e);
+        enum status st = w->measuring ? measure_block(w, &b, at, &corrupt, &e)
+                                      : sum_block(w, &b, at, &corrupt, &e);
         if (!st && !w->measuring) {
-            st = step_block(w, &b, at, n, &e);
+            st = step_block(w, &b, at->at, at->n, &e);
         }
         if (!wait_turn(w, block)) {
             break;
         }
         if (!st) {
-            fold_block(w, &b, block, n);
+            fold_block(w, &b, block);
         }
         end_turn(w, st, &e, corrupt);
     }
@@ -593,7 +635,7 @@ enum status aggregate_run(const struct aggregate_job *job, struct aggregate_stat
     assert(job->threads >= 1 && job->round >= 1 && job->out_fd >= 0 && job->base_fd >= 0);
     double began = clock_mono_s();
     struct work w = {.job = job, .stats = stats, .corrupt_input = -1, .finite = true};
-    w.blocks = (job->table->total + AGGREGATE_BLOCK - 1) / AGGREGATE_BLOCK;
+    w.list = make_blocks(job->table, &w.blocks);
     size_t inputs = job->input_count > 0 ? (size_t)job->input_count : 1;
     w.weights = mem_alloc(inputs * sizeof(double));
     w.factors = mem_alloc(inputs * sizeof(double));
@@ -609,6 +651,7 @@ enum status aggregate_run(const struct aggregate_job *job, struct aggregate_stat
     }
     (void)pthread_cond_destroy(&w.turned);
     (void)pthread_mutex_destroy(&w.lock);
+    mem_free(w.list);
     mem_free(w.weights);
     mem_free(w.factors);
     mem_free(w.sq);

@@ -2,14 +2,14 @@
  * aggregate.h - fold updates into a new checkpoint, block by block.
  *
  * A pure function of files: (base weights, outer state, [updates in slot order with weights], outer
- * optimizer) -> (new weights, new outer state). Works through the flat parameters in blocks of
- * AGGREGATE_BLOCK elements: for each block the updates are read in the order given, summed in
- * double with weights w_k / sum(w), the outer step is taken in double and rounded once to fp32.
- * Blocks are independent, so the bits do not depend on threads, and memory is a few blocks per
- * thread whatever the model's size and the number of updates. Files are read with pread, never
- * mapped whole, and output pages are dropped from memory as they are written. What is not a
- * function of one block (norms, digests of the output) is folded in block order: a
- * thread waits its turn.
+ * optimizer) -> (new weights, new outer state). Works through the parameters in blocks of at most
+ * AGGREGATE_BLOCK elements, which are the groups of codec.h: for each block the updates are read in
+ * the order given, decoded, summed in double with weights w_k / sum(w), the outer step is taken in
+ * double and rounded once to fp32. Blocks are independent, so the bits do not depend on threads,
+ * and memory is a few blocks per thread whatever the model's size and the number of updates. Files
+ * are read with pread, never mapped whole, and output pages are dropped from memory as they are
+ * written. What is not a function of one block (norms, digests of the output) is folded in block
+ * order: a thread waits its turn.
  *
  * The rule itself is common/outer.h's. Where the spec bounds norms by their median, a pass before
  * measures them. An outer state's file holds its arrays one after the other (m, then v).
@@ -20,16 +20,19 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "common/codec_file.h"
 #include "common/hash.h"
 #include "common/run_spec.h"
 #include "common/status.h"
 
-enum { AGGREGATE_BLOCK = 65536 };
+enum { AGGREGATE_BLOCK = CODEC_GROUP };
 
 struct aggregate_input {
     int fd;              /* an update file: safetensors, F32 deltas of the table's tensors */
     int64_t data_offset; /* of its data section */
-    double weight;       /* tokens, or 1 */
+    /* How the file is coded; NULL: as plain F32. Codecs may differ from input to input. */
+    const struct coded_file *coded;
+    double weight; /* tokens, or 1 */
 };
 
 struct aggregate_job {

@@ -374,6 +374,7 @@ struct next {
     int count;
     struct input *inputs; // base, [state], updates
     struct input *base, *state, *updates;
+    struct coded_file *coded; // of the updates
     struct output out, out_state;
     bool keeps_state;
 };
@@ -391,6 +392,7 @@ static void next_init(struct next *n, const struct checkpoint_job *job)
     bool state = n->keeps_state && job->state;
     n->count = 1 + (state ? 1 : 0) + job->update_count;
     n->inputs = mem_alloc((size_t)n->count * sizeof(*n->inputs));
+    n->coded = arena_alloc(n->arena, ((size_t)job->update_count + 1) * sizeof(*n->coded));
     n->base = &n->inputs[0];
     n->base->want = job->base;
     n->state = state ? &n->inputs[1] : NULL;
@@ -445,9 +447,10 @@ static enum status next_check(struct next *n, int *corrupt, struct err *e)
                                        .base = j->base,
                                        .silo_name = j->updates[k].silo_name,
                                        .tokens = j->updates[k].tokens,
-                                       .steps = -1};
-        enum status st =
-            update_check_header(n->updates[k].fd, &n->table, &want, &n->updates[k].data_offset, e);
+                                       .steps = -1,
+                                       .codec = j->updates[k].codec,
+                                       .k = j->spec->codec.up_k};
+        enum status st = update_open(&n->coded[k], n->arena, n->updates[k].fd, &n->table, &want, e);
         if (st) {
             *corrupt = st == ST_CORRUPT ? k : -1;
             return st;
@@ -464,7 +467,8 @@ static enum status next_aggregate(struct next *n, struct aggregate_stats *stats,
     struct aggregate_input *in = arena_alloc(n->arena, (inputs + 1) * sizeof(*in));
     for (int k = 0; k < j->update_count; k++) {
         in[k].fd = n->updates[k].fd;
-        in[k].data_offset = n->updates[k].data_offset;
+        in[k].data_offset = n->coded[k].data_offset;
+        in[k].coded = &n->coded[k];
         in[k].weight = j->spec->weights == WEIGHTS_UNIFORM ? 1.0 : (double)j->updates[k].tokens;
     }
     struct sha256 *data_hash = sha256_new();
@@ -546,14 +550,14 @@ int64_t checkpoint_weights_bytes(const struct run_spec *spec)
     return bytes;
 }
 
-int64_t checkpoint_update_bytes(const struct run_spec *spec, const char *silo_name)
+int64_t checkpoint_update_bytes(const struct run_spec *spec, const char *silo_name,
+                                enum codec codec)
 {
     struct arena *a = arena_new(LIMIT_REQUEST_ARENA);
     struct param_table table = params_table(a, &spec->model);
-    struct update_expected u = {.run_name = spec->name, .silo_name = silo_name};
-    int64_t len = 0;
-    (void)st_params_header(a, &table, update_meta(a, &u), UPDATE_META_COUNT, &len);
-    int64_t bytes = len + table.total * (int64_t)sizeof(float);
+    struct update_expected u = {.run_name = spec->name, .silo_name = silo_name, .codec = codec};
+    struct coded_meta meta = update_coded_meta(a, &u);
+    int64_t bytes = coded_bytes_max(&table, codec, spec->codec.up_k, &meta);
     arena_free(a);
     return bytes;
 }

@@ -39,6 +39,7 @@ struct checkpoint_update {
     struct digest sha256;
     const char *silo_name;
     int64_t tokens;
+    enum codec codec;
 };
 
 struct checkpoint_job {
@@ -81,6 +82,8 @@ void checkpoint_spec_digest(const struct run_spec *spec, struct digest *out);
 
 /* What files of this run weigh, exactly: header and data. */
 int64_t checkpoint_weights_bytes(const struct run_spec *spec);
-int64_t checkpoint_update_bytes(const struct run_spec *spec, const char *silo_name);
+/* The most on other rungs than f32: tensors may be one rung up, and gaps vary. */
+int64_t checkpoint_update_bytes(const struct run_spec *spec, const char *silo_name,
+                                enum codec codec);
 
 #endif

@@ -28,7 +28,7 @@ static const char SQL_RAISE[] =
     "UPDATE round SET agg_epoch = agg_epoch + 1 WHERE id = $1 AND state = 'aggregating'"
     " RETURNING id, run_id, number, agg_epoch";
 static const char SQL_INPUTS[] =
-    "SELECT u.id, u.digest, s.name, u.tokens FROM update u JOIN silo s ON s.id = u.silo_id"
+    "SELECT u.id, u.digest, s.name, u.tokens, u.codec FROM update u JOIN silo s ON s.id = u.silo_id"
     " WHERE u.round_id = $1 AND u.state = 'accepted' ORDER BY u.slot";
 
 static enum status read_inputs(struct db *db, struct arena *a, struct fold *f, struct err *e)
@@ -45,6 +45,7 @@ static enum status read_inputs(struct db *db, struct arena *a, struct fold *f, s
         TRY(db_digest(&rows, i, 1, &f->updates[i].sha256, e));
         f->updates[i].silo_name = db_text(&rows, i, 2);
         TRY(db_int64(&rows, i, 3, &f->updates[i].tokens, e));
+        TRY(codec_parse(&f->updates[i].codec, db_text(&rows, i, 4), e));
     }
     return ST_OK;
 }

@@ -22,7 +22,7 @@ static const char *arg_known(struct arena *a, double v)
 // The columns that read_upload() wants, from upload u and task t.
 #define UPLOAD_COLUMNS                                                                             \
     "u.id, u.task_id, u.sha256, u.bytes, u.received, u.tokens, u.steps, u.state,"                  \
-    " coalesce(u.code, ''), coalesce(u.detail, ''), t.run_id, t.number, u.epoch"
+    " coalesce(u.code, ''), coalesce(u.detail, ''), t.run_id, t.number, u.epoch, u.codec"
 
 static enum status read_upload(const struct db_rows *rows, struct upload *out, struct err *e)
 {
@@ -40,6 +40,7 @@ static enum status read_upload(const struct db_rows *rows, struct upload *out, s
     copy_text(u.run_id, sizeof(u.run_id), db_text(rows, 0, 10));
     TRY(db_int32(rows, 0, 11, &u.number, e));
     TRY(db_int64(rows, 0, 12, &u.epoch, e));
+    TRY(codec_parse(&u.codec, db_text(rows, 0, 13), e));
     *out = u;
     return ST_OK;
 }
@@ -148,14 +149,15 @@ static enum status create_tx(struct db *db, struct arena *a, void *ctx, struct e
                           arg_known(a, n->train_loss),
                           arg_known(a, n->download_s),
                           arg_known(a, n->train_s),
-                          arg_known(a, n->encode_s)};
+                          arg_known(a, n->encode_s),
+                          codec_name(n->codec)};
     TRY(db_query(db, a,
                  "WITH u AS (INSERT INTO upload (id, task_id, silo_id, epoch, sha256, bytes, codec,"
                  "                  tokens, steps, train_loss, download_s, train_s, encode_s)"
-                 "     VALUES ($1, $2, $3, $4, $5, $6, 'f32', $7, $8, $9, $10, $11, $12)"
+                 "     VALUES ($1, $2, $3, $4, $5, $6, $13, $7, $8, $9, $10, $11, $12)"
                  "     RETURNING *)"
                  " SELECT " UPLOAD_COLUMNS " FROM u JOIN task t ON t.id = u.task_id",
-                 12, argv, &rows, e));
+                 13, argv, &rows, e));
     return read_upload(&rows, &w->out, e);
 }
 

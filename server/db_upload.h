@@ -15,6 +15,7 @@
 #include <stdint.h>
 
 #include "common/arena.h"
+#include "common/codec.h"
 #include "common/hash.h"
 #include "common/id.h"
 #include "common/status.h"
@@ -28,6 +29,7 @@ struct upload_wanted {
     int64_t epoch;
     struct digest sha256;
     int64_t bytes;
+    enum codec codec;
     int64_t tokens;
     int64_t steps;
     double train_loss;
@@ -48,6 +50,7 @@ struct upload {
     char run_id[ID_LEN + 1];
     int32_t number; /* the round it is for */
     int64_t epoch;  /* of the lease it was created under */
+    enum codec codec;
 };
 
 /* What the task's plan says; for the size. Texts in the arena. ST_NOT_FOUND:

@@ -39,7 +39,7 @@ void plan_print(struct buf *b, struct arena *a, const struct run_spec *s)
 {
     int64_t params = model_param_count(&s->model);
     int64_t checkpoint = checkpoint_weights_bytes(s);
-    int64_t update = checkpoint_update_bytes(s, SOME_SILO);
+    int64_t update = checkpoint_update_bytes(s, SOME_SILO, s->codec.up);
     int64_t silos = s->federation.silos_per_round;
     int64_t seats = silos + s->federation.oversample;
     int64_t tokens = (int64_t)s->federation.local_steps * s->inner.batch * s->model.seq_len * silos;

@@ -22,82 +22,31 @@ struct st_meta *update_meta(struct arena *a, const struct update_expected *u)
     m[1] = (struct st_meta){"run", u->run_name};
     m[2] = (struct st_meta){"round", arena_fmt(a, "%08" PRId32, u->round)};
     m[3] = (struct st_meta){"base", base};
-    m[4] = (struct st_meta){"codec", "f32"};
+    m[4] = (struct st_meta){"codec", codec_name(u->codec)};
     m[5] = (struct st_meta){"silo", u->silo_name};
     m[6] = (struct st_meta){"tokens", arena_fmt(a, "%016" PRId64, u->tokens)};
     m[7] = (struct st_meta){"steps", arena_fmt(a, "%016" PRId64, u->steps)};
     return m;
 }
 
-static enum status check_meta(const struct st_header *h, struct arena *a,
-                              const struct update_expected *want, struct err *e)
+struct coded_meta update_coded_meta(struct arena *a, const struct update_expected *u)
 {
-    const struct st_meta *m = update_meta(a, want);
-    const char *format = st_meta_get(h, "format");
-    if (!format || strcmp(format, "pt") != 0) {
-        return err_set(e, ST_CORRUPT, "the metadata must say format 'pt'");
-    }
-    for (int i = 0; i < UPDATE_META_COUNT; i++) {
-        bool any = (strcmp(m[i].key, "tokens") == 0 && want->tokens < 0) ||
-                   (strcmp(m[i].key, "steps") == 0 && want->steps < 0);
-        if (any) {
-            continue;
-        }
-        const char *got = st_meta_get(h, m[i].key);
-        if (!got) {
-            return err_set(e, ST_CORRUPT, "the metadata lack '%s'", m[i].key);
-        }
-        if (strcmp(got, m[i].value) != 0) {
-            return err_set(e, ST_CORRUPT, "the metadata say %s '%.64s', wanted '%s'", m[i].key, got,
-                           m[i].value);
-        }
-    }
-    return ST_OK;
+    enum { CODEC = 4, TOKENS = 6, STEPS = 7 };
+    struct st_meta *m = update_meta(a, u);
+    m[TOKENS].value = u->tokens < 0 ? NULL : m[TOKENS].value;
+    m[STEPS].value = u->steps < 0 ? NULL : m[STEPS].value;
+    return (struct coded_meta){.before = m,
+                               .before_count = CODEC,
+                               .after = m + CODEC + 1,
+                               .after_count = UPDATE_META_COUNT - CODEC - 1};
 }
 
-static enum status read_full(int fd, void *out, size_t size, int64_t offset, struct err *e);
-
-/* The header's length is part of the plan; looked at before a parser works on a
- * header of any other. */
-static enum status check_length(int fd, struct arena *a, const struct param_table *table,
-                                const struct update_expected *want, struct err *e)
+enum status update_open(struct coded_file *out, struct arena *a, int fd,
+                        const struct param_table *table, const struct update_expected *want,
+                        struct err *e)
 {
-    int64_t len = 0;
-    (void)st_params_header(a, table, update_meta(a, want), UPDATE_META_COUNT, &len);
-    uint8_t word[8];
-    TRY(read_full(fd, word, sizeof(word), 0, e));
-    uint64_t got = 0;
-    for (int i = 7; i >= 0; i--) {
-        got = got << 8 | word[i];
-    }
-    if (got != (uint64_t)len - sizeof(word)) {
-        return err_set(e, ST_CORRUPT, "the header has %" PRIu64 " bytes, wanted %" PRId64, got,
-                       len - (int64_t)sizeof(word));
-    }
-    return ST_OK;
-}
-
-enum status update_check_header(int fd, const struct param_table *table,
-                                const struct update_expected *want, int64_t *data_offset,
-                                struct err *e)
-{
-    struct arena *a = arena_new(LIMIT_REQUEST_ARENA);
-    struct st_header h = {0};
-    enum status st = check_length(fd, a, table, want, e);
-    if (!st) {
-        st = st_read(&h, a, fd, e);
-    }
-    if (!st) {
-        st = check_meta(&h, a, want, e);
-    }
-    if (!st) {
-        st = st_check_params(&h, table, e);
-    }
-    if (!st) {
-        *data_offset = h.data_offset;
-    }
-    arena_free(a);
-    return st;
+    struct coded_meta meta = update_coded_meta(a, want);
+    return coded_open(out, a, fd, table, want->codec, want->k, &meta, e);
 }
 
 static enum status read_full(int fd, void *out, size_t size, int64_t offset, struct err *e)

@@ -97,6 +97,55 @@ static inline int files_temp(const void *bytes, int64_t len)
     return fd;
 }
 
+struct files_values { /* the values of files_update(), and what a reader of the file sees */
+    uint64_t seed;
+    double scale;
+    float *seen; /* may be NULL */
+};
+
+static inline enum status files_read_values(void *ctx, int64_t first, int64_t n, float *u,
+                                            double *fresh, struct err *e)
+{
+    const struct files_values *v = ctx;
+    (void)e;
+    (void)fresh;
+    for (int64_t i = 0; i < n; i++) {
+        u[i] = (float)(v->scale * rng_normal(v->seed, (uint64_t)(first + i)));
+    }
+    return ST_OK;
+}
+
+static inline enum status files_seen_values(void *ctx, int64_t first, int64_t n, const float *u,
+                                            const float *seen, struct err *e)
+{
+    const struct files_values *v = ctx;
+    (void)e;
+    (void)u;
+    if (v->seen) {
+        memcpy(v->seen + first, seen, (size_t)n * sizeof(*seen));
+    }
+    return ST_OK;
+}
+
+/* The same update coded as u says, in memory. */
+static inline unsigned char *files_coded_update(struct arena *a, const struct param_table *t,
+                                                const struct update_expected *u,
+                                                struct files_values *v, int64_t *len)
+{
+    struct coding c;
+    struct digest d;
+    int scratch = files_temp("", 0);
+    int fd = files_temp("", 0);
+    struct coded_source source = {v, files_read_values, files_seen_values};
+    struct coded_meta meta = update_coded_meta(a, u);
+    CHECK_INT(coding_run(&c, a, scratch, t, u->codec, u->k, &source, NULL), ST_OK);
+    CHECK_INT(coding_place(&c, a, fd, &meta, &d, len, NULL), ST_OK);
+    unsigned char *file = arena_alloc(a, (size_t)*len);
+    CHECK_INT(pread(fd, file, (size_t)*len, 0), *len);
+    CHECK_INT(close(scratch) | close(fd), 0);
+    return file;
+}
+
 /* Bytes as a blob. */
 static inline struct digest files_put(struct files *f, const void *bytes, int64_t len)
 {

@@ -174,6 +174,51 @@ static void the_next_checkpoint_is_the_base_less_the_weighted_mean(void)
     bed_free(b);
 }
 
+static void codecs_may_differ_from_silo_to_silo(void)
+{
+    static const enum codec MIX[][SILOS] = {{CODEC_Q4, CODEC_TOPK, CODEC_F32},
+                                            {CODEC_INT8, CODEC_Q2, CODEC_BF16}};
+    struct bed *b = bed_new("");
+    const float *base = values(b, &b->zero.weights);
+    for (int m = 0; m < 2; m++) {
+        float *seen[SILOS];
+        for (int k = 0; k < SILOS; k++) {
+            struct update_expected u = {.run_name = b->spec.name,
+                                        .round = 1,
+                                        .base = b->zero.weights,
+                                        .silo_name = names[k],
+                                        .tokens = tokens[k],
+                                        .steps = 2,
+                                        .codec = MIX[m][k],
+                                        .k = b->spec.codec.up_k};
+            seen[k] = arena_alloc(b->a, (size_t)b->table.total * sizeof(float));
+            struct files_values v = {(uint64_t)k + 7, 0.01, seen[k]};
+            int64_t len = 0;
+            unsigned char *file = files_coded_update(b->a, &b->table, &u, &v, &len);
+            b->updates[k].sha256 = files_put(&b->files, file, len);
+            b->updates[k].codec = u.codec;
+        }
+        CHECK_INT(next(b, 1, &b->zero, 1), ST_OK);
+        struct digest one = b->out.weights;
+        CHECK_INT(next(b, 1, &b->zero, 3), ST_OK);
+        CHECK(digest_equal(&one, &b->out.weights));
+        const float *got = values(b, &b->out.weights);
+        for (int64_t i = 0; i < b->table.total; i++) {
+            double d = 0.0;
+            for (int k = 0; k < SILOS; k++) {
+                d += (double)tokens[k] / (64.0 + 48.0 + 64.0) * (double)seen[k][i];
+            }
+            if (got[i] != (float)((double)base[i] - d)) {
+                CHECK_NEAR(got[i], (double)base[i] - d, 0.0);
+            }
+        }
+    }
+    b->updates[0].codec = CODEC_Q4; // not what the file is
+    CHECK_INT(next(b, 1, &b->zero, 2), ST_CORRUPT);
+    CHECK_INT(b->corrupt, 0);
+    bed_free(b);
+}
+
 static void momentum_travels_from_round_to_round(void)
 {
     struct bed *b = bed_new(",\"outer\":{\"name\":\"fednesterov\",\"lr\":0.7,\"momentum\":0.9}");
@@ -414,7 +459,7 @@ static void sizes_are_known_before_a_file_is_made(void)
     struct update_expected u = {.run_name = "tiny", .round = 1, .silo_name = "alpha", .tokens = 1};
     int64_t len = 0;
     (void)files_update(b->a, &b->table, &u, 1, 1.0, &len);
-    CHECK_INT(checkpoint_update_bytes(&b->spec, "alpha"), len);
+    CHECK_INT(checkpoint_update_bytes(&b->spec, "alpha", CODEC_F32), len);
     bed_free(b);
 }
 
@@ -423,6 +468,7 @@ int main(void)
     RUN(checkpoint_0_is_a_function_of_the_spec);
     RUN(the_metadata_say_what_a_file_is);
     RUN(the_next_checkpoint_is_the_base_less_the_weighted_mean);
+    RUN(codecs_may_differ_from_silo_to_silo);
     RUN(momentum_travels_from_round_to_round);
     RUN(both_moments_travel_from_round_to_round);
     RUN(a_state_of_another_optimizer_is_refused);

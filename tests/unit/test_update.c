@@ -39,9 +39,11 @@ static void bed_free(struct bed *b)
 static enum status judge(struct bed *b)
 {
     int fd = files_temp(b->file, b->len);
-    enum status st = update_check_header(fd, &b->table, &b->want, &b->data_offset, &b->e);
+    struct coded_file f = {0};
+    enum status st = update_open(&f, b->a, fd, &b->table, &b->want, &b->e);
     if (!st) {
-        st = update_check_values(fd, b->data_offset, b->table.total, &b->norm, &b->e);
+        b->data_offset = f.data_offset;
+        st = coded_norm(&f, fd, &b->norm, &b->e);
     }
     CHECK_INT(close(fd), 0);
     return st;

@@ -19,7 +19,7 @@
 enum {
     LOCK_WAIT_MS = 2000,
     LOCK_POLL_MS = 20,
-    BEHIND = 8 * 1024 * 1024, // written and not yet under way to the disk, at most
+    BEHIND = 4 * 1024 * 1024, // written and not yet under way to the disk, at most
 };
 
 struct upload_file {

@@ -6,6 +6,7 @@
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "common/clock.h"
@@ -16,6 +17,7 @@
 enum {
     KEPT_MAX = 256, // digests kept for uploads that pause between chunks
     READ_SIZE = 1 << 20,
+    NICE = 10,
 };
 
 struct running {
@@ -125,6 +127,8 @@ static void read_on(struct running *r, int64_t want, unsigned char *block)
 static void *thread_main(void *arg)
 {
     (void)arg;
+    // Connections come first where processors are few: what is not read by then is read at the end.
+    (void)setpriority(PRIO_PROCESS, (id_t)gettid(), NICE);
     unsigned char *block = mem_alloc(READ_SIZE);
     (void)pthread_mutex_lock(&hashes.lock);
     for (;;) {

@@ -219,7 +219,7 @@ def updates(server, count, draw):
         for _ in range(2):  # a third failure in a row would set the silo aside
             name, data = hostile.make(good)
             where, answer = refusal(silo, task, name, data, tokens, draw)
-            assert answer.status in (404, 409, 410, 413, 422), (name, where, answer.status, answer.body)
+            assert answer.status in (400, 404, 409, 410, 413, 422), (name, where, answer.status, answer.body)
             seen[name] += 1
             layers[where + " " + code(answer)] += 1
             assert head(server, run) == before, name

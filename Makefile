@@ -271,7 +271,7 @@ test-all: all web rig-programs $(C_TESTS) $(FAULT_TOOLS) $(STORE_TESTS)
 	  page 'tests/web/page/run.sh $(B)' -- oracle 'tests/oracle/run.sh $(B)' -- \
 	  load 'python3 -B tests/fault/load.py $(B) quick' -- \
 	  programs 'tests/e2e/run.sh $(B) programs' -- sim 'tests/e2e/run.sh $(B) sim' -- \
-	  e2e 'tests/e2e/run.sh $(B) loop'
+	  e2e 'tests/e2e/run.sh $(B) loop' -- policies 'tests/e2e/run.sh $(B) policies'
 test-c: $(C_TESTS) $(PLUGIN)
 	@tests/run.sh $(C_TESTS)
 test-engine: engine
@@ -300,7 +300,7 @@ test-load: all
 	@python3 -B tests/fault/load.py $(B)
 test-e2e: all
 	@tests/all.sh programs 'tests/e2e/run.sh $(B) programs' -- sim 'tests/e2e/run.sh $(B) sim' -- \
-	  e2e 'tests/e2e/run.sh $(B) loop'
+	  e2e 'tests/e2e/run.sh $(B) loop' -- policies 'tests/e2e/run.sh $(B) policies'
 asan tsan:
 	@$(SUBMAKE) VARIANT=$@ test-c
 cover:

@@ -12,6 +12,7 @@
 #include "client/agent_int.h"
 #include "common/clock.h"
 #include "common/fault.h"
+#include "common/layout.h"
 #include "common/log.h"
 #include "common/rng.h"
 #include "common/safetensors.h"
@@ -145,14 +146,14 @@ enum status agent_base(struct agent *a, const struct task *t, struct beat *b, st
         return err_set(e, ST_IO, "cannot open %s: %s", path, strerror(errno));
     }
     struct st_header h;
-    struct param_table table = params_table(arena, &t->spec.model);
+    struct layout layout = layout_checkpoint(arena, &t->spec);
     enum status st = st_read(&h, arena, f, e);
-    st = st ? st : st_check_params(&h, &table, e);
+    st = st ? st : st_check_params(&h, &layout.table, e);
     if (st) {
         (void)close(f);
         return st;
     }
     *fd = f;
-    *offset = h.data_offset;
+    *offset = h.data_offset + layout.part_at[LAYOUT_WEIGHTS] * (int64_t)sizeof(float);
     return ST_OK;
 }

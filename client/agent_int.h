@@ -1,5 +1,5 @@
 /*
- * agent_int.h - what the agent's own files share: agent.c (loop), agent_train.c, agent_upload.c.
+ * agent_int.h - what the agent's own files share: agent.c (loop), agent_train.c, agent_encode.c, agent_upload.c.
  */
 #ifndef CLIENT_AGENT_INT_H
 #define CLIENT_AGENT_INT_H
@@ -69,7 +69,7 @@ void agent_doing(struct agent *a, const struct task *t, const char *doing, int64
 /* Sets fail_code and fail_detail; returns TASK_FAILED. */
 enum task_end agent_fail(struct agent *a, const char *code, const struct err *e);
 
-/* The base checkpoint as an open file and where its data begins. */
+/* The base checkpoint as an open file and where its weights begin. */
 enum status agent_base(struct agent *a, const struct task *t, struct beat *b, struct arena *arena,
                        int *fd, int64_t *offset, double *seconds, struct err *e) MUST_CHECK;
 

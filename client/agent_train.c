@@ -1,5 +1,5 @@
 /*
- * agent_train.c - the work itself: local steps with snapshots, the update file, an evaluation.
+ * agent_train.c - the work itself: local steps with snapshots, an evaluation.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -12,6 +12,7 @@
 #include "client/agent_int.h"
 #include "common/clock.h"
 #include "common/fault.h"
+#include "common/layout.h"
 #include "common/log.h"
 #include "common/mem.h"
 #include "common/safetensors.h"
@@ -20,7 +21,6 @@ enum {
     SNAP_LEAST_MS = 2000,
     SNAP_COST = 20,     // a snapshot may cost one part in so many of the time
     DIVERGED_STEPS = 5, // steps in a row without a finite loss and gradient
-    ENCODE_BLOCK = 1 << 18,
     EVAL_SLICE = 16
 };
 
@@ -91,6 +91,7 @@ enum task_end agent_trainer(struct agent *a, const struct task *t)
     forget_trainer(a);
     struct trainer_config c = {.model = t->spec.model,
                                .inner = t->spec.inner,
+                               .freeze = t->spec.freeze,
                                .rows = {a, train_rows, heldout_row},
                                .device = a->config->device,
                                .dtype = a->config->dtype,
@@ -112,6 +113,7 @@ struct training {
     struct agent *a;
     const struct task *t;
     struct beat *b;
+    struct arena *arena;
     struct run_state rs;
     struct snap done; // what was done up to now
     int bad_steps;
@@ -133,6 +135,60 @@ static enum status take_snapshot(struct training *w, struct err *e)
     return ST_OK;
 }
 
+/* What this silo kept of its own: moments, or the tensors that are its alone. */
+static bool keeps_state(const struct run_spec *s)
+{
+    return s->inner_state == INNER_STATE_KEEP || s->personal.count > 0;
+}
+
+static enum status load_own(struct trainer *t, const struct run_state *rs, const struct run_spec *s,
+                            struct err *e)
+{
+    char path[STATE_PATH_MAX];
+    run_state_path(rs, STATE_MOMENTS, path);
+    trainer_reset_state(t);
+    if (keeps_state(s) && access(path, F_OK) == 0) {
+        TRY(trainer_load_state(t, path, e));
+    }
+    if (s->inner_state == INNER_STATE_RESET) {
+        trainer_reset_state(t);
+    }
+    return ST_OK;
+}
+
+/* All weights of the checkpoint, but for the tensors that this silo has its own of. */
+static enum status load_common(struct trainer *t, struct arena *arena, const struct run_state *rs,
+                               const struct run_spec *s, int fd, int64_t offset, struct err *e)
+{
+    char path[STATE_PATH_MAX];
+    run_state_path(rs, STATE_MOMENTS, path);
+    if (s->personal.count == 0 || access(path, F_OK) != 0) {
+        return trainer_load_weights(t, fd, offset, e);
+    }
+    struct layout l = layout_common(arena, s);
+    return trainer_load_spans(t, fd, offset, l.spans, l.span_count, e);
+}
+
+/* The mean moments of the round before, of the tensors that travel. They count as having seen
+ * every step of the run up to here: what each silo did is not known to the others. */
+static enum status load_mean_moments(struct training *w, int fd, int64_t offset, struct err *e)
+{
+    const struct run_spec *s = &w->t->spec;
+    struct layout update = layout_update(w->arena, s);
+    struct layout_span *spans =
+        arena_alloc(w->arena, (size_t)(update.span_count + 1) * sizeof(*spans));
+    for (int32_t i = 0; i < update.span_count; i++) {
+        spans[i] = update.spans[i];
+        spans[i].at = spans[i].model;
+    }
+    struct trainer *t = w->a->trainer;
+    int64_t total = trainer_params(t)->total * (int64_t)sizeof(float); // m, weights, v
+    TRY(trainer_load_moments(t, LAYOUT_M, fd, offset - total, spans, update.span_count, e));
+    TRY(trainer_load_moments(t, LAYOUT_V, fd, offset + total, spans, update.span_count, e));
+    trainer_set_steps(t, w->t->global_step);
+    return ST_OK;
+}
+
 /* Weights and moments as they were at the round's start, or at the newest snapshot of it. */
 static enum status load_start(struct training *w, int fd, int64_t offset, struct err *e)
 {
@@ -149,13 +205,11 @@ static enum status load_start(struct training *w, int fd, int64_t offset, struct
         log_warn("a snapshot is not used: %s", why.msg);
         w->done = (struct snap){0};
     }
-    run_state_path(&w->rs, STATE_MOMENTS, path);
-    if (w->t->spec.inner_state == INNER_STATE_KEEP && access(path, F_OK) == 0) {
-        TRY(trainer_load_state(t, path, e));
-    } else {
-        trainer_reset_state(t);
+    TRY(load_own(t, &w->rs, &w->t->spec, e));
+    if (w->t->spec.inner_state == INNER_STATE_AVERAGE) {
+        TRY(load_mean_moments(w, fd, offset, e));
     }
-    return trainer_load_weights(t, fd, offset, e);
+    return load_common(t, w->arena, &w->rs, &w->t->spec, fd, offset, e);
 }
 
 static void report_step(struct training *w, const struct step_report *r)
@@ -266,11 +320,11 @@ static enum status conclude(struct training *w, int fd, int64_t offset, struct e
     w->rs.j.train_s = w->done.train_s;
     TRY(agent_encode(w->a, w->t, &w->rs, fd, offset, e));
     FAULT("update.encoded");
-    if (w->t->spec.inner_state == INNER_STATE_KEEP) {
+    if (keeps_state(&w->t->spec)) {
         run_state_path(&w->rs, "moments.tmp", tmp);
         run_state_path(&w->rs, STATE_MOMENTS_NEXT, next);
-        // Between rounds the weights are the aggregator's: only the moments are kept.
-        TRY(trainer_save_state(w->a->trainer, tmp, false, e));
+        // Between rounds the weights are the aggregator's, all but the personal ones.
+        TRY(trainer_save_state(w->a->trainer, tmp, w->t->spec.personal.count > 0, e));
         TRY(file_place(tmp, next, e));
         FAULT("moments.placed");
     }
@@ -339,7 +393,7 @@ static enum status begin_round(struct training *w, struct arena *arena, struct e
 enum task_end agent_train(struct agent *a, const struct task *t, struct beat *b,
                           struct arena *arena)
 {
-    struct training w = {.a = a, .t = t, .b = b};
+    struct training w = {.a = a, .t = t, .b = b, .arena = arena};
     struct err e = {0};
     enum status st = run_state_open(&w.rs, a->config->state_dir, t->run, &e);
     if (st) {
@@ -375,122 +429,6 @@ enum task_end agent_train(struct agent *a, const struct task *t, struct beat *b,
     end = train_from(&w, fd, offset);
     (void)close(fd);
     return end ? end : agent_upload(a, t, &w.rs, b, arena);
-}
-
-/* ---- the update file ---- */
-
-static void *update_header(struct arena *arena, const struct agent *a, const struct task *t,
-                           const struct run_state *rs, int64_t *len)
-{
-    const struct st_meta meta[] = {
-        {"kind", "update"},
-        {"run", t->run_name},
-        {"round", arena_fmt(arena, "%08" PRId64, t->round)},
-        {"base", t->base_sha256},
-        {"codec", "f32"},
-        {"silo", a->id.name},
-        {"tokens", arena_fmt(arena, "%016" PRId64, rs->j.tokens)},
-        {"steps", arena_fmt(arena, "%016" PRId64, t->local_steps)},
-    };
-    return st_params_header(arena, trainer_params(a->trainer), meta,
-                            (int)(sizeof(meta) / sizeof(meta[0])), len);
-}
-
-static enum status write_all(int fd, const void *bytes, size_t len, struct err *e)
-{
-    const char *p = bytes;
-    for (size_t done = 0; done < len;) {
-        ssize_t n = FAULT_ERR("update.write") ? -1 : write(fd, p + done, len - done);
-        if (n < 0 && errno == EINTR) {
-            continue;
-        }
-        if (n < 0) {
-            return err_set(e, io_status(errno), "cannot write the update: %s", strerror(errno));
-        }
-        done += (size_t)n;
-    }
-    return ST_OK;
-}
-
-static enum status read_floats(int fd, int64_t at, float *out, int64_t count, struct err *e)
-{
-    char *p = (char *)out;
-    int64_t want = count * (int64_t)sizeof(float);
-    for (int64_t done = 0; done < want;) {
-        ssize_t n = pread(fd, p + done, (size_t)(want - done), at + done);
-        if (n < 0 && errno == EINTR) {
-            continue;
-        }
-        if (n <= 0) {
-            return err_set(e, ST_IO, "cannot read the base checkpoint");
-        }
-        done += n;
-    }
-    return ST_OK;
-}
-
-/* Block by block, so that the update of a large model needs no memory of its own. */
-static enum status write_deltas(struct agent *a, int out, struct sha256 *hash, int base_fd,
-                                int64_t base_offset, struct err *e)
-{
-    int64_t total = trainer_params(a->trainer)->total;
-    float *base = mem_alloc(2 * ENCODE_BLOCK * sizeof(float));
-    float *delta = base + ENCODE_BLOCK;
-    enum status st = ST_OK;
-    for (int64_t at = 0; at < total && !st; at += ENCODE_BLOCK) {
-        int64_t n = total - at < ENCODE_BLOCK ? total - at : ENCODE_BLOCK;
-        st = read_floats(base_fd, base_offset + at * (int64_t)sizeof(float), base, n, e);
-        st = st ? st : trainer_delta(a->trainer, at, n, base, delta, e);
-        if (!st) {
-            sha256_add(hash, delta, (size_t)n * sizeof(float));
-            st = write_all(out, delta, (size_t)n * sizeof(float), e);
-        }
-    }
-    mem_free(base);
-    return st;
-}
-
-static enum status write_update(struct agent *a, const struct task *t, struct run_state *rs, int fd,
-                                int base_fd, int64_t base_offset, struct err *e)
-{
-    struct arena *arena = arena_new(16 * 1024 * 1024);
-    struct sha256 *hash = sha256_new();
-    int64_t len = 0;
-    void *header = update_header(arena, a, t, rs, &len);
-    sha256_add(hash, header, (size_t)len);
-    enum status st = write_all(fd, header, (size_t)len, e);
-    st = st ? st : write_deltas(a, fd, hash, base_fd, base_offset, e);
-    rs->j.bytes = len + trainer_params(a->trainer)->total * (int64_t)sizeof(float);
-    struct digest d;
-    sha256_end(hash, &d);
-    digest_hex(&d, rs->j.sha256);
-    sha256_free(hash);
-    arena_free(arena);
-    if (!st && rs->j.bytes != t->update_bytes) {
-        st = err_set(e, ST_INVALID,
-                     "the update has %" PRId64 " bytes, the plan says %" PRId64
-                     "; try the server's version of photon-client",
-                     rs->j.bytes, t->update_bytes);
-    }
-    return st;
-}
-
-enum status agent_encode(struct agent *a, const struct task *t, struct run_state *rs, int base_fd,
-                         int64_t base_offset, struct err *e)
-{
-    char tmp[STATE_PATH_MAX];
-    char path[STATE_PATH_MAX];
-    run_state_path(rs, "update.tmp", tmp);
-    run_state_path(rs, STATE_UPDATE, path);
-    int fd = open(tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-    if (fd < 0) {
-        return err_set(e, io_status(errno), "cannot create %s: %s", tmp, strerror(errno));
-    }
-    enum status st = write_update(a, t, rs, fd, base_fd, base_offset, e);
-    if (close(fd) != 0 && !st) {
-        st = err_set(e, io_status(errno), "cannot close %s: %s", tmp, strerror(errno));
-    }
-    return st ? st : file_place(tmp, path, e);
 }
 
 /* ---- evaluation ---- */
@@ -569,6 +507,19 @@ static enum task_end post_result(struct agent *a, const struct task *t,
     return TASK_DROPPED;
 }
 
+/* The checkpoint as this silo would use it: with its own personal tensors. */
+static enum status load_evaluated(struct agent *a, const struct task *t, struct arena *arena,
+                                  int fd, int64_t offset, struct err *e)
+{
+    struct run_state rs;
+    if (t->spec.personal.count == 0) {
+        return trainer_load_weights(a->trainer, fd, offset, e);
+    }
+    TRY(run_state_open(&rs, a->config->state_dir, t->run, e));
+    TRY(load_own(a->trainer, &rs, &t->spec, e));
+    return load_common(a->trainer, arena, &rs, &t->spec, fd, offset, e);
+}
+
 enum task_end agent_evaluate(struct agent *a, const struct task *t, struct beat *b,
                              struct arena *arena)
 {
@@ -582,7 +533,7 @@ enum task_end agent_evaluate(struct agent *a, const struct task *t, struct beat 
     double seconds = 0.0;
     enum status st = agent_base(a, t, b, arena, &fd, &offset, &seconds, &e);
     if (!st) {
-        st = trainer_load_weights(a->trainer, fd, offset, &e);
+        st = load_evaluated(a, t, arena, fd, offset, &e);
         (void)close(fd);
     }
     if (st) {

@@ -215,6 +215,11 @@ struct model_flat model_flat(const struct model *m)
                                .grads = m->grads};
 }
 
+int64_t model_offset(const struct model *m, int32_t param)
+{
+    return m->offsets[param];
+}
+
 /* ---- between the flat order and memory ---- */
 
 /* A run of elements that lies in one tensor, and where. */

@@ -58,6 +58,9 @@ struct model_flat {
 };
 struct model_flat model_flat(const struct model *m);
 
+/* Where the parameter of that index (model_params()) begins in those arrays. */
+int64_t model_offset(const struct model *m, int32_t param);
+
 /*
  * Between elements [start, start + count) of the flat order and host memory: the weights, which as
  * numbers are those of the master whatever they are kept in, the gradients, and any array of G laid

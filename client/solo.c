@@ -341,6 +341,7 @@ static enum status open_trainer(struct solo *s, struct err *e)
     s->rows.heldout = (struct data_rows){.data = c->heldout};
     struct trainer_config t = {.model = s->spec->model,
                                .inner = s->spec->inner,
+                               .freeze = s->spec->freeze,
                                .rows = {&s->rows, train_rows, heldout_row},
                                .device = c->device,
                                .dtype = c->dtype,

@@ -86,6 +86,40 @@ static enum status take_memory(struct trainer *t, struct err *e)
     return ST_OK;
 }
 
+static void add_stretch(struct stretch *list, int32_t *count, struct stretch s, bool goes_on)
+{
+    if (goes_on) {
+        list[*count - 1].count = s.at + s.count - list[*count - 1].at; // gaps are zeros
+    } else {
+        list[(*count)++] = s;
+    }
+}
+
+/* One stretch, gaps and all, where nothing is frozen. */
+static void plan_stretches(struct trainer *t)
+{
+    const struct param_table *p = model_params(t->model);
+    size_t n = (size_t)p->count;
+    t->moved = mem_alloc(n * sizeof(*t->moved));
+    t->frozen = mem_alloc(n * sizeof(*t->frozen));
+    if (t->config.freeze.count == 0) {
+        t->moved[t->moved_count++] = (struct stretch){0, model_flat(t->model).count};
+        return;
+    }
+    bool before = false;
+    for (int32_t i = 0; i < p->count; i++) {
+        bool frozen = patterns_match(&t->config.freeze, p->items[i].name);
+        struct stretch s = {model_offset(t->model, i), p->items[i].count};
+        bool goes_on = i > 0 && frozen == before;
+        if (frozen) {
+            add_stretch(t->frozen, &t->frozen_count, s, goes_on);
+        } else {
+            add_stretch(t->moved, &t->moved_count, s, goes_on);
+        }
+        before = frozen;
+    }
+}
+
 static enum status build(struct trainer *t, struct err *e)
 {
     TRY(backend_open(&t->be, t->config.device, t->config.threads, e));
@@ -97,6 +131,7 @@ static enum status build(struct trainer *t, struct err *e)
                              .micro_batch = t->config.inner.micro_batch,
                              .recompute = -1};
     TRY(model_open(&t->model, t->be, &c, e));
+    plan_stretches(t);
     return take_memory(t, e);
 }
 
@@ -129,6 +164,8 @@ void trainer_close(struct trainer *t)
     }
     model_close(t->model);
     backend_close(t->be);
+    mem_free(t->moved);
+    mem_free(t->frozen);
     mem_free(t->rows);
     mem_free(t->split_tokens);
     mem_free(t->split_targets);
@@ -186,17 +223,51 @@ static enum status check_finite(const float *x, int64_t count, int64_t start, st
     return ST_OK;
 }
 
+static enum status load_spans(struct trainer *t, void *array, int fd, int64_t offset,
+                              const struct layout_span *spans, int32_t count, struct err *e)
+{
+    for (int32_t i = 0; i < count; i++) {
+        int64_t end = spans[i].model + spans[i].count;
+        for (int64_t at = spans[i].model; at < end; at += STAGE_COUNT) {
+            int64_t n = end - at < STAGE_COUNT ? end - at : STAGE_COUNT;
+            TRY(read_at(fd, t->stage, (size_t)n * sizeof(float),
+                        offset + at * (int64_t)sizeof(float), e));
+            TRY(check_finite(t->stage, n, at, e));
+            model_put(t->model, array, at, n, t->stage);
+        }
+    }
+    return backend_sync(t->be, e);
+}
+
+enum status trainer_load_spans(struct trainer *t, int fd, int64_t offset,
+                               const struct layout_span *spans, int32_t count, struct err *e)
+{
+    return load_spans(t, model_flat(t->model).weights, fd, offset, spans, count, e);
+}
+
 enum status trainer_load_weights(struct trainer *t, int fd, int64_t offset, struct err *e)
 {
-    int64_t total = trainer_params(t)->total;
-    void *weights = model_flat(t->model).weights;
-    for (int64_t at = 0; at < total; at += STAGE_COUNT) {
-        int64_t n = total - at < STAGE_COUNT ? total - at : STAGE_COUNT;
-        TRY(read_at(fd, t->stage, (size_t)n * sizeof(float), offset + at * (int64_t)sizeof(float),
-                    e));
-        TRY(check_finite(t->stage, n, at, e));
-        model_put(t->model, weights, at, n, t->stage);
-    }
+    const struct layout_span all = {0, 0, trainer_params(t)->total};
+    return trainer_load_spans(t, fd, offset, &all, 1, e);
+}
+
+enum status trainer_load_moments(struct trainer *t, enum layout_part part, int fd, int64_t offset,
+                                 const struct layout_span *spans, int32_t count, struct err *e)
+{
+    assert(part != LAYOUT_WEIGHTS);
+    return load_spans(t, part == LAYOUT_M ? t->m : t->v, fd, offset, spans, count, e);
+}
+
+void trainer_set_steps(struct trainer *t, int64_t steps)
+{
+    t->t = steps;
+}
+
+enum status trainer_moments(struct trainer *t, enum layout_part part, int64_t start, int64_t count,
+                            float *out, struct err *e)
+{
+    assert(part != LAYOUT_WEIGHTS);
+    model_get(t->model, out, part == LAYOUT_M ? t->m : t->v, start, count);
     return backend_sync(t->be, e);
 }
 
@@ -280,10 +351,21 @@ static void update(struct trainer *t, double lr)
     struct model_flat flat = model_flat(t->model);
     struct optim_step s = optim_settings(t, lr);
     double max_norm = t->config.inner.clip_norm > 0.0 ? t->config.inner.clip_norm : HUGE_VAL;
+    size_t gt = dtype_size(flat.type);
+    size_t wt = flat.rest ? sizeof(uint16_t) : gt;
+    for (int32_t i = 0; i < t->frozen_count; i++) { // what does not move is no part of the norm
+        const struct stretch *f = &t->frozen[i];
+        t->ops->zero(t->be, (char *)flat.grads + (size_t)f->at * gt, (size_t)f->count * gt);
+    }
     t->ops->sqnorm(t->be, flat.type, t->partials, flat.grads, flat.count);
     t->ops->clip(t->be, t->clip, t->partials, chunk_count(t), max_norm);
-    t->ops->optim(t->be, flat.type, &s, t->clip, flat.weights, flat.rest, t->m, t->v, flat.grads,
-                  flat.count);
+    for (int32_t i = 0; i < t->moved_count; i++) {
+        size_t at = (size_t)t->moved[i].at;
+        t->ops->optim(t->be, flat.type, &s, t->clip, (char *)flat.weights + at * wt,
+                      flat.rest ? (char *)flat.rest + at * sizeof(uint16_t) : NULL,
+                      (char *)t->m + at * gt, (char *)t->v + at * gt,
+                      (const char *)flat.grads + at * gt, t->moved[i].count);
+    }
 }
 
 /* Sum of the first n losses, in their order. */

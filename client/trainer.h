@@ -16,7 +16,9 @@
 #include <stdint.h>
 
 #include "common/inner.h"
+#include "common/layout.h"
 #include "common/params.h"
+#include "common/patterns.h"
 #include "common/status.h"
 #include "kernels/backend.h"
 
@@ -40,6 +42,8 @@ struct row_source {
 struct trainer_config {
     struct model_spec model;
     struct inner_spec inner;
+    struct patterns
+        freeze; /* tensors that no step moves; they are no part of the gradient's norm */
     struct row_source rows;
     const char *device; /* auto, cpu, ref, cuda */
     const char *dtype;  /* auto (bf16 where the backend has it), f32, bf16 */
@@ -76,6 +80,17 @@ const struct param_table *trainer_params(const struct trainer *t);
  * or not finite. After a failure the weights are a mixture: load others before a step. */
 enum status trainer_load_weights(struct trainer *t, int fd, int64_t offset,
                                  struct err *e) MUST_CHECK;
+/* The same for the elements of these spans alone, each at its place in the flat order. */
+enum status trainer_load_spans(struct trainer *t, int fd, int64_t offset,
+                               const struct layout_span *spans, int32_t count,
+                               struct err *e) MUST_CHECK;
+/* First (LAYOUT_M) or second (LAYOUT_V) moments of these spans, as trainer_load_spans() reads. */
+enum status trainer_load_moments(struct trainer *t, enum layout_part part, int fd, int64_t offset,
+                                 const struct layout_span *spans, int32_t count,
+                                 struct err *e) MUST_CHECK;
+/* Steps that the moments count as having seen. */
+void trainer_set_steps(struct trainer *t, int64_t steps);
+
 /*
  * Moments and their step count, and with_weights the weights too: what a stop in mid-round needs,
  * while between rounds the weights come from the server. The file is written beside, synced and
@@ -103,6 +118,9 @@ enum status trainer_eval(struct trainer *t, int64_t first, int64_t count, struct
 /* out[0..count) = base - local of elements [start, start + count) in flat order; base is given. */
 enum status trainer_delta(struct trainer *t, int64_t start, int64_t count, const float *base,
                           float *out, struct err *e) MUST_CHECK;
+/* out[0..count) = moments; part as above. */
+enum status trainer_moments(struct trainer *t, enum layout_part part, int64_t start, int64_t count,
+                            float *out, struct err *e) MUST_CHECK;
 /* out[0..count) = local weights. */
 enum status trainer_weights(struct trainer *t, int64_t start, int64_t count, float *out,
                             struct err *e) MUST_CHECK;

@@ -11,6 +11,12 @@
  * and written in few calls. */
 enum { STAGE_COUNT = 1 << 20 };
 
+/* Elements [at, at + count) of the arrays that an optimizer walks. */
+struct stretch {
+    int64_t at;
+    int64_t count;
+};
+
 struct trainer {
     struct trainer_config config;
     struct backend *be;
@@ -19,6 +25,10 @@ struct trainer {
     enum dtype dtype;
 
     int64_t t; /* steps the moments have seen */
+
+    /* What a step moves, and what it leaves alone; host memory, owned. */
+    struct stretch *moved, *frozen;
+    int32_t moved_count, frozen_count;
 
     /* backend memory, owned */
     void *m;

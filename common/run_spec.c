@@ -24,7 +24,7 @@ static const char *const OUTERS[OUTER_COUNT + 1]            = {"fedavg", "fednes
                                                                "fedyogi", NULL};
 static const char *const POSITIONS[POSITION_COUNT + 1]      = {"learned", "alibi", NULL};
 static const char *const WEIGHTS[WEIGHTS_COUNT + 1]         = {"tokens", "uniform", NULL};
-static const char *const INNER_STATES[INNER_STATE_COUNT + 1] = {"keep", "reset", NULL};
+static const char *const INNER_STATES[INNER_STATE_COUNT + 1] = {"keep", "reset", "average", NULL};
 // In the order of enum codec; what follows the last is auto, and another word for f32.
 static const char *const CODECS_UP[CODEC_COUNT + 2]         = {"f32", "bf16", "int8", "q4", "q2", "topk", "auto",
                                                                NULL};
@@ -49,7 +49,7 @@ static const struct spec_section SECTIONS[] = {
     {"", {"name", "experiment", "seed", "model", "tokenizer", "federation", "inner", "outer",
           "weights", "inner_state", "codec", "eval", "keep_checkpoints", NULL}},
     {"model", {"preset", "d_model", "n_heads", "n_layers", "vocab_size", "seq_len", "position",
-               "bias", NULL}},
+               "bias", "freeze", "personal", NULL}},
     {"tokenizer", {"sha256", NULL}},
     {"federation", {"rounds", "silos_per_round", "min_silos", "oversample", "local_steps",
                     "deadline_s", "deadline_k", NULL}},
@@ -116,6 +116,80 @@ static void check_model(const struct spec_part *p, const struct model_spec *m)
     }
 }
 
+static bool pattern_ok(const char *s)
+{
+    static const char LETTERS[] =
+        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.*";
+    return *s && strlen(s) < PATTERN_SIZE && s[strspn(s, LETTERS)] == '\0';
+}
+
+static void read_patterns(const struct spec_part *p, const char *key, struct patterns *out)
+{
+    const struct json *v = spec_get(p, key);
+    if (!v) {
+        return;
+    }
+    if (json_kind(v) != JSON_ARRAY || json_len(v) > PATTERNS_MAX) {
+        spec_complain(p, key,
+                      "must be at most %d patterns of tensor names, for example [\"wte.*\"]",
+                      PATTERNS_MAX);
+        return;
+    }
+    for (int i = 0; i < json_len(v); i++) {
+        const char *text = json_str(json_at(v, i));
+        if (!text || !pattern_ok(text)) {
+            spec_complain(p, key,
+                          "pattern %d must be at most %d letters, digits, '.', '_' and '*', "
+                          "for example \"wte.*\"",
+                          i, PATTERN_SIZE - 1);
+            return;
+        }
+        (void)snprintf(out->text[out->count++], PATTERN_SIZE, "%s", text);
+    }
+}
+
+/* A pattern that names nothing is a mistake that would cost a whole run. */
+static void check_patterns(const struct spec_part *p, const char *key, const struct patterns *which,
+                           const struct param_table *t)
+{
+    for (int32_t i = 0; i < which->count; i++) {
+        bool hit = false;
+        for (int32_t k = 0; k < t->count && !hit; k++) {
+            hit = pattern_match(which->text[i], t->items[k].name);
+        }
+        if (!hit) {
+            spec_complain(p, key, "'%s' names no tensor of this model; try wte.* or blocks.0.*",
+                          which->text[i]);
+        }
+    }
+}
+
+static void check_tensors(const struct spec_part *p, const struct run_spec *s)
+{
+    if (s->freeze.count + s->personal.count == 0) {
+        return;
+    }
+    struct arena *a = arena_new(LIMIT_REQUEST_ARENA);
+    struct param_table t = params_table(a, &s->model);
+    check_patterns(p, "freeze", &s->freeze, &t);
+    check_patterns(p, "personal", &s->personal, &t);
+    bool travels = false;
+    for (int32_t i = 0; i < t.count; i++) {
+        bool frozen = patterns_match(&s->freeze, t.items[i].name);
+        bool personal = patterns_match(&s->personal, t.items[i].name);
+        travels = travels || (!frozen && !personal);
+        if (frozen && personal) {
+            spec_complain(p, "personal", "'%s' is frozen: it cannot be trained on the silo",
+                          t.items[i].name);
+            break;
+        }
+    }
+    if (!travels) {
+        spec_complain(p, "freeze", "nothing would be left to average; leave some tensors out");
+    }
+    arena_free(a);
+}
+
 static void read_model(struct spec_reader *r, const struct json *doc, struct run_spec *s,
                        int *preset)
 {
@@ -146,8 +220,13 @@ static void read_model(struct spec_reader *r, const struct json *doc, struct run
     int position = spec_word(&p, "position", POSITIONS);
     m->position = position < 0 ? m->position : (enum position)position;
     spec_bool(&p, "bias", &m->bias);
+    read_patterns(&p, "freeze", &s->freeze);
+    read_patterns(&p, "personal", &s->personal);
     if (r->total == before) {
         check_model(&p, m);
+    }
+    if (r->total == before) {
+        check_tensors(&p, s);
     }
 }
 
@@ -360,6 +439,11 @@ static void read_rest(struct spec_reader *r, const struct json *doc, struct run_
     spec_i32(&top, "keep_checkpoints", 0, LIMIT_ROUNDS, &s->keep_checkpoints);
 
     read_codec(r, doc, s);
+    bool coded = s->codec.up_auto || s->codec.up != CODEC_F32 || s->codec.down != CODEC_F32;
+    if (s->inner_state == INNER_STATE_AVERAGE && coded) {
+        spec_complain(&top, "inner_state",
+                      "moments are averaged in f32 alone; try codec f32 both ways, or keep");
+    }
 
     struct spec_part eval = spec_part(r, doc, "eval");
     s->eval.every = 1;
@@ -405,6 +489,15 @@ enum status run_spec_parse(struct run_spec *out, const struct json *doc,
 
 /* ---- printing ---- */
 
+static void print_patterns(struct buf *b, const char *key, const struct patterns *p)
+{
+    jw_array(b, key);
+    for (int32_t i = 0; i < p->count; i++) {
+        jw_str(b, NULL, p->text[i]);
+    }
+    jw_end_array(b);
+}
+
 static void print_model(struct buf *b, const struct run_spec *s)
 {
     jw_object(b, "model");
@@ -418,6 +511,8 @@ static void print_model(struct buf *b, const struct run_spec *s)
     jw_int(b, "seq_len", s->model.seq_len);
     jw_str(b, "position", POSITIONS[s->model.position]);
     jw_bool(b, "bias", s->model.bias);
+    print_patterns(b, "freeze", &s->freeze);
+    print_patterns(b, "personal", &s->personal);
     jw_end_object(b);
     jw_object(b, "tokenizer");
     jw_str(b, "sha256", s->tokenizer_sha256);

@@ -18,17 +18,25 @@
 #include "common/json.h"
 #include "common/outer.h"
 #include "common/params.h"
+#include "common/patterns.h"
 #include "common/spec_reader.h"
 #include "common/status.h"
 
 enum weights_rule { WEIGHTS_TOKENS = 0, WEIGHTS_UNIFORM, WEIGHTS_COUNT };
-enum inner_state { INNER_STATE_KEEP = 0, INNER_STATE_RESET, INNER_STATE_COUNT };
+enum inner_state {
+    INNER_STATE_KEEP = 0, /* moments belong to the silo */
+    INNER_STATE_RESET,    /* every round starts with none */
+    INNER_STATE_AVERAGE,  /* every round starts with the mean of the last one's */
+    INNER_STATE_COUNT
+};
 
 struct run_spec {
     char name[64];       /* [a-z0-9][a-z0-9._-]*; default: drawn by the server */
     char experiment[64]; /* may be empty */
     uint64_t seed;       /* < 2^53 */
     struct model_spec model;
+    struct patterns freeze;    /* tensors that no optimizer moves, and no update holds */
+    struct patterns personal;  /* tensors that each silo trains and keeps for itself */
     char preset[16];           /* "" or 125m, 1b, 3b, 7b: defaults of model and inner */
     char tokenizer_sha256[65]; /* digest of tokenizer.json; "" = the byte tokenizer */
     struct {

@@ -9,6 +9,7 @@
 #include "common/clock.h"
 #include "common/fault.h"
 #include "common/json.h"
+#include "common/layout.h"
 #include "common/limits.h"
 #include "common/log.h"
 #include "common/mem.h"
@@ -49,13 +50,14 @@ static double known_norm(const struct digest *base)
     return norm;
 }
 
-static enum status base_norm(int fd, struct arena *a, const struct digest *base, int64_t params,
-                             double *norm, struct err *e)
+static enum status base_norm(int fd, struct arena *a, const struct digest *base,
+                             const struct layout *l, double *norm, struct err *e)
 {
     struct st_header h;
     enum status st = st_read(&h, a, fd, e);
     if (!st) {
-        st = update_check_values(fd, h.data_offset, params, norm, e);
+        int64_t weights = h.data_offset + l->part_at[LAYOUT_WEIGHTS] * (int64_t)sizeof(float);
+        st = update_check_values(fd, weights, l->part_count, norm, e);
     }
     if (st) { // not the silo's fault
         mend_want(base);
@@ -75,7 +77,7 @@ static enum status base_norm(int fd, struct arena *a, const struct digest *base,
 /* What the plan of the upload's task says. */
 struct plan {
     struct run_spec spec;
-    struct param_table table;
+    struct layout update, checkpoint;
     struct update_expected want;
 };
 
@@ -98,7 +100,8 @@ static enum status read_plan(struct db *db, struct arena *a, const struct upload
     int count = 0;
     TRY(json_parse(&doc, a, text, strlen(text), e));
     TRY(run_spec_parse(&p->spec, doc, problems, &count, e));
-    p->table = params_table(a, &p->spec.model);
+    p->update = layout_update(a, &p->spec);
+    p->checkpoint = layout_checkpoint(a, &p->spec);
     p->want = (struct update_expected){.run_name = p->spec.name,
                                        .round = u->number,
                                        .silo_name = db_text(&rows, 0, 2),
@@ -187,6 +190,26 @@ static enum status check_new(struct check **out, struct server *s, struct db *db
     return ST_OK;
 }
 
+/* Every value of every array; the norm is the delta's alone. */
+static enum status check_parts(struct check *c, const struct coded_file *file, struct err *e)
+{
+    const struct layout *l = &c->plan.update;
+    if (l->part_at[LAYOUT_M] < 0) {
+        return coded_norm(file, c->fd, &c->norm, e);
+    }
+    if (file->codec != CODEC_F32) {
+        return err_set(e, ST_CORRUPT, "moments are averaged, so its codec must be f32");
+    }
+    int64_t at[LAYOUT_PARTS];
+    double unused = 0.0;
+    for (int i = 0; i < LAYOUT_PARTS; i++) {
+        at[i] = file->data_offset + l->part_at[i] * (int64_t)sizeof(float);
+    }
+    TRY(update_check_values(c->fd, at[LAYOUT_M], l->part_count, &unused, e));
+    TRY(update_check_squares(c->fd, at[LAYOUT_V], l->part_count, e));
+    return update_check_values(c->fd, at[LAYOUT_WEIGHTS], l->part_count, &c->norm, e);
+}
+
 static enum status check_file(struct check *c, struct err *e)
 {
     struct digest got;
@@ -196,10 +219,10 @@ static enum status check_file(struct check *c, struct err *e)
     if (!digest_equal(&got, &c->sha256)) {
         return err_set(e, ST_CORRUPT, "the file does not have the SHA-256 that was declared");
     }
-    TRY(update_open(&file, c->a, c->fd, &c->plan.table, &c->plan.want, e));
-    TRY(coded_norm(&file, c->fd, &c->norm, e));
+    TRY(update_open(&file, c->a, c->fd, &c->plan.update.table, &c->plan.want, e));
+    TRY(check_parts(c, &file, e));
     if (isnan(base)) {
-        TRY(base_norm(c->base_fd, c->a, &c->plan.want.base, c->plan.table.total, &base, e));
+        TRY(base_norm(c->base_fd, c->a, &c->plan.want.base, &c->plan.checkpoint, &base, e));
     }
     if (c->norm > UPDATE_NORM_RATIO_MAX * base) {
         return err_set(e, ST_CORRUPT,

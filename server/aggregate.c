@@ -50,7 +50,8 @@ struct bench {
 struct work {
     const struct aggregate_job *job;
     struct aggregate_stats *stats;
-    double *weights; // [input_count], add up to 1 before any clipping
+    double *shares;  // [input_count], add up to 1
+    double *weights; // [input_count], shares after clipping
     double *factors; // [input_count], what the norm's bound leaves
     struct block *list;
     int64_t blocks;
@@ -77,6 +78,11 @@ struct work {
 static int64_t array_offset(const struct aggregate_job *j, int64_t offset, int i)
 {
     return offset + i * j->table->total * (int64_t)sizeof(float);
+}
+
+static bool has_moments(const struct aggregate_job *j)
+{
+    return j->layout && j->layout->part_at[LAYOUT_M] >= 0;
 }
 
 /* ---- one block ---- */
@@ -219,12 +225,18 @@ static double sum_sq_diff(const double *a, const double *b, int64_t n)
 }
 
 /* A block of update k, as finite numbers. */
-static enum status read_input(const struct work *w, struct bench *b, int k, const struct block *at,
-                              float *out, struct err *e)
+static enum status read_input(const struct work *w, struct bench *b, int k, enum layout_part part,
+                              const struct block *at, float *out, struct err *e)
 {
     const struct aggregate_input *in = &w->job->inputs[k];
+    const struct layout *l = w->job->layout;
+    int32_t tensor = l ? l->index[part][at->tensor] : at->tensor;
+    if (tensor < 0) { // it does not travel: no delta
+        memset(out, 0, (size_t)at->n * sizeof(*out));
+        return ST_OK;
+    }
     if (in->coded) {
-        return coded_read(in->coded, in->fd, at->tensor, at->group, b->scratch, out, e);
+        return coded_read(in->coded, in->fd, tensor, at->group, b->scratch, out, e);
     }
     TRY(read_block(in->fd, in->data_offset + at->at * (int64_t)sizeof(float), out, at->n, e));
     return all_finite(out, at->n)
@@ -238,7 +250,7 @@ static enum status measure_block(const struct work *w, struct bench *b, const st
                                  int *corrupt, struct err *e)
 {
     for (int k = 0; k < w->job->input_count; k++) {
-        enum status st = read_input(w, b, k, at, b->raw, e);
+        enum status st = read_input(w, b, k, LAYOUT_WEIGHTS, at, b->raw, e);
         if (st) {
             *corrupt = k;
             return st;
@@ -257,7 +269,7 @@ static enum status sum_block(struct work *w, struct bench *b, const struct block
     memset(b->delta, 0, (size_t)n * sizeof(*b->delta));
     for (int k = 0; k < j->input_count; k++) {
         float *v = k < KEPT_INPUTS ? b->kept + (int64_t)k * AGGREGATE_BLOCK : b->raw;
-        enum status st = read_input(w, b, k, at, v, e);
+        enum status st = read_input(w, b, k, LAYOUT_WEIGHTS, at, v, e);
         if (st) {
             *corrupt = k;
             return st;
@@ -271,10 +283,36 @@ static enum status sum_block(struct work *w, struct bench *b, const struct block
     for (int k = 0; k < j->input_count; k++) {
         const float *v = b->kept + (int64_t)k * AGGREGATE_BLOCK;
         if (k >= KEPT_INPUTS) {
-            TRY(read_input(w, b, k, at, b->raw, e));
+            TRY(read_input(w, b, k, LAYOUT_WEIGHTS, at, b->raw, e));
             v = b->raw;
         }
         b->dot[k] = dot_with(b->delta, v, n);
+    }
+    return ST_OK;
+}
+
+/* Means of the updates' moments of this block, where the run averages them. */
+static enum status mean_moments(struct work *w, struct bench *b, const struct block *at,
+                                int *corrupt, struct err *e)
+{
+    static const enum layout_part MOMENTS[] = {LAYOUT_M, LAYOUT_V};
+    const struct aggregate_job *j = w->job;
+    int64_t n = at->n;
+    for (int i = 0; i < 2 && has_moments(j); i++) {
+        memset(b->x, 0, (size_t)n * sizeof(*b->x));
+        for (int k = 0; k < j->input_count; k++) {
+            enum status st = read_input(w, b, k, MOMENTS[i], at, b->raw, e);
+            if (st) {
+                *corrupt = k;
+                return st;
+            }
+            (void)add_scaled(b->x, b->raw, w->shares[k], n);
+        }
+        for (int64_t p = 0; p < n; p++) {
+            b->raw[p] = (float)b->x[p];
+        }
+        int64_t offset = j->out_moments[MOMENTS[i]] + at->at * (int64_t)sizeof(float);
+        TRY(write_block(j->out_fd, offset, b->raw, n, e));
     }
     return ST_OK;
 }
@@ -376,7 +414,7 @@ static void fold_block(struct work *w, const struct bench *b, int64_t block)
     w->delta_sq += b->delta_sq;
     w->step_sq += b->step_sq;
     w->finite = w->finite && b->finite;
-    if (j->out_hash) {
+    if (j->out_hash && !has_moments(j)) {
         sha256_add(j->out_hash, b->out_x, size);
     }
     if (j->out_data_hash) {
@@ -487,6 +525,9 @@ static void *worker(void *arg)
         enum status st = w->measuring ? measure_block(w, &b, at, &corrupt, &e)
                                       : sum_block(w, &b, at, &corrupt, &e);
         if (!st && !w->measuring) {
+            st = mean_moments(w, &b, at, &corrupt, &e);
+        }
+        if (!st && !w->measuring) {
             st = step_block(w, &b, at->at, at->n, &e);
         }
         if (!wait_turn(w, block)) {
@@ -535,28 +576,38 @@ static enum status share_weights(double *out, const struct aggregate_job *j, str
     return ST_OK;
 }
 
-/* Arrays behind the first follow it in the file, but are made block by block beside it: their part
- * of the digest is taken from the file. */
-static enum status hash_other_arrays(const struct aggregate_job *j, struct err *e)
+/* Into a digest what is in a file already, elements [at, end) behind offset. */
+static enum status hash_written(struct sha256 *hash, int fd, int64_t offset, int64_t at,
+                                int64_t end, struct err *e)
 {
-    int arrays = outer_arrays(j->spec->outer.name);
-    if (arrays < 2 || j->out_state_fd < 0 || !j->out_state_hash) {
-        return ST_OK;
-    }
-    int64_t total = j->table->total;
     float *block = mem_alloc(AGGREGATE_BLOCK * sizeof(*block));
     enum status st = ST_OK;
-    for (int64_t at = total; at < arrays * total && !st; at += AGGREGATE_BLOCK) {
-        int64_t left = arrays * total - at;
-        int64_t n = left < AGGREGATE_BLOCK ? left : AGGREGATE_BLOCK;
-        int64_t from = j->out_state_offset + at * (int64_t)sizeof(float);
-        st = read_block(j->out_state_fd, from, block, n, e);
+    for (; at < end && !st; at += AGGREGATE_BLOCK) {
+        int64_t n = end - at < AGGREGATE_BLOCK ? end - at : AGGREGATE_BLOCK;
+        st = read_block(fd, offset + at * (int64_t)sizeof(float), block, n, e);
         if (!st) {
-            sha256_add(j->out_state_hash, block, (size_t)n * sizeof(float));
+            sha256_add(hash, block, (size_t)n * sizeof(float));
         }
     }
     mem_free(block);
     return st;
+}
+
+/* Arrays of one file are made side by side, block by block, but lie one behind the other: what the
+ * digest could not take as it was made is taken from the file. */
+static enum status hash_rest(const struct aggregate_job *j, struct err *e)
+{
+    int64_t total = j->table->total;
+    int arrays = outer_arrays(j->spec->outer.name);
+    if (arrays > 1 && j->out_state_fd >= 0 && j->out_state_hash) {
+        TRY(hash_written(j->out_state_hash, j->out_state_fd, j->out_state_offset, total,
+                         arrays * total, e));
+    }
+    if (has_moments(j) && j->out_hash) {
+        TRY(hash_written(j->out_hash, j->out_fd, j->out_moments[LAYOUT_M], 0, LAYOUT_PARTS * total,
+                         e));
+    }
+    return ST_OK;
 }
 
 static void report(struct work *w, double seconds)
@@ -616,17 +667,17 @@ static enum status clip_weights(struct work *w, struct err *e)
     }
     outer_clip(w->job->spec->outer.clip_median, w->sq, n, w->factors);
     for (int k = 0; k < n; k++) {
-        w->weights[k] *= w->factors[k];
+        w->weights[k] = w->shares[k] * w->factors[k];
     }
     return ST_OK;
 }
 
 static enum status run_all(struct work *w, struct err *e)
 {
-    TRY(share_weights(w->weights, w->job, e));
+    TRY(share_weights(w->shares, w->job, e));
     TRY(clip_weights(w, e));
     TRY(run_pass(w, false, e));
-    return hash_other_arrays(w->job, e);
+    return hash_rest(w->job, e);
 }
 
 enum status aggregate_run(const struct aggregate_job *job, struct aggregate_stats *stats,
@@ -637,6 +688,7 @@ enum status aggregate_run(const struct aggregate_job *job, struct aggregate_stat
     struct work w = {.job = job, .stats = stats, .corrupt_input = -1, .finite = true};
     w.list = make_blocks(job->table, &w.blocks);
     size_t inputs = job->input_count > 0 ? (size_t)job->input_count : 1;
+    w.shares = mem_alloc(inputs * sizeof(double));
     w.weights = mem_alloc(inputs * sizeof(double));
     w.factors = mem_alloc(inputs * sizeof(double));
     w.sq = mem_alloc(inputs * sizeof(double));
@@ -652,6 +704,7 @@ enum status aggregate_run(const struct aggregate_job *job, struct aggregate_stat
     (void)pthread_cond_destroy(&w.turned);
     (void)pthread_mutex_destroy(&w.lock);
     mem_free(w.list);
+    mem_free(w.shares);
     mem_free(w.weights);
     mem_free(w.factors);
     mem_free(w.sq);

@@ -13,6 +13,9 @@
  *
  * The rule itself is common/outer.h's. Where the spec bounds norms by their median, a pass before
  * measures them. An outer state's file holds its arrays one after the other (m, then v).
+ *
+ * Moments of the inner optimizer, where updates hold them, are averaged with the same weights and
+ * go into the checkpoint. A tensor that does not travel has no delta, and no rule moves it.
  */
 #ifndef SERVER_AGGREGATE_H
 #define SERVER_AGGREGATE_H
@@ -22,13 +25,14 @@
 
 #include "common/codec_file.h"
 #include "common/hash.h"
+#include "common/layout.h"
 #include "common/run_spec.h"
 #include "common/status.h"
 
 enum { AGGREGATE_BLOCK = CODEC_GROUP };
 
 struct aggregate_input {
-    int fd;              /* an update file: safetensors, F32 deltas of the table's tensors */
+    int fd;              /* an update file: safetensors, F32, of the job's layout */
     int64_t data_offset; /* of its data section */
     /* How the file is coded; NULL: as plain F32. Codecs may differ from input to input. */
     const struct coded_file *coded;
@@ -44,13 +48,15 @@ struct aggregate_job {
     int state_fd; /* outer state of the base, or -1: its first values */
     int64_t state_offset;
     const struct aggregate_input *inputs; /* in slot order */
+    const struct layout *layout; /* of the inputs; NULL: all of the table, without moments */
     int input_count;
-    int out_fd; /* new weights; the header is already written */
-    int64_t out_offset;
-    int out_state_fd; /* or -1 when the optimizer has no state */
+    int out_fd;                        /* new weights; the header is already written */
+    int64_t out_offset;                /* of the weights */
+    int64_t out_moments[LAYOUT_PARTS]; /* of m and v in the same file, where the layout has them */
+    int out_state_fd;                  /* or -1 when the optimizer has no state */
     int64_t out_state_offset;
-    /* The bytes written are added to these in file order, so a digest needs no second read; may be
-     * NULL. The caller has added the header already. data_hash is over the data section alone. */
+    /* What is written is added to these in file order, may be NULL. The caller has added the header
+     * already. data_hash is over the weights alone. A file of one array needs no second read. */
     struct sha256 *out_hash;
     struct sha256 *out_data_hash;
     struct sha256 *out_state_hash;

@@ -11,6 +11,7 @@
 #include "common/arena.h"
 #include "common/fault.h"
 #include "common/id.h"
+#include "common/layout.h"
 #include "common/limits.h"
 #include "common/mem.h"
 #include "common/safetensors.h"
@@ -191,8 +192,24 @@ static int draw_wave(struct draw *wave, int threads, const struct param_table *t
     return used;
 }
 
-static enum status draw_all(struct output *o, const struct param_table *table, uint64_t seed,
-                            struct sha256 *data_hash, struct err *e)
+/* Moments before the first step. */
+static enum status zeros(struct output *o, enum layout_part part, int64_t total, struct err *e)
+{
+    float *block = mem_alloc(DRAW_COUNT * sizeof(*block));
+    enum status st = ST_OK;
+    for (int64_t at = 0; at < total && !st; at += DRAW_COUNT) {
+        size_t size = (size_t)(total - at < DRAW_COUNT ? total - at : DRAW_COUNT) * sizeof(float);
+        sha256_add(o->hash, block, size);
+        st = write_full(o->fd, block, size,
+                        o->data_offset + (part * total + at) * (int64_t)sizeof(float), e);
+    }
+    mem_free(block);
+    return st;
+}
+
+/* Into the file from element `first` on. */
+static enum status draw_all(struct output *o, int64_t first, const struct param_table *table,
+                            uint64_t seed, struct sha256 *data_hash, struct err *e)
 {
     long cpus = sysconf(_SC_NPROCESSORS_ONLN);
     int threads = cpus < 1 ? 1 : cpus > DRAW_THREADS ? DRAW_THREADS : (int)cpus;
@@ -208,7 +225,7 @@ static enum status draw_all(struct output *o, const struct param_table *table, u
             sha256_add(o->hash, wave[i].out, size);
             sha256_add(data_hash, wave[i].out, size);
             st = write_full(o->fd, wave[i].out, size,
-                            o->data_offset + wave[i].start * (int64_t)sizeof(float), e);
+                            o->data_offset + (first + wave[i].start) * (int64_t)sizeof(float), e);
             at += wave[i].count;
         }
     }
@@ -224,13 +241,21 @@ static enum status draw_initial(struct blob_store *blobs, const struct run_spec 
 {
     struct arena *a = arena_new(LIMIT_REQUEST_ARENA);
     struct param_table table = params_table(a, &spec->model);
+    struct layout layout = layout_checkpoint(a, spec);
+    bool moments = layout.part_at[LAYOUT_M] >= 0;
     struct output o = {.fd = -1, .want = want};
     struct sha256 *data_hash = sha256_new();
     struct checkpoint_files f = {.params = table.total};
 
-    enum status st = output_open(&o, blobs, spec, &table, "checkpoint", 0, e);
+    enum status st = output_open(&o, blobs, spec, &layout.table, "checkpoint", 0, e);
+    if (!st && moments) {
+        st = zeros(&o, LAYOUT_M, table.total, e);
+    }
     if (!st) {
-        st = draw_all(&o, &table, spec->seed, data_hash, e);
+        st = draw_all(&o, layout.part_at[LAYOUT_WEIGHTS], &table, spec->seed, data_hash, e);
+    }
+    if (!st && moments) {
+        st = zeros(&o, LAYOUT_V, table.total, e);
     }
     if (!st) {
         sha256_end(data_hash, &f.weights_digest);
@@ -371,6 +396,7 @@ struct next {
     struct arena *arena;
     struct param_table table;
     struct param_table state_table;
+    struct layout update_layout, checkpoint_layout;
     int count;
     struct input *inputs; // base, [state], updates
     struct input *base, *state, *updates;
@@ -387,6 +413,8 @@ static void next_init(struct next *n, const struct checkpoint_job *job)
     n->out.fd = n->out_state.fd = -1;
     n->out.want = job->again ? &job->again->weights : NULL;
     n->out_state.want = job->again ? &job->again->state : NULL;
+    n->update_layout = layout_update(n->arena, job->spec);
+    n->checkpoint_layout = layout_checkpoint(n->arena, job->spec);
     n->state_table = state_table(n->arena, &n->table, job->spec->outer.name);
     n->keeps_state = n->state_table.count > 0;
     bool state = n->keeps_state && job->state;
@@ -437,7 +465,8 @@ static enum status next_check(struct next *n, int *corrupt, struct err *e)
             return n->inputs[i].st;
         }
     }
-    TRY(check_own_header(n->base, j->spec, &n->table, "checkpoint", j->round - 1, e));
+    TRY(check_own_header(n->base, j->spec, &n->checkpoint_layout.table, "checkpoint", j->round - 1,
+                         e));
     if (n->state) {
         TRY(check_own_header(n->state, j->spec, &n->state_table, "outer_state", j->round - 1, e));
     }
@@ -450,7 +479,8 @@ static enum status next_check(struct next *n, int *corrupt, struct err *e)
                                        .steps = -1,
                                        .codec = j->updates[k].codec,
                                        .k = j->spec->codec.up_k};
-        enum status st = update_open(&n->coded[k], n->arena, n->updates[k].fd, &n->table, &want, e);
+        enum status st = update_open(&n->coded[k], n->arena, n->updates[k].fd,
+                                     &n->update_layout.table, &want, e);
         if (st) {
             *corrupt = st == ST_CORRUPT ? k : -1;
             return st;
@@ -471,24 +501,30 @@ static enum status next_aggregate(struct next *n, struct aggregate_stats *stats,
         in[k].coded = &n->coded[k];
         in[k].weight = j->spec->weights == WEIGHTS_UNIFORM ? 1.0 : (double)j->updates[k].tokens;
     }
+    const int64_t *part = n->checkpoint_layout.part_at;
+    int64_t weights = part[LAYOUT_WEIGHTS] * (int64_t)sizeof(float);
     struct sha256 *data_hash = sha256_new();
     struct aggregate_job job = {.spec = j->spec,
                                 .table = &n->table,
                                 .round = j->round,
                                 .base_fd = n->base->fd,
-                                .base_offset = n->base->data_offset,
+                                .base_offset = n->base->data_offset + weights,
                                 .state_fd = n->state ? n->state->fd : -1,
                                 .state_offset = n->state ? n->state->data_offset : 0,
+                                .layout = &n->update_layout,
                                 .inputs = in,
                                 .input_count = j->update_count,
                                 .out_fd = n->out.fd,
-                                .out_offset = n->out.data_offset,
+                                .out_offset = n->out.data_offset + weights,
                                 .out_state_fd = n->out_state.fd,
                                 .out_state_offset = n->out_state.data_offset,
                                 .out_hash = n->out.hash,
                                 .out_data_hash = data_hash,
                                 .out_state_hash = n->out_state.hash,
                                 .threads = j->threads};
+    for (int i = 0; i < LAYOUT_PARTS; i++) {
+        job.out_moments[i] = n->out.data_offset + part[i] * (int64_t)sizeof(float);
+    }
     enum status st = aggregate_run(&job, stats, corrupt, e);
     sha256_end(data_hash, &f->weights_digest);
     sha256_free(data_hash);
@@ -504,7 +540,8 @@ static enum status next_make(struct next *n, struct aggregate_stats *stats,
 {
     const struct checkpoint_job *j = n->job;
     TRY(next_check(n, corrupt, e));
-    TRY(output_open(&n->out, j->blobs, j->spec, &n->table, "checkpoint", j->round, e));
+    TRY(output_open(&n->out, j->blobs, j->spec, &n->checkpoint_layout.table, "checkpoint", j->round,
+                    e));
     if (n->keeps_state) {
         TRY(output_open(&n->out_state, j->blobs, j->spec, &n->state_table, "outer_state", j->round,
                         e));
@@ -542,7 +579,7 @@ enum status checkpoint_next(const struct checkpoint_job *job, struct checkpoint_
 int64_t checkpoint_weights_bytes(const struct run_spec *spec)
 {
     struct arena *a = arena_new(LIMIT_REQUEST_ARENA);
-    struct param_table table = params_table(a, &spec->model);
+    struct param_table table = layout_checkpoint(a, spec).table;
     int64_t len = 0;
     (void)make_header(a, spec, &table, "checkpoint", 0, &len);
     int64_t bytes = len + table.total * (int64_t)sizeof(float);
@@ -554,7 +591,7 @@ int64_t checkpoint_update_bytes(const struct run_spec *spec, const char *silo_na
                                 enum codec codec)
 {
     struct arena *a = arena_new(LIMIT_REQUEST_ARENA);
-    struct param_table table = params_table(a, &spec->model);
+    struct param_table table = layout_update(a, spec).table;
     struct update_expected u = {.run_name = spec->name, .silo_name = silo_name, .codec = codec};
     struct coded_meta meta = update_coded_meta(a, &u);
     int64_t bytes = coded_bytes_max(&table, codec, spec->codec.up_k, &meta);

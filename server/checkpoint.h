@@ -7,7 +7,8 @@
  * same bytes, same digests, on any machine and with any number of threads; so doing it twice, or in
  * two processes at once, is harmless.
  *
- *     weights      safetensors, F32, metadata kind=checkpoint run round spec_sha256
+ *     weights      safetensors, F32, metadata kind=checkpoint run round spec_sha256; with the inner
+ *                  optimizer's moments where the run averages them (common/layout.h)
  *     outer state  kind=outer_state; the same tensors once per array that the outer optimizer keeps
  *                  (common/outer.h), named m.<tensor> and v.<tensor>; from checkpoint 1 on
  */
@@ -27,7 +28,7 @@
 struct checkpoint_files {
     struct digest weights; /* of the file: its name in the blob store */
     int64_t weights_bytes;
-    struct digest weights_digest; /* of the data section alone: the same for the same numbers */
+    struct digest weights_digest; /* of their values alone: the same for the same numbers */
     int64_t params;
     bool has_state;
     struct digest state; /* the outer state's file */

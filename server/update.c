@@ -103,8 +103,19 @@ static double sum_of_squares(const float *v, int64_t n)
     return sum;
 }
 
-enum status update_check_values(int fd, int64_t data_offset, int64_t count, double *norm,
-                                struct err *e)
+/* Index of the first value below zero; -1 when there is none. */
+static int64_t first_negative(const float *v, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        if (v[i] < 0.0F) {
+            return i;
+        }
+    }
+    return -1;
+}
+
+static enum status check_values(int fd, int64_t data_offset, int64_t count, bool squares,
+                                double *norm, struct err *e)
 {
     float *v = mem_alloc(VALUES * sizeof(*v));
     double sum = 0.0;
@@ -113,9 +124,13 @@ enum status update_check_values(int fd, int64_t data_offset, int64_t count, doub
         int64_t n = count - at < VALUES ? count - at : VALUES;
         st = read_full(fd, v, (size_t)n * sizeof(*v), data_offset + at * (int64_t)sizeof(*v), e);
         int64_t bad = st ? -1 : first_bad(v, n);
+        int64_t negative = st || bad >= 0 || !squares ? -1 : first_negative(v, n);
         if (bad >= 0) {
             st = err_set(e, ST_CORRUPT, "value %" PRId64 " of %" PRId64 " is not finite", at + bad,
                          count);
+        } else if (negative >= 0) {
+            st = err_set(e, ST_CORRUPT, "second moment %" PRId64 " of %" PRId64 " is below zero",
+                         at + negative, count);
         }
         sum += st ? 0.0 : sum_of_squares(v, n);
     }
@@ -124,4 +139,16 @@ enum status update_check_values(int fd, int64_t data_offset, int64_t count, doub
         *norm = sqrt(sum);
     }
     return st;
+}
+
+enum status update_check_values(int fd, int64_t data_offset, int64_t count, double *norm,
+                                struct err *e)
+{
+    return check_values(fd, data_offset, count, false, norm, e);
+}
+
+enum status update_check_squares(int fd, int64_t data_offset, int64_t count, struct err *e)
+{
+    double unused = 0.0;
+    return check_values(fd, data_offset, count, true, &unused, e);
 }

@@ -56,4 +56,8 @@ enum status update_open(struct coded_file *out, struct arena *a, int fd,
 enum status update_check_values(int fd, int64_t data_offset, int64_t count, double *norm,
                                 struct err *e) MUST_CHECK;
 
+/* Values that are sums of squares: ST_CORRUPT also when one is below zero. */
+enum status update_check_squares(int fd, int64_t data_offset, int64_t count,
+                                 struct err *e) MUST_CHECK;
+
 #endif

@@ -8,6 +8,7 @@
 
 #include "client/state.h"
 #include "common/clock.h"
+#include "common/layout.h"
 #include "common/limits.h"
 #include "common/mem.h"
 #include "common/safetensors.h"
@@ -33,8 +34,14 @@ static enum status heldout_row(void *ctx, int64_t i, int32_t seq_len, int32_t *o
 enum status sim_desk_open(struct sim_desk *d, const struct sim_desk_config *c, struct err *e)
 {
     *d = (struct sim_desk){.spec = c->spec, .dir = c->dir, .stopping = c->stopping};
+    if (c->spec->inner_state == INNER_STATE_AVERAGE || c->spec->personal.count > 0) {
+        return err_set(
+            e, ST_INVALID,
+            "photon sim averages no moments and keeps no personal tensors; try a server");
+    }
     struct trainer_config t = {.model = c->spec->model,
                                .inner = c->spec->inner,
+                               .freeze = c->spec->freeze,
                                .rows = {d, train_rows, heldout_row},
                                .device = c->device,
                                .dtype = c->dtype,
@@ -152,26 +159,39 @@ static enum status write_header(struct sim_desk *d, const struct sim_silo *s,
         {"steps", arena_fmt(a, "%016" PRId64, (int64_t)d->spec->federation.local_steps)},
     };
     int64_t len = 0;
-    const void *header = st_params_header(a, trainer_params(d->trainer), meta, META, &len);
-    u->bytes = len + trainer_params(d->trainer)->total * (int64_t)sizeof(float);
+    struct param_table table = layout_update(a, d->spec).table;
+    const void *header = st_params_header(a, &table, meta, META, &len);
+    u->bytes = len + table.total * (int64_t)sizeof(float);
     enum status st = write_all(fd, header, (size_t)len, e);
     arena_free(a);
     return st;
 }
 
+static enum status write_span(struct sim_desk *d, const struct sim_base *base, int fd,
+                              const struct layout_span *span, float *block, struct err *e)
+{
+    for (int64_t done = 0; done < span->count; done += BLOCK) {
+        int64_t at = span->model + done;
+        int64_t n = span->count - done < BLOCK ? span->count - done : BLOCK;
+        TRY(read_base(base, at, block, n, e));
+        TRY(trainer_delta(d->trainer, at, n, block, block + BLOCK, e));
+        TRY(write_all(fd, block + BLOCK, (size_t)n * sizeof(float), e));
+    }
+    return ST_OK;
+}
+
 static enum status write_deltas(struct sim_desk *d, const struct sim_base *base, int fd,
                                 struct err *e)
 {
-    int64_t total = trainer_params(d->trainer)->total;
+    struct arena *a = arena_new(LIMIT_REQUEST_ARENA);
+    struct layout l = layout_update(a, d->spec);
     float *block = mem_alloc(2 * BLOCK * sizeof(float));
     enum status st = ST_OK;
-    for (int64_t at = 0; at < total && !st; at += BLOCK) {
-        int64_t n = total - at < BLOCK ? total - at : BLOCK;
-        st = read_base(base, at, block, n, e);
-        st = st ? st : trainer_delta(d->trainer, at, n, block, block + BLOCK, e);
-        st = st ? st : write_all(fd, block + BLOCK, (size_t)n * sizeof(float), e);
+    for (int32_t i = 0; i < l.span_count && !st; i++) {
+        st = write_span(d, base, fd, &l.spans[i], block, e);
     }
     mem_free(block);
+    arena_free(a);
     return st;
 }
 

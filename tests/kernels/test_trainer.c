@@ -196,6 +196,74 @@ static void the_same_steps_twice_give_the_same_bits(void)
     trainer_close(b);
 }
 
+/* Against a training of everything: what is frozen keeps its bits and leaves the norm smaller. */
+static void frozen_tensors_do_not_move_and_count_for_nothing(void)
+{
+    struct trainer_config c = config();
+    struct trainer *all = opened(&c);
+    c.freeze = (struct patterns){2, {"wte.*", "blocks.1.*"}};
+    struct trainer *some = opened(&c);
+    float *before = weights(some);
+    double full = step(all, 0).grad_norm;
+    double less = step(some, 0).grad_norm;
+    CHECK(less > 0.0 && less < full);
+    for (int64_t at = 1; at < 4; at++) {
+        CHECK(step(some, at).finite);
+    }
+    float *after = weights(some);
+    const struct param_table *p = trainer_params(some);
+    for (int32_t i = 0; i < p->count; i++) {
+        const struct param *q = &p->items[i];
+        bool frozen = patterns_match(&c.freeze, q->name);
+        bool same = memcmp(before + q->offset, after + q->offset, (size_t)q->count * 4) == 0;
+        if (frozen != same) {
+            CHECK_STR(q->name, frozen ? "is frozen, but moved" : "should have moved");
+        }
+    }
+    mem_free(before);
+    mem_free(after);
+    trainer_close(all);
+    trainer_close(some);
+}
+
+/* Moments out of one trainer and into another by way of a file, as a checkpoint carries them. */
+static void moments_can_be_put_in_from_outside(void)
+{
+    struct trainer_config c = config();
+    struct trainer *a = opened(&c);
+    for (int64_t at = 0; at < 3; at++) {
+        (void)step(a, at);
+    }
+    int64_t total = trainer_params(a)->total;
+    float *v = mem_alloc((size_t)total * sizeof(float));
+    int fd = memfd_create("moments", 0);
+    for (int part = 0; part < LAYOUT_PARTS; part++) {
+        CHECK_INT(part == LAYOUT_WEIGHTS
+                      ? trainer_weights(a, 0, total, v, NULL)
+                      : trainer_moments(a, (enum layout_part)part, 0, total, v, NULL),
+                  ST_OK);
+        CHECK_INT(write(fd, v, (size_t)total * 4), total * 4);
+    }
+    mem_free(v);
+    struct trainer *b = opened(&c);
+    // Two spans with a hole, then the hole: the same as all of it.
+    const struct layout_span ends[] = {{0, 0, 100}, {500, 500, total - 500}};
+    const struct layout_span hole = {100, 100, 400};
+    CHECK_INT(trainer_load_moments(b, LAYOUT_M, fd, 0, ends, 2, NULL), ST_OK);
+    CHECK_INT(trainer_load_moments(b, LAYOUT_M, fd, 0, &hole, 1, NULL), ST_OK);
+    CHECK_INT(trainer_load_moments(b, LAYOUT_V, fd, total * 8, ends, 2, NULL), ST_OK);
+    CHECK_INT(trainer_load_moments(b, LAYOUT_V, fd, total * 8, &hole, 1, NULL), ST_OK);
+    CHECK_INT(trainer_load_spans(b, fd, total * 4, ends, 2, NULL), ST_OK);
+    CHECK_INT(trainer_load_spans(b, fd, total * 4, &hole, 1, NULL), ST_OK);
+    trainer_set_steps(b, 3);
+    (void)step(a, 3);
+    (void)step(b, 3);
+    check_same_weights(a, b);
+    (void)close(fd);
+    trainer_close(a);
+    trainer_close(b);
+}
+
 static void a_kill_in_mid_round_changes_no_bit(void)
 {
     for (int kind = 0; kind < INNER_COUNT; kind++) {
@@ -594,6 +662,8 @@ static void on_this_engine(void)
     RUN_HERE(one_batch_is_learned_by_heart);
     RUN_HERE(adopt_learns_too);
     RUN_HERE(the_same_steps_twice_give_the_same_bits);
+    RUN_HERE(frozen_tensors_do_not_move_and_count_for_nothing);
+    RUN_HERE(moments_can_be_put_in_from_outside);
     RUN_HERE(a_kill_in_mid_round_changes_no_bit);
     RUN_HERE(between_rounds_moments_stay_and_weights_are_the_servers);
     RUN_HERE(a_gradient_that_is_not_finite_leaves_everything_as_it_was);

@@ -16,6 +16,18 @@ mutant 'the second array is read where the first is' server/aggregate.c \
     's/return offset + i \* j->table->total/return offset + 0 * i * j->table->total/' tests/unit/test_aggregate
 mutant 'a loud update is not clipped' server/aggregate.c \
     's/w->weights\[k\] \*= w->factors\[k\];/(void)k;/' tests/unit/test_aggregate
+mutant 'moments are added up instead of averaged' server/aggregate.c \
+    's/add_scaled(b->x, b->raw, w->shares\[k\], n)/add_scaled(b->x, b->raw, 1.0, n)/' tests/unit/test_aggregate
+mutant 'a tensor that does not travel shifts what follows' server/aggregate.c \
+    's/l ? l->index\[part\]\[at->tensor\]/l ? at->tensor/' tests/unit/test_aggregate
+mutant 'a second moment may be negative' server/update.c \
+    's/if (v\[i\] < 0.0F) {/if (false) {/' tests/unit/test_update
+mutant 'a frozen tensor still counts in the norm' client/trainer.c \
+    's/i < t->frozen_count; i++) {/i < 0; i++) {/' tests/kernels/test_trainer
+mutant 'a frozen tensor is stepped' client/trainer.c \
+    's/if (t->config.freeze.count == 0) {/if (t->config.freeze.count >= 0) {/' tests/kernels/test_trainer
+mutant 'a star stops at a dot' common/patterns.c \
+    "s/s = ++eaten;/s = *eaten == '.' ? \"?\" : ++eaten;/" tests/unit/test_layout
 mutant 'updates are folded as they came, not by slot' server/db_publish.c \
     "s/ORDER BY u.slot\"/ORDER BY u.id\"/" tests/api rounds.test_updates_are_folded_in_the_order_of_slots
 mutant 'every silo weighs the same' server/checkpoint.c \

@@ -455,6 +455,89 @@ static void a_result_beyond_fp32_is_not_called_finite(void)
     bed_free(b);
 }
 
+/* The middle one of three tensors does not travel, moments lie around the weights: it keeps its
+ * weights, whatever the rule, and everything else is a mean with the silos' shares. */
+static void what_does_not_travel_stays_and_moments_are_averaged(void)
+{
+    enum { FIRST = 3 * AGGREGATE_BLOCK / 2, MIDDLE = 1000 };
+    const int64_t last = TOTAL - FIRST - MIDDLE;
+    const int64_t part = TOTAL - MIDDLE;
+    const struct param model[] = {
+        {.name = "a", .rank = 1, .shape = {FIRST, 1}, .count = FIRST},
+        {.name = "b", .rank = 1, .shape = {MIDDLE, 1}, .offset = FIRST, .count = MIDDLE},
+        {.name = "c", .rank = 1, .shape = {last, 1}, .offset = FIRST + MIDDLE, .count = last}};
+    struct param sent_items[6];
+    for (int i = 0; i < 6; i++) {
+        sent_items[i] = model[i % 2 * 2];
+        sent_items[i].offset = i / 2 * part + (i % 2 ? FIRST : 0);
+    }
+    const int32_t index[LAYOUT_PARTS][3] = {{0, -1, 1}, {2, -1, 3}, {4, -1, 5}};
+    const struct layout layout = {.table = {.count = 6, .total = 3 * part, .items = sent_items},
+                                  .part_at = {0, part, 2 * part},
+                                  .part_count = part,
+                                  .index = {index[0], index[1], index[2]}};
+    for (int o = 0; o < OUTER_COUNT; o++) {
+        struct bed *b = bed_new((enum outer_optimizer)o);
+        float *sent[SILOS];
+        struct coded_tensor tensors[6];
+        struct coded_file coded = {
+            .table = &layout.table, .codec = CODEC_F32, .tensors = tensors, .data_offset = HEADER};
+        for (int i = 0; i < 6; i++) {
+            tensors[i] = (struct coded_tensor){.rule = {.codec = CODEC_F32},
+                                               .first = sent_items[i].offset,
+                                               .count = sent_items[i].count,
+                                               .at = {HEADER + sent_items[i].offset * 4},
+                                               .size = {sent_items[i].count * 4}};
+        }
+        if (b->job.state_fd >= 0) { // a first round: what has momentum from before goes on moving
+            (void)close(b->job.state_fd);
+            b->job.state_fd = -1;
+        }
+        for (int k = 0; k < SILOS; k++) {
+            (void)close(b->inputs[k].fd);
+            sent[k] = drawn(50 + (uint64_t)k, 3 * part, 0.01);
+            b->inputs[k].fd = file_of(sent[k], 3 * part);
+            b->inputs[k].coded = &coded;
+        }
+        b->table = (struct param_table){.count = 3, .total = TOTAL, .items = model};
+        b->job.layout = &layout;
+        for (int i = 0; i < LAYOUT_PARTS; i++) {
+            b->job.out_moments[i] = HEADER + i * TOTAL * 4;
+        }
+        b->job.out_offset = b->job.out_moments[LAYOUT_WEIGHTS];
+        b->job.threads = 3;
+        b->job.out_hash = sha256_new();
+        CHECK_INT(aggregate_run(&b->job, &b->stats, &b->corrupt, &b->e), ST_OK);
+        struct digest hash;
+        sha256_end(b->job.out_hash, &hash);
+        sha256_free(b->job.out_hash);
+        float *got = mem_alloc((size_t)(3 * TOTAL) * sizeof(float));
+        CHECK_INT(pread(b->job.out_fd, got, (size_t)TOTAL * 12, HEADER), TOTAL * 12);
+        struct digest whole;
+        sha256_of(got, (size_t)TOTAL * 12, &whole);
+        CHECK(digest_equal(&hash, &whole));
+        for (int64_t i = FIRST; i < FIRST + MIDDLE; i++) {
+            CHECK(got[TOTAL + i] == b->base[i] && got[i] == 0.0F && got[2 * TOTAL + i] == 0.0F);
+        }
+        const int64_t places[][2] = {{FIRST - 1, FIRST - 1}, {FIRST + MIDDLE, FIRST}, {0, 0}};
+        for (size_t p = 0; p < 3; p++) {
+            for (int i = 0; i < LAYOUT_PARTS; i += 2) {
+                double mean = 0.0;
+                for (int k = 0; k < SILOS; k++) {
+                    mean += (k + 1) / 15.0 * (double)sent[k][i * part + places[p][1]];
+                }
+                CHECK_NEAR(got[i * TOTAL + places[p][0]], mean, 1e-8);
+            }
+            CHECK(got[TOTAL + places[p][0]] != b->base[places[p][0]]);
+        }
+        for (int k = 0; k < SILOS; k++) {
+            mem_free(sent[k]);
+        }
+        mem_free(got);
+        bed_free(b);
+    }
+}
+
 /* Peak memory of a process that aggregates n updates of a model of the 125m preset's size. */
 static long peak_kib(int n)
 {
@@ -514,6 +597,7 @@ int main(void)
     RUN(a_state_of_one_array_too_few_is_refused);
     RUN(one_loud_update_is_clipped_to_the_median);
     RUN(a_bound_that_nobody_reaches_changes_no_bit);
+    RUN(what_does_not_travel_stays_and_moments_are_averaged);
     RUN(norms_and_cosines_are_those_of_the_updates);
     RUN(any_number_of_threads_gives_the_same_bits);
     RUN(the_order_of_arrival_does_not_matter_once_sorted_by_slot);

@@ -167,6 +167,25 @@ static void every_outer_optimizer_has_its_own_defaults(void)
     }
 }
 
+static void patterns_must_name_tensors_and_leave_some(void)
+{
+    struct run_spec s;
+    good("{\"model\":{" SIZES ",\"freeze\":[\"wte.*\",\"wpe.*\"],\"personal\":[\"norm_f.*\"]}," REST
+         "}",
+         &s);
+    CHECK_INT(s.freeze.count, 2);
+    CHECK_STR(s.freeze.text[1], "wpe.*");
+    CHECK_STR(s.personal.text[0], "norm_f.*");
+    bad_model("{" SIZES ",\"freeze\":\"wte.*\"}", "/model/freeze", "at most 8 patterns");
+    bad_model("{" SIZES ",\"freeze\":[7]}", "/model/freeze", "pattern 0 must be");
+    bad_model("{" SIZES ",\"freeze\":[\"a b\"]}", "/model/freeze", "pattern 0 must be");
+    bad_model("{" SIZES ",\"personal\":[\"head.*\"]}", "/model/personal",
+              "'head.*' names no tensor");
+    bad_model("{" SIZES ",\"freeze\":[\"*\"]}", "/model/freeze", "nothing would be left");
+    bad_model("{" SIZES ",\"freeze\":[\"wte.*\"],\"personal\":[\"*te.weight\"]}", "/model/personal",
+              "is frozen");
+}
+
 static void the_quorum_is_two_thirds_and_two_at_least(void)
 {
     static const int want[][2] = {{1, 1}, {2, 2}, {3, 2}, {4, 3}, {5, 4}, {6, 4}, {9, 6}};
@@ -281,7 +300,8 @@ static void wrong_rates_and_words_say_what_would_do(void)
     bad_top("\"codec\":{\"up_k\":66}", "/codec/up_k", "try 64");
     bad_top("\"codec\":{\"down_k\":2048}", "/codec/down_k", "1024");
     bad_top("\"codec\":{\"share\":0}", "/codec/share", "above 0");
-    bad_top("\"inner_state\":\"average\"", "/inner_state", "keep, reset");
+    bad_top("\"inner_state\":\"average\",\"codec\":{\"up\":\"int8\"}", "/inner_state", "codec f32");
+    bad_top("\"inner_state\":\"mean\"", "/inner_state", "keep, reset, average");
     bad_top("\"outer\":{\"momentum\":0.5}", "/outer/momentum", "fednesterov");
     bad_top("\"outer\":{\"betas\":[0.9,0.99]}", "/outer/betas", "fedadam");
     bad_top("\"outer\":{\"name\":\"fedmom\",\"eps\":0.1}", "/outer/eps", "fedyogi");
@@ -330,6 +350,7 @@ int main(void)
     RUN(presets_bring_sizes_and_their_inner_optimizer);
     RUN(the_optimizer_chosen_brings_its_own_betas);
     RUN(every_outer_optimizer_has_its_own_defaults);
+    RUN(patterns_must_name_tensors_and_leave_some);
     RUN(the_quorum_is_two_thirds_and_two_at_least);
     RUN(a_short_run_warms_up_for_a_tenth);
     RUN(what_is_printed_parses_to_the_same_spec);

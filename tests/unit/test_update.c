@@ -3,6 +3,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "tests/support/check.h"
@@ -120,6 +121,31 @@ static void no_value_that_is_not_finite_passes(void)
     }
 }
 
+static void sums_of_squares_are_never_below_zero(void)
+{
+    struct bed b = bed_new();
+    CHECK_INT(judge(&b), ST_OK);
+    for (int64_t i = 0; i < b.table.total; i++) {
+        float v;
+        memcpy(&v, b.file + b.data_offset + i * 4, 4);
+        v *= v;
+        memcpy(b.file + b.data_offset + i * 4, &v, 4);
+    }
+    for (int bad = 0; bad <= 1; bad++) {
+        if (bad) {
+            const float minus = -1e-30F;
+            memcpy(b.file + b.data_offset + (b.table.total - 1) * 4, &minus, 4);
+        }
+        int fd = memfd_create("squares", 0);
+        CHECK_INT(write(fd, b.file, (size_t)b.len), b.len);
+        CHECK_INT(update_check_squares(fd, b.data_offset, b.table.total, &b.e),
+                  bad ? ST_CORRUPT : ST_OK);
+        (void)close(fd);
+    }
+    CHECK(strstr(b.e.msg, "below zero") != NULL);
+    bed_free(&b);
+}
+
 static void absurd_values_show_in_the_norm(void)
 {
     struct bed b = bed_new();
@@ -199,6 +225,7 @@ int main(void)
     RUN(an_update_for_something_else_is_refused_and_told_why);
     RUN(tokens_and_steps_may_be_left_open);
     RUN(no_value_that_is_not_finite_passes);
+    RUN(sums_of_squares_are_never_below_zero);
     RUN(absurd_values_show_in_the_norm);
     RUN(a_file_of_another_size_is_refused);
     RUN(a_header_of_another_length_is_not_even_parsed);

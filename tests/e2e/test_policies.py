@@ -1,0 +1,116 @@
+"""What a spec says of state and tensors holds on real parts: averaged moments travel, frozen tensors stand still,
+personal ones stay at home, and a silo killed between rounds changes nothing."""
+
+import json
+import struct
+import sys
+import time
+import traceback
+import urllib.request
+
+from harness import World, until
+from test_loop import corpus
+
+SILOS = {"alder": "common/*.c", "birch": "server/*.h"}
+MODEL = {"d_model": 32, "n_heads": 2, "n_layers": 2, "vocab_size": 320, "seq_len": 64, "position": "learned", "bias": True}
+
+
+def spec(name, more, **model):
+    return dict({"name": name, "seed": 5, "model": dict(MODEL, **model),
+                 "federation": {"rounds": 3, "silos_per_round": 2, "min_silos": 2, "local_steps": 40},
+                 "inner": {"optimizer": "adamw", "lr": 3e-3, "batch": 4, "warmup": 5},
+                 "eval": {"every": 1, "windows": 4}}, **more)
+
+
+def tensors(world, run_id, number):
+    """Name -> bytes of a checkpoint's tensors."""
+    request = urllib.request.Request("%s/api/v1/runs/%s/checkpoints/%d/weights" % (world.url, run_id, number))
+    request.add_header("Authorization", "Bearer " + world.token)
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        data = answer.read()
+    (n,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8:8 + n])
+    body = data[8 + n:]
+    return {k: body[slice(*v["data_offsets"])] for k, v in header.items() if k != "__metadata__"}
+
+
+def finished(world, body):
+    run_id = world.post("/api/v1/runs", body)["id"]
+    run = world.wait_finished(run_id)
+    assert run["eval_loss"] < run["initial_eval_loss"] - 1.0, (run["initial_eval_loss"], run["eval_loss"])
+    return run_id, tensors(world, run_id, 0), tensors(world, run_id, 3)
+
+
+def moments_are_averaged(world):
+    run_id, first, last = finished(world, spec("average", {"inner_state": "average", "keep_checkpoints": 0}))
+    names = [k for k in first if k[:2] not in ("m.", "v.")]
+    assert sorted(first) == sorted(names + ["m." + k for k in names] + ["v." + k for k in names])
+    assert all(not any(first["m." + k]) and not any(first["v." + k]) for k in names)
+    seconds = struct.unpack("<%df" % (len(last["v.transformer.wte.weight"]) // 4), last["v.transformer.wte.weight"])
+    assert min(seconds) >= 0.0 and max(seconds) > 0.0
+    assert any(last["m.transformer.norm_f.weight"])
+    plan = world.post("/api/v1/runs?dry_run=1", spec("p", {"inner_state": "average"}))
+    plain = world.post("/api/v1/runs?dry_run=1", spec("p", {}))
+    assert 2.9 < plan["update_bytes"] / plain["update_bytes"] < 3.1, (plan["update_bytes"], plain["update_bytes"])
+
+
+def frozen_tensors_stand_still_and_personal_ones_stay_at_home(world):
+    body = spec("parts", {"keep_checkpoints": 0}, freeze=["wpe.*", "blocks.0.norm_1.*"], personal=["blocks.1.ffn.*"])
+    run_id, first, last = finished(world, body)
+    for name in first:
+        still = "wpe" in name or "blocks.0.norm_1" in name or "blocks.1.ffn" in name
+        assert (first[name] == last[name]) == still, name
+    plan = world.post("/api/v1/runs?dry_run=1", dict(body, name="p"))
+    assert plan["update_bytes"] < 0.8 * plan["checkpoint_bytes"], plan
+    own = [open(world.path(s, "runs", run_id, "moments.state"), "rb").read() for s in SILOS]
+    assert len(own[0]) > 3 * 4 * plan["params"] and own[0] != own[1]
+
+
+def a_killed_silo_still_has_its_own_tensors(world):
+    """The same training twice, once with a silo killed after the first round: the same weights in the end."""
+    digests = []
+    for kill in (False, True):
+        body = spec("own-%d" % kill, {"seed": 9}, personal=["blocks.1.*"])
+        body["federation"] = dict(body["federation"], local_steps=250)
+        run_id = world.post("/api/v1/runs", body)["id"]
+        if kill:
+            until("round 1 to be closed", lambda: world.run(run_id)["round"] >= 1)
+            world.kill("birch")
+            world.start("birch")
+        run = world.wait_finished(run_id)
+        assert run["eval_loss"] < run["initial_eval_loss"]
+        digests.append(world.get("/api/v1/runs/%s/checkpoints/3" % run_id)["weights_digest"])
+    assert digests[0] == digests[1], digests
+
+
+TESTS = [moments_are_averaged, frozen_tensors_stand_still_and_personal_ones_stay_at_home,
+         a_killed_silo_still_has_its_own_tensors]
+
+
+def main(build):
+    passed = failed = 0
+    with World(build) as world:
+        world.start_server()
+        for name, pattern in SILOS.items():
+            world.join(name, corpus(world, name, pattern))
+            world.start(name)
+        for test in TESTS:
+            begin_s = time.monotonic()
+            try:
+                test(world)
+            except Exception:  # a test may fail in any way; the next one still runs
+                failed += 1
+                print("  FAIL %s" % test.__name__)
+                traceback.print_exc(file=sys.stdout)
+            else:
+                passed += 1
+                print("  ok   %s (%.0f s)" % (test.__name__, time.monotonic() - begin_s))
+            sys.stdout.flush()
+        if failed:
+            world.show_logs()
+    print("%d passed, %d failed" % (passed, failed))
+    return failed > 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

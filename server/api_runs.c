@@ -36,6 +36,8 @@ static const char SQL_GET[] =
     "    FROM (SELECT opened_at, closed_at FROM round WHERE run_id = r.id AND state = 'closed'"
     "           ORDER BY number DESC LIMIT 8) last) END,"
     " 'waiting_for', CASE WHEN r.state IN ('created', 'running') THEN r.waiting_for END,"
+    " 'parent', (SELECT json_build_object('run', p.id, 'name', p.name, 'checkpoint',"
+    "    r.parent_checkpoint, 'steps', r.steps_before) FROM run p WHERE p.id = r.parent_run),"
     " 'head_checkpoint', (SELECT " CHECKPOINT_JSON
     "    FROM checkpoint c WHERE (c.run_id, c.number) = (r.id, r.head))), r.state" RUN_FROM
     " LEFT JOIN checkpoint zero ON (zero.run_id, zero.number) = (r.id, 0)"
@@ -66,6 +68,36 @@ static const char SQL_CREATE[] =
     " SELECT 'run_created', id, 'run ' || name || ' was created', jsonb_build_object('by', "
     "$8::text)"
     "   FROM made";
+
+/*
+ * A run that begins with another one's checkpoint, which its row keeps from the cleaner until
+ * checkpoint 0 is written from it. Its outer state goes along where the optimizer is the same
+ * ($11).
+ */
+static const char SQL_FORK[] =
+    "WITH made AS ("
+    " INSERT INTO run (id, name, experiment, spec, spec_text, spec_sha256, preset, params,"
+    "                  parent_run, parent_checkpoint, steps_before, outer_before, from_weights,"
+    "                  from_state)"
+    " SELECT $1, $2, $3, $4::text::jsonb, $4::text, decode($5, 'hex'), $6, $7, p.id, c.number,"
+    "        p.steps_before + c.number::bigint * p.local_steps,"
+    "        CASE WHEN $11 AND c.outer_state IS NOT NULL THEN p.outer_before + c.number ELSE 0 END,"
+    "        c.weights, CASE WHEN $11 THEN c.outer_state END"
+    "   FROM run p JOIN checkpoint c ON c.run_id = p.id AND c.number = $10 AND c.kept"
+    "  WHERE p.id = $9 FOR SHARE OF c"
+    " ON CONFLICT (id) DO NOTHING RETURNING id, name, parent_run, parent_checkpoint"
+    "), said AS ("
+    " INSERT INTO event (kind, run_id, message, detail)"
+    " SELECT 'run_created', made.id, 'run ' || made.name || ' was forked from ' || p.name ||"
+    "        ' at checkpoint ' || made.parent_checkpoint, jsonb_build_object('by', $8::text,"
+    "        'parent', made.parent_run, 'checkpoint', made.parent_checkpoint)"
+    "   FROM made JOIN run p ON p.id = made.parent_run"
+    ") SELECT id FROM made UNION ALL SELECT id FROM run WHERE id = $1";
+
+static const char SQL_SOURCE[] =
+    "SELECT r.spec_text, c.number, c.kept FROM run r"
+    "  LEFT JOIN checkpoint c ON c.run_id = r.id AND c.number = coalesce($2::integer, r.head)"
+    " WHERE r.id = $1";
 
 /* Lock order: the run first. What a stopped run leaves behind, the coordinator clears. */
 static const char SQL_ACT[] =
@@ -175,8 +207,16 @@ static void draw_name(struct run_spec *spec, const char *id)
     }
 }
 
+struct fork_of {
+    const char *run;
+    const char *checkpoint; /* its number */
+    bool same_optimizer;
+};
+
+/* of NULL: a run that begins with drawn weights. *stored false: what it is to begin with is gone.
+ */
 static enum status store_run(struct request *rq, const char *id, const struct run_spec *spec,
-                             struct err *e)
+                             const struct fork_of *of, bool *stored, struct err *e)
 {
     const char *text = run_spec_json(rq->arena, spec);
     struct digest d;
@@ -190,9 +230,40 @@ static enum status store_run(struct request *rq, const char *id, const struct ru
                           hex,
                           spec->preset,
                           arena_fmt(rq->arena, "%" PRId64, model_param_count(&spec->model)),
-                          rq->who.name};
+                          rq->who.name,
+                          of ? of->run : NULL,
+                          of ? of->checkpoint : NULL,
+                          of && of->same_optimizer ? "t" : "f"};
     struct db_rows rows;
-    return db_query(rq->db, rq->arena, SQL_CREATE, 8, argv, &rows, e);
+    *stored = true;
+    TRY(db_query(rq->db, rq->arena, of ? SQL_FORK : SQL_CREATE, of ? 11 : 8, argv, &rows, e));
+    *stored = !of || rows.count > 0;
+    return ST_OK;
+}
+
+/* Kept from attempt to attempt: a repeat must not make a second run. */
+static const char *new_run_id(struct request *rq)
+{
+    if (!rq->state) {
+        rq->state = arena_alloc(rq->arena, ID_LEN + 1);
+        id_new('r', rq->state);
+    }
+    return rq->state;
+}
+
+static enum status respond_created(struct request *rq, struct response *rs, const char *id,
+                                   struct err *e)
+{
+    hub_wake(rq->server->hub, "events");
+    hub_wake(rq->server->hub, "tasks");
+    response_header(rs, "Location", arena_fmt(rq->arena, "/api/v1/runs/%s", id));
+    return respond_run(rq, rs, 201, id, NULL, e);
+}
+
+static enum status name_taken(struct request *rq, struct response *rs, const struct run_spec *spec)
+{
+    return problem(rq, rs, 409, "NAME_TAKEN", "choose another name",
+                   "there is a run named '%s' already", spec->name);
 }
 
 static enum status create_once(struct request *rq, struct response *rs, struct err *e)
@@ -204,12 +275,7 @@ static enum status create_once(struct request *rq, struct response *rs, struct e
     if (run_spec_parse(&spec, rq->json, problems, &count, &bad)) {
         return refuse_spec(rq, rs, problems, count);
     }
-    char *id = rq->state; // kept from attempt to attempt: a repeat must not make a second run
-    if (!id) {
-        id = arena_alloc(rq->arena, ID_LEN + 1);
-        id_new('r', id);
-        rq->state = id;
-    }
+    const char *id = new_run_id(rq);
     draw_name(&spec, id);
     const char *dry = request_query(rq, "dry_run");
     if (dry && strcmp(dry, "1") != 0 && strcmp(dry, "0") != 0) {
@@ -222,21 +288,172 @@ static enum status create_once(struct request *rq, struct response *rs, struct e
         respond_buf(rq, rs, 200, &b);
         return ST_OK;
     }
-    enum status st = store_run(rq, id, &spec, e);
+    bool stored = false;
+    enum status st = store_run(rq, id, &spec, NULL, &stored, e);
     if (st == ST_CONFLICT) {
-        return problem(rq, rs, 409, "NAME_TAKEN", "choose another name",
-                       "there is a run named '%s' already", spec.name);
+        return name_taken(rq, rs, &spec);
     }
     TRY(st);
-    hub_wake(rq->server->hub, "events");
-    hub_wake(rq->server->hub, "tasks");
-    response_header(rs, "Location", arena_fmt(rq->arena, "/api/v1/runs/%s", id));
-    return respond_run(rq, rs, 201, id, NULL, e);
+    return respond_created(rq, rs, id, e);
 }
 
 static enum status create_run(struct request *rq, struct response *rs, struct err *e)
 {
     return idempotent(create_once, rq, rs, e);
+}
+
+/* ---- forking ---- */
+
+/*
+ * base with the members of patch over it; where both have an object, member by member. An outer
+ * optimizer that is named anew comes without the other one's numbers. The outermost object gets
+ * another name, or none.
+ */
+static void merge(struct buf *b, struct arena *a, const char *key, const struct json *base,
+                  const struct json *patch, const char *name)
+{
+    jw_object(b, key);
+    if (name) {
+        jw_str(b, "name", name);
+    }
+    for (const struct json *m = json_first(base); m; m = json_next(m)) {
+        const struct json *over = patch ? json_get(patch, json_key(m)) : NULL;
+        bool both = over && json_kind(over) == JSON_OBJECT && json_kind(m) == JSON_OBJECT;
+        bool anew = both && strcmp(json_key(m), "outer") == 0 && json_get(over, "name");
+        if (!key && strcmp(json_key(m), "name") == 0) {
+            continue;
+        }
+        if (both && !anew) {
+            merge(b, a, json_key(m), m, over, NULL);
+        } else {
+            jw_raw(b, json_key(m), json_print(a, over ? over : m));
+        }
+    }
+    for (const struct json *m = patch ? json_first(patch) : NULL; m; m = json_next(m)) {
+        if (!json_get(base, json_key(m))) {
+            jw_raw(b, json_key(m), json_print(a, m));
+        }
+    }
+    jw_end_object(b);
+}
+
+/* What a fork may change: all but what its weights and its silos' text are made for. */
+static bool fork_may_change(struct request *rq, struct response *rs, const struct json *patch)
+{
+    static const char *const fixed[] = {"model", "tokenizer", "name"};
+    if (patch && json_kind(patch) != JSON_OBJECT) {
+        (void)bad_member(rq, rs, "/spec", "must be an object");
+        return false;
+    }
+    for (size_t i = 0; patch && i < sizeof(fixed) / sizeof(fixed[0]); i++) {
+        if (json_get(patch, fixed[i])) {
+            (void)bad_member(rq, rs, arena_fmt(rq->arena, "/spec/%s", fixed[i]),
+                             i == 2 ? "is given beside the spec, as /name"
+                                    : "stays as it is in a fork: weights are of one model");
+            return false;
+        }
+    }
+    return true;
+}
+
+/* The parent's spec with the changes asked for. False with ST_OK: rs is a 422. */
+static enum status fork_spec(struct request *rq, struct response *rs, const char *parent_text,
+                             const char *name, struct run_spec *parent, struct run_spec *out,
+                             bool *ok, struct err *e)
+{
+    const struct json *doc = NULL;
+    struct spec_problem problems[SPEC_PROBLEMS_MAX];
+    int count = 0;
+    *ok = false;
+    TRY(json_parse(&doc, rq->arena, parent_text, strlen(parent_text), e));
+    TRY(run_spec_parse(parent, doc, problems, &count, e));
+    struct buf b;
+    buf_init(&b, LIMIT_CONTROL_BODY);
+    merge(&b, rq->arena, NULL, doc, json_get(rq->json, "spec"), name);
+    const char *text = b.full ? "" : arena_fmt(rq->arena, "%s", b.data);
+    buf_release(&b);
+    struct err bad = {0};
+    if (json_parse(&doc, rq->arena, text, strlen(text), &bad)) {
+        return bad_member(rq, rs, "/spec", bad.msg);
+    }
+    if (run_spec_parse(out, doc, problems, &count, &bad)) {
+        return refuse_spec(rq, rs, problems, count);
+    }
+    *ok = true;
+    return ST_OK;
+}
+
+/* The parent's spec text and the checkpoint's number. NULL: rs says what is not there. */
+static enum status fork_source(struct request *rq, struct response *rs, const char **spec_text,
+                               const char **number, struct err *e)
+{
+    const struct json *wanted = json_get(rq->json, "checkpoint");
+    *spec_text = NULL;
+    if (wanted && !json_is_int(wanted, 0, INT32_MAX)) {
+        return bad_member(rq, rs, "/checkpoint", "must be a checkpoint's number");
+    }
+    struct db_rows rows;
+    const char *argv[] = {rq->params[0], wanted ? db_arg_int(rq->arena, json_int(wanted)) : NULL};
+    TRY(db_query(rq->db, rq->arena, SQL_SOURCE, 2, argv, &rows, e));
+    if (rows.count == 0) {
+        return not_found(rq, rs, "run");
+    }
+    if (db_is_null(&rows, 0, 1)) {
+        return not_found(rq, rs, "checkpoint");
+    }
+    *number = db_text(&rows, 0, 1);
+    bool kept = false;
+    TRY(db_bool(&rows, 0, 2, &kept, e));
+    if (!kept) {
+        return problem(rq, rs, 404, "CHECKPOINT_REMOVED", "fork from a newer one",
+                       "the file of checkpoint %s is past its keeping", *number);
+    }
+    *spec_text = db_text(&rows, 0, 0);
+    return ST_OK;
+}
+
+static enum status fork_once(struct request *rq, struct response *rs, struct err *e)
+{
+    static const char *const keys[] = {"checkpoint", "name", "spec", NULL};
+    if (!only_members(rq, rs, keys) || !fork_may_change(rq, rs, json_get(rq->json, "spec"))) {
+        return ST_OK;
+    }
+    const char *name = json_get(rq->json, "name") ? want_member(rq, rs, "name") : NULL;
+    if (json_get(rq->json, "name") && !name) {
+        return ST_OK;
+    }
+    struct run_spec parent;
+    struct run_spec spec;
+    struct fork_of of = {.run = rq->params[0]};
+    const char *text = NULL;
+    bool ok = false;
+    TRY(fork_source(rq, rs, &text, &of.checkpoint, e));
+    if (!text) {
+        return ST_OK;
+    }
+    TRY(fork_spec(rq, rs, text, name, &parent, &spec, &ok, e));
+    if (!ok) {
+        return ST_OK;
+    }
+    const char *id = new_run_id(rq);
+    draw_name(&spec, id);
+    of.same_optimizer = spec.outer.name == parent.outer.name;
+    bool stored = false;
+    enum status st = store_run(rq, id, &spec, &of, &stored, e);
+    if (st == ST_CONFLICT) {
+        return name_taken(rq, rs, &spec);
+    }
+    TRY(st);
+    if (!stored) {
+        return problem(rq, rs, 404, "CHECKPOINT_REMOVED", "fork from a newer one",
+                       "the file of checkpoint %s was removed just now", of.checkpoint);
+    }
+    return respond_created(rq, rs, id, e);
+}
+
+static enum status fork_run(struct request *rq, struct response *rs, struct err *e)
+{
+    return idempotent(fork_once, rq, rs, e);
 }
 
 /* ---- pause, resume, stop ---- */
@@ -298,6 +515,7 @@ const struct route routes_runs[] = {
     {"POST", "/api/v1/runs", ROLES_ADMIN, LISTENER_CONTROL, LIMIT_CONTROL_BODY, create_run, NULL},
     {"GET", "/api/v1/runs/{run}", ROLES_PEOPLE, LISTENER_CONTROL, 0, get_run, NULL},
     {"POST", "/api/v1/runs/{run}/actions", ROLES_ADMIN, LISTENER_CONTROL, LIMIT_CONTROL_BODY, act_on_run, NULL},
+    {"POST", "/api/v1/runs/{run}/fork", ROLES_ADMIN, LISTENER_CONTROL, LIMIT_CONTROL_BODY, fork_run, NULL},
     {"GET", "/api/v1/runs/{run}/spec", ROLES_PEOPLE, LISTENER_CONTROL, 0, get_spec, NULL},
     {"GET", "/api/v1/experiments", ROLES_PEOPLE, LISTENER_CONTROL, 0, list_experiments, NULL},
     {"GET", "/api/v1/diff", ROLES_PEOPLE, LISTENER_CONTROL, 0, api_diff, NULL},

@@ -244,7 +244,8 @@ static void print_plan(struct buf *b, const struct task *t, const struct run_spe
     if (t->evaluate) {
         jw_int(b, "windows", spec->eval.windows);
     } else {
-        jw_int(b, "global_step", (int64_t)(t->number - 1) * spec->federation.local_steps);
+        jw_int(b, "global_step",
+               t->steps_before + (int64_t)(t->number - 1) * spec->federation.local_steps);
         jw_int(b, "local_steps", spec->federation.local_steps);
         jw_str(b, "codec", spec->codec.up_auto ? "auto" : codec_name(spec->codec.up));
         jw_int(b, "update_bytes", checkpoint_update_bytes(spec, silo_name, spec->codec.up));

@@ -371,6 +371,85 @@ static void check_digests(struct blob_store *blobs, struct input *inputs, int co
     (void)pthread_mutex_destroy(&w.lock);
 }
 
+/* ---- checkpoint 0 of a fork ---- */
+
+/* The data section of a file under a new header. data_hash may be NULL. */
+static enum status copy_data(const struct input *in, struct output *o, struct sha256 *data_hash,
+                             struct err *e)
+{
+    unsigned char *block = mem_alloc(READ_SIZE);
+    int64_t left = o->bytes - o->data_offset;
+    int64_t from = in->bytes - left;
+    int64_t to = o->data_offset;
+    enum status st = from > 0 ? ST_OK : err_set(e, ST_CORRUPT, "the file is too small");
+    while (!st && left > 0) {
+        size_t want = left < READ_SIZE ? (size_t)left : READ_SIZE;
+        ssize_t n = pread(in->fd, block, want, from);
+        if (n <= 0) {
+            st = n < 0 && errno == EINTR ? ST_OK : err_set(e, ST_IO, "cannot read a checkpoint");
+            continue;
+        }
+        sha256_add(o->hash, block, (size_t)n);
+        if (data_hash) {
+            sha256_add(data_hash, block, (size_t)n);
+        }
+        st = write_full(o->fd, block, (size_t)n, to, e);
+        from += n;
+        to += n;
+        left -= n;
+    }
+    mem_free(block);
+    return st;
+}
+
+/* One file of the fork: whole against its digest first, as everything that is summed. */
+static enum status fork_file(struct blob_store *blobs, const struct run_spec *spec,
+                             const struct param_table *table, const char *kind,
+                             const struct digest *from, const struct digest *want,
+                             struct sha256 *data_hash, struct digest *made, int64_t *bytes,
+                             struct err *e)
+{
+    struct input in = {.want = *from, .fd = -1};
+    struct output o = {.fd = -1, .want = want};
+    enum status st = check_digest(blobs, &in, e);
+    st = st ? st : output_open(&o, blobs, spec, table, kind, 0, e);
+    st = st ? st : copy_data(&in, &o, data_hash, e);
+    *bytes = o.bytes;
+    st = st ? st : output_place(&o, made, e);
+    output_release(&o);
+    if (in.fd >= 0) {
+        (void)close(in.fd);
+    }
+    return st;
+}
+
+enum status checkpoint_fork(struct blob_store *blobs, const struct run_spec *spec,
+                            const struct checkpoint_source *from,
+                            const struct checkpoint_files *again, struct checkpoint_files *out,
+                            struct err *e)
+{
+    struct arena *a = arena_new(LIMIT_REQUEST_ARENA);
+    struct param_table table = params_table(a, &spec->model);
+    struct param_table state = state_table(a, &table, spec->outer.name);
+    struct sha256 *data_hash = sha256_new();
+    struct checkpoint_files f = {.params = table.total,
+                                 .has_state = from->has_state && state.count > 0};
+    enum status st =
+        fork_file(blobs, spec, &table, "checkpoint", &from->weights, again ? &again->weights : NULL,
+                  data_hash, &f.weights, &f.weights_bytes, e);
+    sha256_end(data_hash, &f.weights_digest);
+    if (!st && f.has_state) {
+        st = fork_file(blobs, spec, &state, "outer_state", &from->state,
+                       again ? &again->state : NULL, NULL, &f.state, &f.state_bytes, e);
+    }
+    sha256_free(data_hash);
+    arena_free(a);
+    if (!st) {
+        *out = f;
+    }
+    return st;
+}
+
 /* A file of our own: damaged or of another run is the same to us. */
 static enum status check_own_header(struct input *in, const struct run_spec *spec,
                                     const struct param_table *table, const char *kind,
@@ -506,7 +585,7 @@ static enum status next_aggregate(struct next *n, struct aggregate_stats *stats,
     struct sha256 *data_hash = sha256_new();
     struct aggregate_job job = {.spec = j->spec,
                                 .table = &n->table,
-                                .round = j->round,
+                                .round = j->round + j->outer_before,
                                 .base_fd = n->base->fd,
                                 .base_offset = n->base->data_offset + weights,
                                 .state_fd = n->state ? n->state->fd : -1,

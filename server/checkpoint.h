@@ -35,6 +35,13 @@ struct checkpoint_files {
     int64_t state_bytes;
 };
 
+/* Files of another run that a forked one begins with. */
+struct checkpoint_source {
+    struct digest weights;
+    bool has_state; /* of the same outer optimizer */
+    struct digest state;
+};
+
 /* One accepted update, as the store knows it. */
 struct checkpoint_update {
     struct digest sha256;
@@ -47,6 +54,7 @@ struct checkpoint_job {
     struct blob_store *blobs;
     const struct run_spec *spec;
     int32_t round;                           /* the number of the checkpoint to make, from 1 */
+    int32_t outer_before;                    /* outer steps that a state taken over has seen */
     struct digest base;                      /* weights of checkpoint round - 1 */
     const struct digest *state;              /* its outer state, or NULL when it has none */
     const struct checkpoint_update *updates; /* in slot order */
@@ -65,6 +73,17 @@ enum status checkpoint_initial(struct blob_store *blobs, const struct run_spec *
  */
 enum status checkpoint_initial_again(struct blob_store *blobs, const struct run_spec *spec,
                                      const struct checkpoint_files *want, struct err *e) MUST_CHECK;
+
+/*
+ * Checkpoint 0 with the weights, and the outer state, of a checkpoint of another run of the same
+ * model: the same numbers under this run's header, so weights_digest is the other's. ST_CORRUPT: a
+ * file is missing, damaged or of another size. again: the files it was once, to be made in place of
+ * damaged or lost ones, or NULL.
+ */
+enum status checkpoint_fork(struct blob_store *blobs, const struct run_spec *spec,
+                            const struct checkpoint_source *from,
+                            const struct checkpoint_files *again, struct checkpoint_files *out,
+                            struct err *e) MUST_CHECK;
 
 /*
  * Every file is read twice: first whole against its digest, then block by block. ST_CORRUPT: a file

@@ -37,9 +37,10 @@ enum {
     ARENA_MAX = 64 << 20,
 };
 
-/* A round that could not be aggregated must not keep the others from it. */
+/* A round that could not be aggregated, or a run that could not be started, must not keep the
+ * others from it. */
 struct aside {
-    int64_t round_id;
+    char id[ID_LEN + 1];
     int64_t until_ms;
 };
 
@@ -245,50 +246,27 @@ static void *tender_main(void *arg)
 
 /* ---- folder ---- */
 
-/* Checkpoint 0 of a new run. *did: there was one, look again at once. */
-static enum status start_run(struct coordinator *c, struct db *db, struct arena *a, bool *did,
-                             struct err *e)
-{
-    char run_id[ID_LEN + 4];
-    struct run_spec spec;
-    TRY(db_run_next_created(db, a, run_id, &spec, did, e));
-    if (!*did) {
-        return ST_OK;
-    }
-    struct checkpoint_files files;
-    enum status st = checkpoint_initial(c->server->blobs, &spec, &files, e);
-    FAULT("run.drawn");
-    if (!st) {
-        st = db_run_start(db, c->server->blobs, run_id, &files, e);
-    }
-    if (st == ST_INVALID || st == ST_CORRUPT) {
-        char why[sizeof(e->msg)];
-        (void)snprintf(why, sizeof(why), "%s", e->msg);
-        st = db_run_fail(db, run_id, why, e);
-    }
-    db_work_unlock(db, run_id);
-    return st;
-}
-
-static void put_aside(struct coordinator *c, int64_t round_id)
+static void put_aside(struct coordinator *c, const char *id)
 {
     int i = 0;
     while (i < c->aside_count && c->aside[i].until_ms > clock_mono_ms()) {
         i++;
     }
     i = i < ASIDE_MAX ? i : 0;
-    c->aside[i] = (struct aside){round_id, clock_mono_ms() + FULL_MS};
+    (void)snprintf(c->aside[i].id, sizeof(c->aside[i].id), "%s", id);
+    c->aside[i].until_ms = clock_mono_ms() + FULL_MS;
     c->aside_count = i < c->aside_count ? c->aside_count : i + 1;
 }
 
-/* Those whose time has not come, as an argument of a statement. */
-static const char *aside_ids(const struct coordinator *c, struct arena *a)
+/* Those whose time has not come, as an argument of a statement: runs, or else rounds. */
+static const char *aside_ids(const struct coordinator *c, struct arena *a, bool runs)
 {
     const char *ids[ASIDE_MAX];
     int n = 0;
     for (int i = 0; i < c->aside_count; i++) {
-        if (clock_mono_ms() < c->aside[i].until_ms) {
-            ids[n++] = db_arg_int(a, c->aside[i].round_id);
+        bool run = c->aside[i].id[0] == 'r';
+        if (clock_mono_ms() < c->aside[i].until_ms && run == runs) {
+            ids[n++] = c->aside[i].id;
         }
     }
     return db_arg_array(a, ids, n);
@@ -310,6 +288,37 @@ static enum status mend_base(struct coordinator *c, struct db *db, const struct 
     }
     mend_advice(advice, f->number - 1, st ? e->msg : why);
     return db_fold_give_up(db, f, false, advice, e);
+}
+
+/* Checkpoint 0 of a new run. *did: there was one, look again at once. */
+static enum status start_run(struct coordinator *c, struct db *db, struct arena *a, bool *did,
+                             struct err *e)
+{
+    struct created_run r;
+    struct checkpoint_files files;
+    TRY(db_run_next_created(db, a, aside_ids(c, a, true), &r, e));
+    *did = r.found;
+    if (!r.found) {
+        return ST_OK;
+    }
+    enum status st = r.forked ? checkpoint_fork(c->server->blobs, &r.spec, &r.from, NULL, &files, e)
+                              : checkpoint_initial(c->server->blobs, &r.spec, &files, e);
+    FAULT("run.drawn");
+    if (!st) {
+        st = db_run_start(db, c->server->blobs, r.run_id, &files, e);
+    }
+    if (st == ST_INVALID || st == ST_CORRUPT) {
+        char why[sizeof(e->msg)];
+        (void)snprintf(why, sizeof(why), "%s", e->msg);
+        st = db_run_fail(db, r.run_id, why, e);
+    }
+    db_work_unlock(db, r.run_id);
+    if (st && st != ST_RETRY) { // tried again in a while, and the others before
+        log_error("checkpoint 0 of %s cannot be made: %s", r.run_id, e->msg);
+        put_aside(c, r.run_id);
+        return ST_OK;
+    }
+    return st;
 }
 
 /* What to do about a fold that failed. Repeating a full disk or a lost connection may help. */
@@ -334,6 +343,7 @@ static enum status fold_one(struct coordinator *c, struct db *db, const struct f
     struct checkpoint_job job = {.blobs = c->server->blobs,
                                  .spec = &f->spec,
                                  .round = f->number,
+                                 .outer_before = f->outer_before,
                                  .base = f->base,
                                  .state = f->has_state ? &f->state : NULL,
                                  .updates = f->updates,
@@ -370,7 +380,7 @@ static enum status fold_next(struct coordinator *c, struct db *db, struct arena 
                              struct err *e)
 {
     struct fold f;
-    TRY(db_fold_begin(db, a, aside_ids(c, a), &f, e));
+    TRY(db_fold_begin(db, a, aside_ids(c, a, false), &f, e));
     *did = f.found;
     if (!f.found) {
         return ST_OK;
@@ -378,7 +388,7 @@ static enum status fold_next(struct coordinator *c, struct db *db, struct arena 
     enum status st = fold_one(c, db, &f, a, e);
     db_work_unlock(db, f.run_id);
     if (st && st != ST_RETRY) { // tried again in a while, and the others before
-        put_aside(c, f.round_id);
+        put_aside(c, db_arg_int(a, f.round_id));
         return ST_OK;
     }
     return st;

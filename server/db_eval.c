@@ -87,7 +87,7 @@ static enum status record(struct db *db, struct arena *a, const struct run_row *
     TRY(db_double(rows, i, 2, &tokens, e));
     TRY(db_double(rows, i, 3, &bytes, e));
     TRY(db_int32(rows, i, 4, &silos, e));
-    int64_t step = (int64_t)number * run->spec.federation.local_steps;
+    int64_t step = run->steps_before + (int64_t)number * run->spec.federation.local_steps;
     const char *argv[] = {run->id,
                           db_text(rows, i, 0),
                           db_text(rows, i, 1),

@@ -88,6 +88,8 @@ static enum status begin_tx(struct db *db, struct arena *a, void *ctx, struct er
         TRY(db_int64(&rows, 0, 3, &f.epoch, e));
         TRY(db_run_read(db, b->keep, f.run_id, &run, e));
         f.spec = run.spec;
+        f.steps_before = run.steps_before;
+        f.outer_before = run.outer_before;
         TRY(read_base(db, b->keep, &f, e));
         TRY(read_inputs(db, b->keep, &f, e));
     }
@@ -181,6 +183,9 @@ enum status db_fold_again(struct db *db, struct arena *a, const char *run_id, in
         TRY(read_files(db, a, &rows, files, e));
         TRY(db_run_read(db, a, run_id, &run, e));
         f.spec = run.spec;
+        f.outer_before = run.outer_before;
+        f.parent = run.parent;
+        f.parent_checkpoint = run.parent_checkpoint;
     }
     if (f.found && number > 0) {
         TRY(db_int64(&rows, 0, 5, &f.round_id, e));
@@ -369,7 +374,7 @@ static enum status record_metrics(struct db *db, struct arena *a, const struct p
     TRY(db_query(db, a, SQL_SPLIT, 3, argv, &rows, e));
     static const char *const names[] = {"download_s", "train_s", "upload_s", "upload_bytes",
                                         "download_bytes"};
-    int64_t step = (int64_t)f->number * f->spec.federation.local_steps;
+    int64_t step = f->steps_before + (int64_t)f->number * f->spec.federation.local_steps;
     for (int i = 0; i < 5; i++) {
         double v = 0.0;
         TRY(db_double(&rows, 0, i, &v, e));
@@ -603,24 +608,48 @@ enum status db_fold_give_up(struct db *db, const struct fold *f, bool fail, cons
 
 /* ---- checkpoint 0 ---- */
 
-enum status db_run_next_created(struct db *db, struct arena *a, char *run_id, struct run_spec *spec,
-                                bool *found, struct err *e)
+static const char SQL_CREATED[] = "SELECT id, from_weights, from_state FROM run"
+                                  " WHERE state = 'created' AND id <> ALL ($1::text[])"
+                                  " ORDER BY id";
+
+/* Somebody may have started or stopped it while we waited for the lock. */
+static enum status read_created(struct db *db, struct arena *a, const struct db_rows *rows, int i,
+                                struct created_run *out, struct err *e)
+{
+    struct run_row run;
+    (void)snprintf(out->run_id, sizeof(out->run_id), "%s", db_text(rows, i, 0));
+    out->forked = !db_is_null(rows, i, 1);
+    out->from = (struct checkpoint_source){.has_state = !db_is_null(rows, i, 2)};
+    if (out->forked) {
+        TRY(db_digest(rows, i, 1, &out->from.weights, e));
+    }
+    if (out->from.has_state) {
+        TRY(db_digest(rows, i, 2, &out->from.state, e));
+    }
+    TRY(db_run_read(db, a, out->run_id, &run, e));
+    out->spec = run.spec;
+    out->found = run.found && run.state == RUN_CREATED;
+    return ST_OK;
+}
+
+enum status db_run_next_created(struct db *db, struct arena *a, const char *aside,
+                                struct created_run *out, struct err *e)
 {
     struct db_rows rows;
-    struct run_row run;
-    TRY(db_query(db, a, "SELECT id FROM run WHERE state = 'created' ORDER BY id LIMIT 1", 0, NULL,
-                 &rows, e));
-    *found = rows.count > 0;
-    if (!*found) {
-        return ST_OK;
-    }
-    (void)snprintf(run_id, ID_LEN + 1, "%s", db_text(&rows, 0, 0));
-    TRY(db_run_read(db, a, run_id, &run, e));
-    *spec = run.spec;
-    TRY(work_lock(db, a, run_id, found, e));
-    if (*found && (!run.found || run.state != RUN_CREATED)) {
-        *found = false;
-        db_work_unlock(db, run_id);
+    *out = (struct created_run){0};
+    TRY(db_query(db, a, SQL_CREATED, 1, &aside, &rows, e));
+    for (int i = 0; i < rows.count && !out->found; i++) {
+        bool mine = false;
+        const char *run_id = db_text(&rows, i, 0);
+        TRY(work_lock(db, a, run_id, &mine, e));
+        if (!mine) {
+            continue;
+        }
+        enum status st = read_created(db, a, &rows, i, out, e);
+        if (st || !out->found) {
+            db_work_unlock(db, run_id);
+        }
+        TRY(st);
     }
     return ST_OK;
 }

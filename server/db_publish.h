@@ -11,6 +11,7 @@
 
 #include <stdbool.h>
 
+#include "common/id.h"
 #include "server/blob.h"
 #include "server/checkpoint.h"
 #include "server/db.h"
@@ -24,6 +25,10 @@ struct fold {
     int64_t epoch;
     int32_t number;
     struct run_spec spec;
+    int64_t steps_before;
+    int32_t outer_before;
+    const char *parent; /* as in run_row */
+    int32_t parent_checkpoint;
     struct digest base;
     bool has_state;
     struct digest state;
@@ -84,12 +89,21 @@ enum status db_fold_corrupt(struct db *db, struct blob_store *blobs, const struc
 enum status db_fold_give_up(struct db *db, const struct fold *f, bool fail, const char *why,
                             struct err *e) MUST_CHECK;
 
+/* A run that waits for its checkpoint 0. */
+struct created_run {
+    bool found; /* false: there is none, or other processes start them */
+    char run_id[ID_LEN + 1];
+    struct run_spec spec;
+    bool forked;
+    struct checkpoint_source from;
+};
+
 /*
- * A run in state created: its id in run_id[32] and its spec. *found false: there is none, or
- * another process starts it. With found the caller ends with db_work_unlock().
+ * The oldest one, not those in aside (an array of ids as db_arg_array() makes it). With found the
+ * caller ends with db_work_unlock().
  */
-enum status db_run_next_created(struct db *db, struct arena *a, char *run_id, struct run_spec *spec,
-                                bool *found, struct err *e) MUST_CHECK;
+enum status db_run_next_created(struct db *db, struct arena *a, const char *aside,
+                                struct created_run *out, struct err *e) MUST_CHECK;
 
 /* Others may take up the run's next work. */
 void db_work_unlock(struct db *db, const char *run_id);

@@ -5,7 +5,9 @@
 #include "common/json.h"
 
 #define SQL_RUN                                                                                    \
-    "SELECT state, coalesce(head, -1), spec_text FROM run WHERE id = $1 FOR NO KEY UPDATE"
+    "SELECT state, coalesce(head, -1), spec_text, steps_before, outer_before, parent_run, "        \
+    "coalesce(parent_checkpoint, -1) FROM run WHERE id = "                                         \
+    "$1 FOR NO KEY UPDATE"
 
 static enum status parse_spec(struct arena *a, struct run_spec *out, const char *text,
                               struct err *e)
@@ -34,6 +36,10 @@ static enum status lock_with(struct db *db, struct arena *a, const char *sql, co
         }
         TRY(db_int32(&rows, 0, 1, &r.head, e));
         TRY(parse_spec(a, &r.spec, db_text(&rows, 0, 2), e));
+        TRY(db_int64(&rows, 0, 3, &r.steps_before, e));
+        TRY(db_int32(&rows, 0, 4, &r.outer_before, e));
+        r.parent = db_text(&rows, 0, 5);
+        TRY(db_int32(&rows, 0, 6, &r.parent_checkpoint, e));
     }
     *out = r;
     return ST_OK;

@@ -15,7 +15,11 @@ struct run_row {
     bool found; /* false: no such run, or somebody else has the lock */
     const char *id;
     enum run_state state;
-    int32_t head; /* -1: none yet */
+    int32_t head;         /* -1: none yet */
+    int64_t steps_before; /* a fork's global steps before its checkpoint 0 */
+    int32_t outer_before;
+    const char *parent; /* its run, and which checkpoint of it; NULL: no fork */
+    int32_t parent_checkpoint;
     struct run_spec spec;
 };
 

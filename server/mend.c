@@ -43,6 +43,7 @@ static enum status fold_again(const struct mend *m, const struct fold *f,
     struct checkpoint_job job = {.blobs = m->blobs,
                                  .spec = &f->spec,
                                  .round = f->number,
+                                 .outer_before = f->outer_before,
                                  .base = f->base,
                                  .state = f->has_state ? &f->state : NULL,
                                  .updates = f->updates,
@@ -63,9 +64,28 @@ static enum status fold_again(const struct mend *m, const struct fold *f,
     return st ? err_set(e, st == ST_INVALID ? ST_CORRUPT : st, "%.200s", why.msg) : ST_OK;
 }
 
-static enum status make_again(const struct mend *m, const struct fold *f,
+/* Checkpoint 0 of a fork once more, from its parent's files, which are sound by now. */
+static enum status fork_again(const struct mend *m, struct arena *a, const struct fold *f,
                               const struct checkpoint_files *files, struct err *e)
 {
+    struct fold parent;
+    struct checkpoint_files from;
+    struct checkpoint_files made;
+    TRY(db_fold_again(m->db, a, f->parent, f->parent_checkpoint, &parent, &from, e));
+    if (!parent.found) {
+        return err_set(e, ST_CORRUPT, "the run that it was forked from is not there");
+    }
+    struct checkpoint_source source = {
+        .weights = from.weights, .has_state = files->has_state, .state = from.state};
+    return checkpoint_fork(m->blobs, &f->spec, &source, files, &made, e);
+}
+
+static enum status make_again(const struct mend *m, struct arena *a, const struct fold *f,
+                              const struct checkpoint_files *files, struct err *e)
+{
+    if (f->number == 0 && f->parent) {
+        return fork_again(m, a, f, files, e);
+    }
     if (f->number == 0) {
         return checkpoint_initial_again(m->blobs, &f->spec, files, e);
     }
@@ -99,8 +119,10 @@ static enum status mend_in(const struct mend *m, struct arena *a, const char *ru
     log_warn("checkpoint %" PRId32 " of %s is damaged: making it again", number, run_id);
     if (number > 0) {
         TRY(mend_at(m, run_id, number - 1, depth + 1, rebuilt, e));
+    } else if (f.parent) {
+        TRY(mend_at(m, f.parent, f.parent_checkpoint, depth + 1, rebuilt, e));
     }
-    TRY(make_again(m, &f, &files, e));
+    TRY(make_again(m, a, &f, &files, e));
     FAULT("mend.made");
     TRY(db_fold_rebuilt(m->db, m->blobs, &f, &files, e));
     log_info("checkpoint %" PRId32 " of %s was rebuilt", number, run_id);

@@ -57,7 +57,8 @@ static const char SQL_RUN[] =
     " (r.spec->'inner'->>'batch')::double precision * (r.spec->'model'->>'seq_len')::double "
     "precision"
     "   * r.local_steps * r.silos_per_round,"
-    " extract(epoch FROM coalesce((SELECT min(at) FROM event WHERE run_id = r.id), r.created_at))"
+    " extract(epoch FROM coalesce((SELECT min(at) FROM event WHERE run_id = r.id), r.created_at)),"
+    " r.steps_before"
     " FROM run r WHERE r.id = $1";
 
 /* Checkpoint n: tokens and bytes up to it, and when it was made. */
@@ -73,6 +74,7 @@ static const char SQL_HISTORY[] =
 struct history {
     const char *run_id, *run_name;
     double local_steps;
+    double steps_before;   // a fork goes on with its parent's count
     double planned_tokens; /* of one round */
     double begin;          /* Unix seconds of the first event */
     int64_t count;         /* rows: checkpoints 0..count-1 */
@@ -97,6 +99,7 @@ static enum status read_history(struct history *h, struct arena *a, struct db *d
         .run_id = arena_fmt(a, "%s", run_id),
         .run_name = db_text(&rows, 0, 0),
         .local_steps = number_at(&rows, 0, 1),
+        .steps_before = number_at(&rows, 0, 5),
         .planned_tokens = number_at(&rows, 0, 3),
         .begin = number_at(&rows, 0, 4),
     };
@@ -138,7 +141,7 @@ static double place(const struct history *h, enum series_x x, double round, doub
     double last_bytes = h->count > 1 ? h->bytes[h->count - 1] - h->bytes[h->count - 2] : 0.0;
     switch (x) {
     case X_STEP:
-        return round * h->local_steps;
+        return h->steps_before + round * h->local_steps;
     case X_TOKENS:
         return between(h->tokens, h->count, round, h->planned_tokens);
     case X_BYTES:
@@ -256,7 +259,7 @@ static enum status collect(struct series_list *out, struct arena *a, const struc
             *s = (struct series){h->run_id, h->run_name, silo, db_text(rows, i, 1), &points[i], 0};
         }
         double at = number_at(rows, i, 2);
-        double round = m->dense ? at / h->local_steps : at;
+        double round = m->dense ? (at - h->steps_before) / h->local_steps : at;
         s->points[s->count].x = place(h, x, round, number_at(rows, i, 3));
         s->points[s->count].y = number_at(rows, i, 4);
         s->count++;

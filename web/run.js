@@ -3,7 +3,7 @@
 
 import * as f from './format.js';
 import { all, get, post } from './api.js';
-import { comparePath, experimentPath } from './address.js';
+import { comparePath, experimentPath, runPath } from './address.js';
 import { checkpointsTable, eventsTable, isTold, latestList, merged, specView } from './details.js';
 import { confirmed, h, icon, ICONS, pill, progress, segmented, setText, toast } from './dom.js';
 import { Feed } from './feed.js';
@@ -24,6 +24,9 @@ const ASK = /** @type {Record<string, [string, string]>} */ ({
   resume: ['Resume', 'Silos get tasks again.'],
   stop: ['Stop', 'The run ends here for good. Its checkpoints and numbers remain.'],
 });
+
+/** Where a run came from in words, or ''. Pure. @param {any} run */
+export const lineage = (run) => (run.parent ? `Forked from ${run.parent.name}, checkpoint ${run.parent.checkpoint}` : '');
 
 /** What is going on in a sentence, or ''. Pure. @param {any} run @param {number} now */
 export function phase(run, now) {
@@ -181,7 +184,8 @@ export function runPage(app, main, id) {
     if (actions.dataset.mark !== wanted) {
       actions.dataset.mark = wanted;
       crumb.replaceChildren(h('a.crumb', { href: '/' }, icon(ICONS.back), 'Runs'),
-        run.experiment ? h('a.crumb', { href: experimentPath(run.experiment) }, run.experiment) : '');
+        run.experiment ? h('a.crumb', { href: experimentPath(run.experiment) }, run.experiment) : '',
+        run.parent ? h('a.crumb', { href: runPath(run.parent.run) }, lineage(run)) : '');
       const glyph = /** @type {Record<string, string>} */ ({ pause: ICONS.pause, resume: ICONS.play, stop: ICONS.stop });
       actions.replaceChildren(h('a.button', { href: run.experiment ? experimentPath(run.experiment) : comparePath([id]) }, 'Compare'),
         ...(app.admin ? runActions(run.state) : []).map((a) =>

@@ -12,6 +12,9 @@
 #include "client/cli/submit.h"
 #include "client/cli/watch.h"
 #include "client/progress.h"
+#include "client/spec_edit.h"
+#include "common/json.h"
+#include "common/limits.h"
 
 static const char *number_text(char out[16], double v)
 {
@@ -100,6 +103,11 @@ static void print_run(struct api *api, const struct json *r)
     (void)printf("  parameters %" PRId64 ", loss %s (first %s), uploaded %s, downloaded %s\n",
                  api_integer(r, "params", 0), number_text(a, api_number(r, "eval_loss")),
                  number_text(b, api_number(r, "initial_eval_loss")), up, down);
+    const struct json *parent = json_get(r, "parent");
+    if (parent && json_kind(parent) == JSON_OBJECT) {
+        (void)printf("  forked from %s at checkpoint %" PRId64 "\n", api_text(parent, "name", "?"),
+                     api_integer(parent, "checkpoint", 0));
+    }
     const char *waiting = api_text(r, "waiting_for", NULL);
     const char *reason = api_text(r, "reason", NULL);
     if (waiting) {
@@ -166,6 +174,96 @@ static int act(int argc, char **argv)
                   arena_fmt(api.arena, "{\"action\":\"%s\"}", argv[0]), &r);
     if (!rc) {
         (void)print_summary(&api, r.json);
+    }
+    api_close(&api);
+    return rc;
+}
+
+/* ---- fork ---- */
+
+static const char *fork_body(struct arena *a, int64_t checkpoint, const char *name,
+                             const struct option_list *sets, struct err *e)
+{
+    const char *spec = NULL;
+    if (spec_edit(a, "{}", sets->items, sets->count, &spec, e)) {
+        return NULL;
+    }
+    struct buf b;
+    buf_init(&b, LIMIT_CONTROL_BODY);
+    jw_object(&b, NULL);
+    if (checkpoint >= 0) {
+        jw_int(&b, "checkpoint", checkpoint);
+    }
+    if (name) {
+        jw_str(&b, "name", name);
+    }
+    jw_raw(&b, "spec", spec);
+    jw_end_object(&b);
+    const char *body = b.full ? NULL : arena_fmt(a, "%s", b.data);
+    if (b.full) {
+        (void)err_set(e, ST_LIMIT, "the changes are over %d bytes", LIMIT_CONTROL_BODY);
+    }
+    buf_release(&b);
+    return body;
+}
+
+static void print_fork(struct api *api, const struct json *r)
+{
+    if (api->json) {
+        api_print_json(api, r);
+        return;
+    }
+    const struct json *parent = json_get(r, "parent");
+    (void)printf("%s\n", api_text(r, "id", "?"));
+    if (!api->quiet && parent) {
+        (void)fprintf(stderr, "run %s begins with checkpoint %" PRId64 " of %s\n",
+                      api_text(r, "name", "?"), api_integer(parent, "checkpoint", 0),
+                      api_text(parent, "name", "?"));
+    }
+}
+
+static int fork_run(int argc, char **argv)
+{
+    struct api_options o = {0};
+    int64_t checkpoint = -1;
+    const char *name = NULL;
+    struct option_list sets = {0};
+    const struct option_row rows[] = {
+        {"checkpoint", 'n', OPTION_INT, "N", NULL, &checkpoint, 0, 1e9, "default the newest"},
+        {"name", 0, OPTION_TEXT, "NAME", NULL, &name, 0, 0, "of the new run; default one is drawn"},
+        {"set", 0, OPTION_LIST, "KEY=VALUE", NULL, &sets, 0, 0, "change one key: inner.lr=0.0003"},
+        API_ROWS(&o),
+        {0}};
+    struct command_line c = {
+        .program = "photon run fork",
+        .args = "RUN",
+        .about = "Start a run that begins with a checkpoint of RUN. It has RUN's spec but for what "
+                 "--set changes;\nmodel and tokenizer stay. The outer state goes along where the "
+                 "outer optimizer is the same.",
+        .examples = "  photon run fork tiny-1\n"
+                    "  photon run fork tiny-1 --checkpoint 12 --name tiny-1b --set inner.lr=0.0003",
+        .rows = rows,
+        .args_min = 1,
+        .args_max = 1};
+    const char *word = NULL;
+    struct api api;
+    int rc = EXIT_DONE;
+    if (!api_begin(&api, &c, &o, argc, argv, &word, &rc)) {
+        return rc;
+    }
+    const char *id = NULL;
+    struct err e = {0};
+    struct reply r;
+    const char *body = fork_body(api.arena, checkpoint, name, &sets, &e);
+    if (!body) {
+        (void)fprintf(stderr, "photon: %s\n", e.msg);
+        rc = EXIT_USAGE;
+    }
+    rc = rc ? rc : api_find(&api, "run", word, &id);
+    rc = rc ? rc
+            : api_call(&api, "POST", arena_fmt(api.arena, "/api/v1/runs/%s/fork", id), body, &r);
+    if (!rc) {
+        print_fork(&api, r.json);
     }
     api_close(&api);
     return rc;
@@ -310,6 +408,7 @@ const struct cmd cmds_run[] = {{"run", "submit", "start a run from a spec", run_
                                {"run", "pause", "no new rounds; the live one is completed", act},
                                {"run", "resume", "let a paused run go on", act},
                                {"run", "stop", "end a run for good; its checkpoints stay", act},
+                               {"run", "fork", "a new run from a checkpoint of one", fork_run},
                                {"run", "spec", "the spec with every default written out", spec},
                                {"run", "checkpoint download", "fetch weights", checkpoint_download},
                                {0}};

@@ -231,6 +231,11 @@ def damage(server, silo, task):
     """The silo's accepted update, with one bit of its stored file turned."""
     digest = one("SELECT encode(digest, 'hex') FROM update WHERE task_id = '%s'" % task["task"])
     (path,) = blob_path(server, digest)
+    damage_file(path)
+
+
+def damage_file(path):
+    """Done twice, it is sound again."""
     os.chmod(path, 0o600)
     with open(path, "r+b") as f:
         f.seek(-5, os.SEEK_END)

@@ -79,6 +79,23 @@ SELECT pg_temp.refused('run_head_fk', $q$UPDATE run SET head = 1$q$);
 SELECT pg_temp.refused('run_head_in_rounds', $q$ALTER TABLE run DISABLE TRIGGER run_head_by_one; UPDATE run SET head = 3$q$);
 SELECT pg_temp.refused('run_state_known', $q$ALTER TABLE run DISABLE TRIGGER run_step; UPDATE run SET state = 'unheard'$q$);
 
+-- ---- a run that begins where another one was ----
+CREATE FUNCTION pg_temp.fork(parent text, checkpoint integer, steps bigint, outer_steps integer, weights bytea, state bytea) RETURNS void LANGUAGE sql AS $$
+    INSERT INTO run (id, name, spec, spec_text, spec_sha256, params, parent_run, parent_checkpoint, steps_before, outer_before, from_weights, from_state)
+    SELECT pg_temp.id('r', 2), 'n', spec, spec_text, spec_sha256, 10, parent, checkpoint, steps, outer_steps, weights, fork.state FROM run $$;
+SELECT pg_temp.refused('run_parent_fk', $q$SELECT pg_temp.fork(pg_temp.id('r', 1), 7, 8, 0, pg_temp.d('w0'), NULL)$q$);
+SELECT pg_temp.refused('run_parent_whole', $q$SELECT pg_temp.fork(pg_temp.id('r', 1), NULL, 8, 0, pg_temp.d('w0'), NULL)$q$);
+SELECT pg_temp.refused('run_parent_other', $q$SELECT pg_temp.fork(pg_temp.id('r', 2), 0, 8, 0, pg_temp.d('w0'), NULL)$q$);
+SELECT pg_temp.refused('run_before_of_fork', $q$SELECT pg_temp.fork(NULL, NULL, 8, 0, NULL, NULL)$q$);
+SELECT pg_temp.refused('run_before_of_fork', $q$SELECT pg_temp.fork(pg_temp.id('r', 1), 0, -1, 0, pg_temp.d('w0'), NULL)$q$);
+SELECT pg_temp.refused('run_from_weights_fk', $q$SELECT pg_temp.fork(pg_temp.id('r', 1), 0, 8, 0, pg_temp.d('nowhere'), NULL)$q$);
+SELECT pg_temp.refused('run_from_state_fk', $q$SELECT pg_temp.fork(pg_temp.id('r', 1), 0, 8, 0, pg_temp.d('w0'), pg_temp.d('nowhere'))$q$);
+SELECT pg_temp.refused('run_from_until_zero', $q$SELECT pg_temp.fork(pg_temp.id('r', 1), 0, 8, 0, NULL, NULL)$q$);
+SELECT pg_temp.refused('run_from_until_zero', $q$UPDATE run SET from_weights = pg_temp.d('w0')$q$);
+SELECT pg_temp.refused('run_lineage_immutable', $q$UPDATE run SET steps_before = 8$q$);
+SELECT pg_temp.refused('run_from_weights_live', $q$UPDATE blob SET state = 'dead' WHERE digest = pg_temp.d('w1'); SELECT pg_temp.fork(pg_temp.id('r', 1), 0, 8, 0, pg_temp.d('w1'), NULL)$q$);
+SELECT pg_temp.refused('run_from_state_live', $q$UPDATE blob SET state = 'dead' WHERE digest = pg_temp.d('s1'); SELECT pg_temp.fork(pg_temp.id('r', 1), 0, 8, 0, pg_temp.d('w0'), pg_temp.d('s1'))$q$);
+
 -- ---- silo, run_silo, token ----
 SELECT pg_temp.refused('silo_id_pattern', $q$INSERT INTO silo (id, name) VALUES ('s_1', 'x')$q$);
 SELECT pg_temp.refused('silo_name_once', $q$INSERT INTO silo (id, name) VALUES (pg_temp.id('s', 4), 'ash')$q$);

@@ -4,6 +4,7 @@ import sys
 
 import cluster
 import fixture
+import forks
 import framing
 import generic
 import kit
@@ -22,7 +23,8 @@ def main():
     try:
         server.start()
         fixture.load(server)
-        passed, failed = kit.run_tests(server, [generic, people, pages, framing, streams, silos, rounds, store, tls, cluster],
+        passed, failed = kit.run_tests(server, [generic, people, pages, framing, streams, silos, rounds, store, forks, tls,
+                                                cluster],
                                        sys.argv[2:])
         server.stop()
     except Exception as error:  # the counts must come out whatever happens

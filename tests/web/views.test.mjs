@@ -6,7 +6,7 @@ import { inOrder, specRows } from '../../web/compare.js';
 import { nextSort, sorted } from '../../web/dom.js';
 import { linesOf, tableRows } from '../../web/panel.js';
 import { counted, roundState, timeParts } from '../../web/rounds.js';
-import { phase, runActions, summary, vitals } from '../../web/run.js';
+import { lineage, phase, runActions, summary, vitals } from '../../web/run.js';
 import { matching, runColumns, tally } from '../../web/runs.js';
 import { byTrouble, siloActions, straggler } from '../../web/silos.js';
 
@@ -60,6 +60,8 @@ test('what is waited for is a sentence', () => {
   assert.equal(phase(run({ live_round: round }), Date.parse('2026-01-01T00:10:00Z')), 'Round 4: 3 of 4 updates are in, deadline in 1 min');
   assert.equal(phase(run({ live_round: { ...round, state: 'aggregating', accepted: 1 } }), 0), 'Round 4: aggregating 1 update');
   assert.equal(phase(run(), 0), '');
+  assert.equal(lineage(run()), '');
+  assert.equal(lineage(run({ parent: { run: 'r_1', name: 'tiny-1', checkpoint: 12, steps: 768 } })), 'Forked from tiny-1, checkpoint 12');
 });
 
 test('a state allows its actions only', () => {

@@ -17,6 +17,7 @@
 #include "server/db_upload.h"
 #include "server/mend.h"
 #include "server/multipart.h"
+#include "server/pace.h"
 #include "server/range.h"
 #include "server/server.h"
 #include "server/upload_file.h"
@@ -258,6 +259,7 @@ static enum status chunk_bytes(struct request *rq, struct response *rs, const vo
 {
     struct chunk *c = rq->state;
     c->received += (int64_t)len;
+    pace_take(rq->server->bulk_pace, len); // meanwhile the peer's window fills, and it waits
     enum status st = multipart_feed(c->reader, data, len, e);
     return st ? chunk_failed(rq, rs, c, st, e) : ST_OK;
 }
@@ -340,6 +342,28 @@ static const struct sink chunk_sink = {chunk_begin, chunk_bytes, chunk_abandon};
 
 /* ---- a blob ---- */
 
+/* For which round a file goes out. */
+struct going {
+    char run_id[ID_LEN + 1];
+    int32_t number;
+};
+
+/* What left counts, not what was asked for. */
+static void blob_sent(struct request *rq, int64_t bytes)
+{
+    const struct going *g = rq->state;
+    struct db *db = NULL;
+    struct err e = {0};
+    enum status st = bytes > 0 ? db_pool_take(rq->server->pool, &db, &e) : ST_OK;
+    if (!st && db) {
+        st = db_traffic_add(db, g->run_id, g->number, rq->who.silo_id, 0, bytes, &e);
+        db_pool_give(rq->server->pool, db);
+    }
+    if (st) {
+        log_warn("traffic was not counted: %s", e.msg);
+    }
+}
+
 static enum status blob_get(struct request *rq, struct response *rs, struct err *e)
 {
     struct digest d;
@@ -396,11 +420,13 @@ static enum status blob_get(struct request *rq, struct response *rs, struct err 
     if (strcmp(rq->method, "GET") == 0 && start == 0 && mend_taken_again(rq->who.silo_id, &d)) {
         mend_want(&d); // why would it take the whole file twice?
     }
+    rs->pace = rq->server->bulk_pace;
     if (strcmp(rq->method, "GET") == 0) {
-        struct err ignored = {0};
-        if (db_traffic_add(rq->db, run_id, number, rq->who.silo_id, 0, len, &ignored)) {
-            log_warn("traffic was not counted: %s", ignored.msg);
-        }
+        struct going *g = arena_alloc(rq->arena, sizeof(*g));
+        (void)snprintf(g->run_id, sizeof(g->run_id), "%s", run_id);
+        g->number = number;
+        rq->state = g;
+        rs->sent = blob_sent;
     }
     return ST_OK;
 }

@@ -21,6 +21,7 @@
 #include "server/guard.h"
 #include "server/http_int.h"
 #include "server/http_listen.h"
+#include "server/pace.h"
 #include "server/server.h"
 #include "server/stats.h"
 
@@ -31,6 +32,7 @@ enum {
     BULK_TIMEOUT_S = 120, /* the kernel's buffer must drain by a third before progress shows */
     BULK_SNDBUF = 512 * 1024,
     BULK_STACK = 512 * 1024,
+    PACED_PIECE = 32 * 1024,
     TLS_BLOCK = 128 * 1024, /* read at once for a download under TLS */
     DISCARD_MAX = 1024 * 1024,
     STOP_WAIT_MS = 5000,
@@ -81,7 +83,11 @@ static ssize_t read_stream(void *cls, uint64_t pos, char *out, size_t max)
 static ssize_t read_file(void *cls, uint64_t pos, char *out, size_t max)
 {
     const struct exchange *x = cls;
+    max = x->rs.pace && max > PACED_PIECE ? PACED_PIECE : max;
     ssize_t n = pread(x->rs.fd, out, max, x->rs.file_offset + (int64_t)pos);
+    if (n > 0) {
+        pace_take(x->rs.pace, (size_t)n); // bulk: this thread is the connection's own
+    }
     return n > 0 ? n : MHD_CONTENT_READER_END_WITH_ERROR;
 }
 
@@ -99,7 +105,7 @@ static struct MHD_Response *make_response(struct exchange *x)
         } body = {.in = rs->body_len ? rs->body : ""};
         return MHD_create_response_from_buffer(rs->body_len, body.out, MHD_RESPMEM_PERSISTENT);
     }
-    if (x->http->tls) { // libmicrohttpd would read the file by 4 KiB
+    if (x->http->tls || rs->pace) { // under TLS libmicrohttpd would read a file by 4 KiB
         return MHD_create_response_from_callback((uint64_t)rs->file_len, TLS_BLOCK, read_file, x,
                                                  NULL);
     }
@@ -164,6 +170,7 @@ static enum MHD_Result send_answer(struct exchange *x)
     enum MHD_Result ok = MHD_queue_response(x->mhd, (unsigned)x->rs.status, r);
     MHD_destroy_response(r);
     x->step = EXCHANGE_SENT;
+    x->taken_before = x->rs.sent ? conn_taken(x->conn) : 0;
     conn_phase(&x->http->conns, x->conn, CONN_SEND);
     return ok;
 }
@@ -464,6 +471,15 @@ static void *on_target(void *cls, const char *target, struct MHD_Connection *mhd
     return x;
 }
 
+/* Of an answer that was cut, what the peer's kernel took of it: head and TLS included, so at most.
+ */
+static int64_t sent_of_file(const struct exchange *x, enum MHD_RequestTerminationCode how)
+{
+    int64_t taken = how == MHD_REQUEST_TERMINATED_COMPLETED_OK ? -1 : conn_taken(x->conn);
+    int64_t sent = taken < 0 ? x->rs.file_len : taken - x->taken_before;
+    return sent < x->rs.file_len ? sent : x->rs.file_len;
+}
+
 static void on_completed(void *cls, struct MHD_Connection *mhd, void **con_cls,
                          enum MHD_RequestTerminationCode how)
 {
@@ -475,6 +491,9 @@ static void on_completed(void *cls, struct MHD_Connection *mhd, void **con_cls,
     }
     if (x->sink_open && x->match.route->sink->abandon) {
         x->match.route->sink->abandon(&x->rq);
+    }
+    if (x->rs.sent && x->step == EXCHANGE_SENT) {
+        x->rs.sent(&x->rq, sent_of_file(x, how));
     }
     if (x->rs.stream) {
         conn_carries(&x->http->conns, x->conn, NULL);

@@ -131,8 +131,7 @@ int conn_busy(struct conns *c, enum listener listener)
     return n;
 }
 
-/* Bytes that the peer's kernel has taken; -1 when that cannot be told. */
-static int64_t taken_by_peer(const struct conn *i)
+int64_t conn_taken(const struct conn *i)
 {
     struct tcp_info info = {0};
     socklen_t len = sizeof(info);
@@ -148,7 +147,7 @@ static bool is_read_too_slowly(struct conn *i, double now_s)
     if (i->stream || (!first && now_s - i->mark_s < WINDOW_S)) {
         return false; // the sweeper looks at streams apart
     }
-    int64_t taken = taken_by_peer(i);
+    int64_t taken = conn_taken(i);
     if (!first && taken >= 0 && taken - i->bytes < FLOOR) {
         return true;
     }

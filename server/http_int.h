@@ -54,6 +54,9 @@ void conn_carries(struct conns *c, struct conn *conn, struct stream *stream);
  */
 int conn_owned(struct conns *c, struct conn *conn, const char *token_id);
 
+/* Bytes that the peer's kernel has taken; -1 when that cannot be told. */
+int64_t conn_taken(const struct conn *conn);
+
 /* Has the peer hung up? False when that cannot be told, as under TLS. */
 bool conn_peer_gone(const struct conn *conn);
 
@@ -94,6 +97,7 @@ struct exchange {
     int64_t content_length;
     int64_t received;
     struct buf body;
+    int64_t taken_before; /* by the peer, when the answer began */
     struct stream *stream;
     double started_s;
     double retry_at_s; /* while parked */

@@ -25,6 +25,7 @@
 #include "server/http_listen.h"
 #include "server/hub.h"
 #include "server/migrate.h"
+#include "server/pace.h"
 #include "server/server.h"
 #include "server/server_options.h"
 #include "server/settings.h"
@@ -212,6 +213,9 @@ static enum status start(struct program *p, struct err *e)
     p->server.hub = hub_new();
     TRY(coordinator_start(&p->coordinator, &p->server, p->conninfo, e));
     FAULT("start.coordinator");
+    if (p->o.bulk_mbps > 0) {
+        p->server.bulk_pace = pace_new((int64_t)p->o.bulk_mbps * 1000000 / 8);
+    }
     struct http_config config = {.listen = p->o.listen,
                                  .bulk_listen = p->o.bulk_listen,
                                  .tls_cert = p->o.tls_cert,

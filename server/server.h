@@ -14,6 +14,7 @@
 struct db_pool;
 struct blob_store;
 struct hub;
+struct pace;
 struct streams;
 
 struct server {
@@ -29,6 +30,7 @@ struct server {
     struct db_pool *pool;
     struct blob_store *blobs;
     struct hub *hub;
+    struct pace *bulk_pace;  /* NULL: unlimited */
     struct streams *streams; /* set by http_start() */
 };
 

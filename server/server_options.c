@@ -14,7 +14,7 @@
 
 enum kind { FLAG, TEXT, NUMBER };
 
-enum { THREADS_MAX = 256, ORPHAN_HOURS = 24 };
+enum { RATE_MAX = 1000000, THREADS_MAX = 256, ORPHAN_HOURS = 24 };
 
 /* One table makes the arrays for getopt_long and the text of --help, so they cannot differ. */
 static const struct row {
@@ -41,6 +41,8 @@ static const struct row {
     {"workers", NUMBER, "N", AT(workers), "threads that answer control requests (default 8)"},
     {"aggregate-threads", NUMBER, "N", AT(aggregate_threads),
      "threads of one aggregation (default: the cores)"},
+    {"bulk-rate", NUMBER, "MBPS", AT(bulk_mbps),
+     "weights and updates, both ways together, in megabit per second (default: no limit)"},
     {"free-floor", TEXT, "ROOM", AT(free_floor),
      "what uploads leave free, such as 10% or 20G (default 10%, 2G at most)"},
     {"log-format", TEXT, "FORMAT", 0, "text or json"},
@@ -101,7 +103,8 @@ static bool set_number(int *out, const char *name, const char *text, int *rc)
 {
     bool hours = strcmp(name, "orphan-hours") == 0;
     long least = hours ? 0 : 1;
-    long most = hours ? 24 * 366 : THREADS_MAX;
+    bool rate = strcmp(name, "bulk-rate") == 0;
+    long most = hours ? 24 * 366 : rate ? RATE_MAX : THREADS_MAX;
     char *end = NULL;
     errno = 0;
     long v = strtol(text, &end, 10);

@@ -35,6 +35,7 @@ struct server_options {
     bool log_json;
     enum log_level log_level;
     bool unsafe_database;
+    int bulk_mbps;    /* weights in and out together, megabit per second; 0: unlimited */
     int orphan_hours; /* files that no row knows are left alone for so long */
     const char *acks; /* check: what silos were told is accepted */
     bool check;

@@ -12,6 +12,8 @@ import argparse
 import json
 import os
 import random
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -20,7 +22,7 @@ import traceback
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE, os.path.join(HERE, "..", "e2e")]
-from harness import World  # noqa: E402
+from harness import World, until  # noqa: E402
 from proxy import Proxy  # noqa: E402
 
 MODELS = {16: {"d_model": 256, "n_heads": 4, "n_layers": 4, "vocab_size": 4096},
@@ -57,17 +59,22 @@ class Silo:
         self.proxy.command("clear")
         self.arm()
         before = len(self.proxy.harms)
-        done = subprocess.run([os.path.join(self.world.build, "tests", "fault", "send_update"), self.world.path(self.name),
-                               self.world.url, "http://127.0.0.1:%d" % self.proxy.port, "1", "--fetch"],
-                              capture_output=True, text=True, timeout=1200)
-        assert done.returncode == 0, "send_update: status %d\n%s" % (done.returncode, done.stderr[-3000:])
+        lines = self.send()
         self.proxy.totals()
         harms = self.proxy.harms[before:]
         cuts = len([h for h in harms if h[1] == "up"])
         self.cuts += len(harms)
-        for line in map(json.loads, done.stdout.splitlines()):
+        for line in lines:
             self.check(line, cuts)
             self.lines.append(line)
+
+    def send(self, *options):
+        """One round's base and update; what the driver says of them."""
+        done = subprocess.run([os.path.join(self.world.build, "tests", "fault", "send_update"), self.world.path(self.name),
+                               self.world.url, "http://127.0.0.1:%d" % self.proxy.port, "1", "--fetch", *options],
+                              capture_output=True, text=True, timeout=1200)
+        assert done.returncode == 0, "send_update: status %d\n%s" % (done.returncode, done.stderr[-3000:])
+        return list(map(json.loads, done.stdout.splitlines()))
 
     def check(self, line, cuts):
         if line["transfer"] == "download":
@@ -104,6 +111,60 @@ def check_store(world):
     assert done.returncode == 0, "check: status %d\n%s%s" % (done.returncode, done.stdout, done.stderr)
 
 
+def all_at_once(silos, *options):
+    """A whole round of all silos without harm: [lines], and how long it took."""
+    lines, errors = [], []
+
+    def one(s):
+        try:
+            s.proxy.command("clear")
+            lines.extend(s.send(*options))
+        except Exception:
+            errors.append(traceback.format_exc(limit=5))
+    begin = time.monotonic()
+    threads = [threading.Thread(target=one, args=(s,)) for s in silos]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not errors, errors[0]
+    return lines, time.monotonic() - begin
+
+
+def check_limits(world, silos):
+    """No faster than told: all together by the server's --bulk-rate, each way by the client's --max-rate."""
+    world.stop_server()
+    world.start_server("--bulk-rate", "400")
+    lines, seconds = all_at_once(silos)
+    moved = sum(line["bytes"] for line in lines)
+    assert len(lines) == 2 * len(silos) and seconds > 0.9 * moved / 50e6, "%d bytes in %.2f s" % (moved, seconds)
+    world.stop_server()
+    world.start_server()
+    lines, _ = all_at_once(silos, "--rate", "20000000")
+    for line in lines:
+        assert line["seconds"] > 0.8 * line["bytes"] / 20e6, line
+    return len(silos) * 2
+
+
+def check_counted(world, run, silo):
+    """A download that was cut counts for what left, not for what was asked for."""
+    with open(world.path(silo.name, "silo.json")) as f:
+        token = json.load(f)["token"]
+    head = world.run(run)["head_checkpoint"]
+    before = world.run(run)["download_bytes"]
+    with socket.socket() as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        s.connect(("127.0.0.1", world.bulk_port))
+        s.sendall(("GET /silo/v1/blobs/%s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nPhoton-Protocol: 1\r\n\r\n"
+                   % (head["sha256"], token)).encode())
+        got = 0
+        while got < 1 << 20:
+            got += len(s.recv(65536))
+    counted = until("the cut download to be counted", lambda: world.run(run)["download_bytes"] - before)
+    assert got - 4096 <= counted < head["bytes"] / 2, "%d of %d bytes were read, %d were counted" % (got, head["bytes"], counted)
+
+
 def start(world, build, silos):
     world.build = os.path.abspath(build)
     world.start_server()
@@ -120,7 +181,7 @@ def cut(build, uploads, mib, count, most, seed):
     with World(build) as world:
         start(world, build, names)
         each = -(-uploads // count)
-        run = world.post("/api/v1/runs", spec(mib, count, each + 1))["id"]
+        run = world.post("/api/v1/runs", spec(mib, count, each + 3))["id"]
         silos = [Silo(world, name, mib, most, seed * 1000 + i) for i, name in enumerate(names)]
         try:
             threads = [threading.Thread(target=s.run, args=(each,)) for s in silos]
@@ -128,12 +189,14 @@ def cut(build, uploads, mib, count, most, seed):
                 t.start()
             for t in threads:
                 t.join()
+            for s in silos:
+                assert not s.error, s.error
+            check_accepted(world, run, silos)
+            check_counted(world, run, silos[0])
+            more = check_limits(world, silos) if mib == 16 else 0
         finally:
             for s in silos:
                 s.proxy.close()
-        for s in silos:
-            assert not s.error, s.error
-        check_accepted(world, run, silos)
         check_store(world)
     up = [line for s in silos for line in s.of("upload")]
     down = [line for s in silos for line in s.of("download")]
@@ -143,7 +206,7 @@ def cut(build, uploads, mib, count, most, seed):
                       "most_for_one_cut_mib": round(max(line["lost"] for line in up) / 2**20, 1),
                       "fetched_again_bytes": sum(line["received"] - line["bytes"] for line in down),
                       "seed": seed, "seconds": round(time.monotonic() - begin)}))
-    return len(up) + len(down)
+    return len(up) + len(down) + more + 1
 
 
 def main():

@@ -597,7 +597,7 @@ static enum status result_tx(struct db *db, struct arena *a, void *ctx, struct e
                    "WITH t AS (UPDATE task SET state = 'done', done_at = clock_timestamp(),"
                    "           lease_until = NULL, nll = $3, eval_tokens = $4, eval_bytes = $5,"
                    "           eval_s = $6, download_s = $7 WHERE id = $1 RETURNING id),"
-                   " s AS (UPDATE silo SET fails = 0, phase = 'waiting' WHERE id = $8)"
+                   " s AS (UPDATE silo SET phase = 'waiting' WHERE id = $8)"
                    " UPDATE lease SET ended_at = clock_timestamp(), outcome = 'accepted' FROM t"
                    "  WHERE (task_id, epoch) = (t.id, $2)",
                    8, argv, NULL, e);

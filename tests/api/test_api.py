@@ -9,6 +9,7 @@ import framing
 import generic
 import kit
 import pages
+import participation
 import people
 import rounds
 import silos
@@ -23,8 +24,8 @@ def main():
     try:
         server.start()
         fixture.load(server)
-        passed, failed = kit.run_tests(server, [generic, people, pages, framing, streams, silos, rounds, store, forks, tls,
-                                                cluster],
+        passed, failed = kit.run_tests(server, [generic, people, pages, framing, streams, silos, rounds, store, forks,
+                                                participation, tls, cluster],
                                        sys.argv[2:])
         server.stop()
     except Exception as error:  # the counts must come out whatever happens

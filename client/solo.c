@@ -31,6 +31,8 @@ enum {
 struct rows {
     struct data_rows train;
     struct data_rows heldout;
+    int64_t windows; // that an evaluation takes, of all
+    int64_t all;
 };
 
 struct solo {
@@ -64,7 +66,8 @@ static enum status heldout_row(void *ctx, int64_t i, int32_t seq_len, int32_t *o
                                int64_t *target_bytes, struct err *e)
 {
     const struct rows *r = ctx;
-    return data_heldout_row(r->heldout.data, i, seq_len, out, target_bytes, e);
+    int64_t at = i * r->all / r->windows; // spread over all sources
+    return data_heldout_row(r->heldout.data, at, seq_len, out, target_bytes, e);
 }
 
 /* ---- the folder ---- */
@@ -236,8 +239,7 @@ static enum status log_step(struct solo *s, const struct step_report *r, struct 
 static enum status evaluate(struct solo *s, struct err *e)
 {
     struct eval_result r;
-    int64_t count = data_heldout_windows(s->c->heldout, s->spec->model.seq_len);
-    count = s->c->windows > 0 && s->c->windows < count ? s->c->windows : count;
+    int64_t count = s->rows.windows;
     if (count < 1) {
         return ST_OK;
     }
@@ -339,6 +341,8 @@ static enum status open_trainer(struct solo *s, struct err *e)
     TRY(check_text(c->heldout, s->spec, e));
     s->rows.train = (struct data_rows){.data = c->data, .seed = s->spec->seed};
     s->rows.heldout = (struct data_rows){.data = c->heldout};
+    s->rows.all = data_heldout_windows(c->heldout, s->spec->model.seq_len);
+    s->rows.windows = c->windows > 0 && c->windows < s->rows.all ? c->windows : s->rows.all;
     struct trainer_config t = {.model = s->spec->model,
                                .inner = s->spec->inner,
                                .freeze = s->spec->freeze,

@@ -32,7 +32,7 @@ struct solo_config {
     int64_t eval_every; /* steps; also after the last one, and before the first */
     int64_t save_every; /* steps between two checkpoint files; the last is always one */
     int64_t log_every;  /* steps between two lines of the metrics */
-    int64_t windows;    /* per evaluation; 0: all there are */
+    int64_t windows;    /* per evaluation, spread over the text; 0: all */
     const char *device;
     const char *dtype;
     int threads;

@@ -8,9 +8,9 @@
 #include <string.h>
 
 #include "client/cli/cmd.h"
-#include "client/mix.h"
 #include "client/cli/sim.h"
 #include "client/doctor.h"
+#include "client/mix.h"
 #include "client/solo_main.h"
 #include "client/spec_file.h"
 #include "common/json.h"
@@ -234,7 +234,7 @@ static int sim(int argc, char **argv)
         {"eval", 0, OPTION_LIST, "DIR", NULL, &s.eval, 0, 0,
          "evaluate on the held-out text of these instead of each silo's own"},
         {"windows", 0, OPTION_INT, "N", NULL, &s.windows, 0, 1e9,
-         "sequences of --eval per evaluation (default 0: all)"},
+         "sequences of --eval per evaluation, spread over it (default 0: all)"},
         {"output", 'o', OPTION_TEXT, "DIR", NULL, &s.dir, 0, 0,
          "checkpoints, metrics, state; a simulation that is there goes on (required)"},
         {"device", 0, OPTION_TEXT, "NAME", "PHOTON_DEVICE", &s.device, 0, 0,

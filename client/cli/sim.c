@@ -289,12 +289,12 @@ static enum status log_round(struct sim *s, int32_t round, const struct outcome 
 static enum status evaluate_text(struct sim *s, struct eval_result *sum, struct err *e)
 {
     if (s->c->eval) {
-        return sim_evaluate(&s->desk, s->c->eval, s->c->windows, sum, e);
+        return sim_evaluate(&s->desk, s->c->eval, s->c->windows, true, sum, e);
     }
     *sum = (struct eval_result){0};
     for (int i = 0; i < s->c->silo_count; i++) { // by name, as the aggregator adds them
         struct eval_result r;
-        TRY(sim_evaluate(&s->desk, s->c->silos[i].data, s->spec->eval.windows, &r, e));
+        TRY(sim_evaluate(&s->desk, s->c->silos[i].data, s->spec->eval.windows, false, &r, e));
         sum->nll += r.nll;
         sum->tokens += r.tokens;
         sum->bytes += r.bytes;

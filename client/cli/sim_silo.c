@@ -28,7 +28,7 @@ static enum status heldout_row(void *ctx, int64_t i, int32_t seq_len, int32_t *o
                                int64_t *target_bytes, struct err *e)
 {
     const struct sim_desk *d = ctx;
-    return data_heldout_row(d->data, i, seq_len, out, target_bytes, e);
+    return data_heldout_row(d->data, i * d->all / d->windows, seq_len, out, target_bytes, e);
 }
 
 enum status sim_desk_open(struct sim_desk *d, const struct sim_desk_config *c, struct err *e)
@@ -264,12 +264,14 @@ enum status sim_silo_train(struct sim_desk *d, const struct sim_silo *s,
 
 /* ---- evaluation ---- */
 
-enum status sim_evaluate(struct sim_desk *d, const struct data *data, int64_t windows,
+enum status sim_evaluate(struct sim_desk *d, const struct data *data, int64_t windows, bool spread,
                          struct eval_result *sum, struct err *e)
 {
     enum { SLICE = 16 }; // as photon-client does, whose sums this repeats
-    int64_t count = data_heldout_windows(data, d->spec->model.seq_len);
-    count = windows > 0 && windows < count ? windows : count;
+    int64_t all = data_heldout_windows(data, d->spec->model.seq_len);
+    int64_t count = windows > 0 && windows < all ? windows : all;
+    d->windows = count;
+    d->all = spread ? all : count;
     if (count < 1) {
         return err_set(e, ST_INVALID, "there is no held-out window of %d tokens; try more text",
                        d->spec->model.seq_len);

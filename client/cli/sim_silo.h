@@ -31,6 +31,7 @@ struct sim_desk {
     struct trainer *trainer;
     const struct data *data;
     int32_t ordinal;
+    int64_t windows, all; /* of an evaluation, and what they are spread over */
     bool (*stopping)(void);
 };
 
@@ -80,8 +81,11 @@ void sim_silo_settle(struct sim_silo *s, int32_t round);
 /* Files of moments that are neither. */
 void sim_silo_tidy(const struct sim_desk *d, const struct sim_silo *s, int32_t before, int32_t now);
 
-/* Loss of the weights in the trainer on up to so many windows of this text; 0: all of them. */
-enum status sim_evaluate(struct sim_desk *d, const struct data *data, int64_t windows,
+/*
+ * Loss of the weights in the trainer on up to so many windows of this text; 0: all of them. The
+ * first ones, as a silo takes them, or spread over all its sources.
+ */
+enum status sim_evaluate(struct sim_desk *d, const struct data *data, int64_t windows, bool spread,
                          struct eval_result *sum, struct err *e) MUST_CHECK;
 
 #endif

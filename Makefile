@@ -5,6 +5,7 @@
 #   make demo        see it work                 make asan, tsan    the C tests, sanitized
 #   make test        every test, no GPU needed   make fuzz          each target for FUZZ_S s
 #   make bench       how fast                    make cover         lines and branches
+#   make bench-claims  the paper's claims, on real text: DATA=folder
 #   make deps        packages that are missing   make format, lint  the house style
 #   make mutants     do tests see planted bugs   make test-fault    kills, cuts, full disks; LONG=1
 #   make config      what was detected
@@ -119,7 +120,7 @@ C_FILES      := $(shell find $(FOLDERS) -name '*.[ch]' -o -name '*.cu')
 
 # ---- programs -----------------------------------------------------------------------
 .PHONY: all engine web deps demo demo-clean check-gpu test test-all test-c test-engine test-schema test-store test-api test-web test-page test-load test-e2e check check-all asan tsan \
-        cover mutants fuzz fuzz-all bench bench-engine format format-check lint check-headers config clean FORCE
+        cover mutants fuzz fuzz-all bench bench-engine bench-claims format format-check lint check-headers config clean FORCE
 all: $(B)/bin/photon-server $(B)/bin/photon-client $(B)/bin/photon $(PLUGIN)
 engine: $(ENGINE_TESTS) $(B)/tests/bench/bench_engine $(PLUGIN)
 
@@ -320,6 +321,11 @@ bench: all bench-engine $(BENCHES)
 	@python3 -B tests/bench/bench_system.py $(B)
 bench-engine: $(B)/tests/bench/bench_engine $(PLUGIN)
 	@OMP_WAIT_POLICY=passive $<
+# The paper's claims on real text, DATA=folder with a .txt or .jsonl(.gz) per kind; docs/RESULTS.md
+# is what it writes. SIZE=h100 takes the preset for a GPU, ONLY=03 one claim, SWEEP=1 the rates alone.
+bench-claims: all
+	@python3 -B tests/bench/claims.py $(B) --data '$(DATA)' --out docs $(if $(SIZE),--size $(SIZE)) \
+	  $(if $(ONLY),--only $(ONLY)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(SWEEP),--sweep) $(if $(JOBS),--jobs $(JOBS))
 
 # libFuzzer's own variant: everything instrumented, linked with its main().
 FUZZERS := $(patsubst tests/fuzz/%.c,$(B)/tests/fuzz/%,$(wildcard tests/fuzz/fuzz_*.c))

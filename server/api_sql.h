@@ -59,7 +59,12 @@
                                                             "q.outer_step_norm, 'manifest', "      \
                                                             "encode(q.manifest, 'hex'),"           \
                                                             " 'base_sha256', "                     \
-                                                            "encode(base.weights, 'hex')"
+                                                            "encode(base.weights, 'hex'), "        \
+                                                            "'predicted', CASE WHEN "              \
+                                                            "q.predicted_s IS NOT NULL THEN "      \
+                                                            "json_build_object('seconds', "        \
+                                                            "round(q.predicted_s::numeric, 3), "   \
+                                                            "'bytes', q.predicted_bytes) END"
 
 #define ROUND_FROM                                                                                 \
     " FROM round q"                                                                                \

@@ -14,6 +14,7 @@
 #include "common/log.h"
 #include "server/db_blob.h"
 #include "server/db_event.h"
+#include "server/db_predict.h"
 #include "server/db_round.h"
 
 /* ---- what to aggregate ---- */
@@ -472,6 +473,7 @@ static enum status publish_tx(struct db *db, struct arena *a, void *ctx, struct 
     TRY(move_head(db, a, f->run_id, f->number, e));
     FAULT("publish.moved");
     TRY(record_updates(db, a, p, e));
+    TRY(db_predict_round(db, a, f->round_id, f->run_id, f->number, e));
     TRY(close_round(db, a, p, &round_s, e));
     FAULT("publish.closed");
     TRY(record_metrics(db, a, p, round_s, e));

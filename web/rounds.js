@@ -48,6 +48,7 @@ const columns = (expand) => [
     draw: (r) => [pill(r.state), r.attempt > 1 ? h('small', null, ` attempt ${r.attempt}`) : ''] },
   { key: 'silos', label: 'Updates', num: true, hint: 'accepted, of those asked for', text: counted },
   { key: 'time', label: 'Time', num: true, text: (r) => f.duration(r.seconds) },
+  { key: 'predicted', label: 'Predicted', num: true, text: (r) => f.duration(r.predicted?.seconds ?? null) },
   { key: 'split', label: 'Where the time went', wide: true, text: (r) => JSON.stringify(r.split ?? null), draw: splitBar,
     head: () => h('div.split-text.split-head', null, ...PARTS.map(([, word]) => h('span', { dataset: { part: word } }, word))) },
   { key: 'train', label: 'Training loss', num: true, text: (r) => f.loss(r.train_loss) },

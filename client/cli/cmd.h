@@ -28,5 +28,6 @@ extern const struct cmd cmds_doctor[];
 extern const struct cmd cmds_data[];
 extern const struct cmd cmds_train[];
 extern const struct cmd cmds_sim[];
+extern const struct cmd cmds_plan[];
 
 #endif

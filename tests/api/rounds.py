@@ -423,6 +423,25 @@ def test_outer_moments_are_kept_and_a_loud_update_is_clipped(server):
     no_violations()
 
 
+def test_a_prediction_from_rounds_before_stands_beside_each_round(server):
+    run, silos = begin(server, 2, silos_per_round=2, min_silos=2, rounds=3)
+    for number in (1, 2):
+        held = seats(silos)
+        for s in silos:
+            assert s.train(held[s]).status == 200
+        wait_round(run, number, "closed")
+    first = server.get("/api/v1/runs/%s/rounds/1" % run).json()
+    second = server.get("/api/v1/runs/%s/rounds/2" % run).json()
+    assert first["predicted"] is None, first["predicted"]
+    # The scripted silos say .1 s of download, 1.5 s of training and .5 s of upload each time.
+    fold = float(one("SELECT extract(epoch FROM closed_at - sealed_at) FROM round WHERE run_id = '%s' AND number = 1" % run))
+    assert abs(second["predicted"]["seconds"] - (1.5 + 0.1 + 0.5 + fold)) < 0.01, (second["predicted"], fold)
+    sent = int(one("SELECT sum(bytes) FROM update u JOIN round q ON q.id = u.round_id WHERE q.run_id = '%s' AND number = 2" % run))
+    base = server.get("/api/v1/runs/%s/checkpoints/1" % run).json()["bytes"]
+    assert second["predicted"]["bytes"] == sent + 2 * base, (second["predicted"], sent, base)
+    no_violations()
+
+
 # ---- several servers ----
 
 def test_two_servers_over_one_store_make_one_checkpoint_each_round(server):

@@ -154,6 +154,9 @@ SELECT pg_temp.refused('round_from_one', $q$UPDATE round SET state = 'aborted', 
 SELECT pg_temp.refused('round_run_fk', $q$INSERT INTO round (run_id, number, silos_expected, quorum) VALUES (pg_temp.id('r', 7), 1, 2, 2)$q$);
 SELECT pg_temp.refused('round_quorum', $q$UPDATE round SET quorum = 3$q$);
 SELECT pg_temp.refused('round_quorum', $q$UPDATE round SET quorum = 0$q$);
+SELECT pg_temp.refused('round_predicted_whole', $q$UPDATE round SET predicted_s = 1$q$);
+SELECT pg_temp.refused('round_predicted_finite', $q$UPDATE round SET predicted_s = -1, predicted_bytes = 1$q$);
+SELECT pg_temp.refused('round_predicted_finite', $q$UPDATE round SET predicted_s = 'NaN', predicted_bytes = 1$q$);
 SELECT pg_temp.refused('round_open_has_times', $q$UPDATE round SET opened_at = NULL, deadline = NULL, cap_at = NULL$q$);
 SELECT pg_temp.refused('round_times_together', $q$UPDATE round SET deadline = NULL$q$);
 SELECT pg_temp.refused('round_deadline_capped', $q$UPDATE round SET deadline = cap_at + interval '1 s'$q$);

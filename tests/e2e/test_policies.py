@@ -83,8 +83,25 @@ def a_killed_silo_still_has_its_own_tensors(world):
     assert digests[0] == digests[1], digests
 
 
+def a_plan_stands_beside_what_was_measured(world):
+    """photon plan on a spec, and on the rounds of a run that is over."""
+    run = next(r for r in world.get("/api/v1/runs")["items"] if r["name"] == "parts")
+    lines = world.tool("plan", "--run", "parts", "--token-file", world.path("server", "admin-token")).splitlines()
+    assert [line.split()[0] for line in lines[1:3]] == ["3", "2"], lines  # newest first; the first round has none
+    assert lines[-1].startswith("all of these: time "), lines
+    path = world.path("spec.json")
+    with open(path, "w") as f:
+        json.dump(world.get("/api/v1/runs/%s/spec" % run["id"]), f)
+    said = json.loads(world.tool("plan", path, "--link", "100Mbit", "--rate", "10000", "--json"))
+    plan = world.post("/api/v1/runs?dry_run=1", dict(spec("p", {}), **{"name": "p"}))
+    assert said["tokens"] == plan["tokens"], (said["tokens"], plan["tokens"])
+    assert 0 <= plan["checkpoint_bytes"] - said["down_bytes"] < 16384, (said, plan)
+    assert abs(said["compute_s"] - 40 * 4 * 64 / 10000) < 1e-9, said
+    assert said["break_even_bytes_per_s"] is None, said
+
+
 TESTS = [moments_are_averaged, frozen_tensors_stand_still_and_personal_ones_stay_at_home,
-         a_killed_silo_still_has_its_own_tensors]
+         a_killed_silo_still_has_its_own_tensors, a_plan_stands_beside_what_was_measured]
 
 
 def main(build):

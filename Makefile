@@ -112,7 +112,7 @@ EMULATED     := $(if $(CXX_FOUND),$(if $(filter release debug,$(VARIANT)),$(B)/t
 ENGINE_TESTS := $(filter-out %_emulated,$(patsubst %.c,$(B)/%,$(wildcard tests/kernels/test_*.c))) $(EMULATED)
 UNIT_TESTS   := $(patsubst %.c,$(B)/%,$(wildcard tests/unit/test_*.c))
 FAULT_TESTS  := $(patsubst %.c,$(B)/%,$(wildcard tests/fault/test_*.c))
-FAULT_TOOLS  := $(addprefix $(B)/tests/fault/,proxy send_update)
+FAULT_TOOLS  := $(addprefix $(B)/tests/fault/,proxy send_update shim.so)
 C_TESTS      := $(UNIT_TESTS) $(ENGINE_TESTS) $(FAULT_TESTS)
 FOLDERS      := common kernels client server tests
 C_HEADERS    := $(shell find $(FOLDERS) -name '*.h')
@@ -208,6 +208,11 @@ $(FAULT_TESTS): %: %.c.o $(KIT) $(B)/tests/support/fake_pq.c.o $(SERVER_LIBS)
 STORE_TESTS := $(patsubst %.c,$(B)/%,$(wildcard tests/store/test_*.c))
 $(STORE_TESTS): %: %.c.o $(KIT) $(SERVER_LIBS)
 	$(call link,$(LIBS_server))
+# It stands in front of other programs' calls, so it has none of the project's own parts.
+$(B)/tests/fault/shim.so: tests/fault/shim.c $(B)/flags
+	@mkdir -p $(@D)
+	$(if $(V),,@echo '  LINK $@')
+	$(Q)$(CC) -std=c11 -D_GNU_SOURCE -O2 -g -fPIC -shared -Wall -Wextra $(if $(WERROR),-Werror) $< -ldl -o $@
 $(B)/tests/fault/proxy: %: %.c.o $(B)/libcommon.a
 	$(call link,-lm -lpthread)
 $(B)/tests/fault/send_update: %: %.c.o $(CLIENT_LIBS)
@@ -259,7 +264,7 @@ FAULT_SUITES = \
   proxy 'python3 -B tests/fault/proxy.py $(B)' -- \
   transfer 'python3 -B tests/fault/transfer.py $(B) --silos 3 --cuts 6' -- \
   hostile 'tests/support/pg_temp.sh python3 -B tests/fault/hostile.py $(B) --flips 150 --updates 40' -- \
-  rig 'python3 -B tests/fault/rig.py $(if $(LONG),--long )$(if $(SEED),--seed $(SEED) )kills points two'
+  rig 'python3 -B tests/fault/rig.py $(if $(LONG),--long )$(if $(SEED),--seed $(SEED) )kills points power nth two'
 test-fault: all $(FAULT_TESTS) $(FAULT_TOOLS) rig-programs
 	@tests/all.sh $(FAULT_SUITES)
 

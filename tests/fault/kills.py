@@ -24,7 +24,10 @@ CLIENT = ["state.sync.file", "state.synced", "state.renamed", "state.drop", "jou
 
 def delays(rng, places, count, most_ms=70):
     often = {"db.work.done", "db.commit", "db.committed", "state.sync.file", "state.synced", "task.lock"}
-    return ";".join("%s=delay:0-%dms@%d%s" % (p, most_ms, rng.randrange(1, 1 << 30), "/8" if p in often else "")
+    # Whatever was drawn, a transaction is often found open and an accept unanswered.
+    rules = "" if places is not CRITICAL else "db.commit=delay:0-50ms@%d/6;accept.counted=delay:0-70ms@%d/2;" % (
+        rng.randrange(1, 1 << 30), rng.randrange(1, 1 << 30))
+    return rules + ";".join("%s=delay:0-%dms@%d%s" % (p, most_ms, rng.randrange(1, 1 << 30), "/8" if p in often else "")
                     for p in rng.sample(places, count))
 
 
@@ -90,6 +93,8 @@ class Kills:
         return [k for k in ("server", "database", "stop") if self.done[k] < self.want[k]]
 
     def run(self, every_s=20.0):
+        self.rig.kill_server()
+        self.rig.start_server(delays(self.rng, CRITICAL, 8))
         killer = threading.Thread(target=self.kill_clients, args=(self.rng.random(),), daemon=True)
         killer.start()
         acts = {"server": self.kill_server, "database": self.kill_database, "stop": self.stop_one}

@@ -183,7 +183,7 @@ def walk(build, plain, text, seed, share, say=print):
     with Rig(build, plain) as rig:
         rig.start_server()
         rig.enrol(["alder"], text)
-        rig.submit(REAL, name="real", eval={"every": 3, "windows": 1},
+        real = rig.submit(REAL, name="real", eval={"every": 3, "windows": 1},
                    federation=dict(REAL["federation"], silos_per_round=1, min_silos=1))
         rig.start_client("alder")
         rig.submit(SCRIPTED)
@@ -202,10 +202,12 @@ def walk(build, plain, text, seed, share, say=print):
                 w.step(side, name, action)
             except Broken as error:
                 raise Broken("%s=%s: %s" % (name, action, error)) from error
+        same = rig.same_bits(real, 8 if share < 1.0 else 100)
         line = rig.verify()
-        say("       %d of %d combinations of %d places acted in %.0f s, %d were not reached%s; %s" %
+        say("       %d of %d combinations of %d places acted in %.0f s, %d were not reached%s;"
+            " %d checkpoints as undisturbed; %s" %
             (sum(map(len, w.reached.values())), whole, len(w.reached), time.monotonic() - begin, len(w.missed),
-             " (%s)" % ", ".join(w.missed) if w.missed else "", line))
+             " (%s)" % ", ".join(w.missed) if w.missed else "", same, line))
         if len(w.missed) > 0.15 * len(todo) + 1:
             raise Broken("too many places were not reached")
 

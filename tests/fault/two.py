@@ -155,6 +155,9 @@ def two_servers(build, plain, seed, rounds, say=print, groups=3):
                              " FROM checkpoint WHERE number > 0")[0]
             if len(set(facts)) != 1:
                 raise Broken("not one child per checkpoint: %s" % facts)
+            late = sum(t.said("cannot be published: 23") for t in twins)
+            if late:
+                raise Broken("%d times a checkpoint was stopped by a constraint alone" % late)
             made = [t.said("checkpoint [0-9]+ of [0-9]+ updates") for t in twins]
             fenced = sum(t.said("was published by somebody else") for t in twins)
         finally:

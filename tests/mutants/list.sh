@@ -185,3 +185,41 @@ mutant 'a merge of a higher rank comes first' client/bpe.c \
 # ---- what is shown ----
 mutant 'smoothing takes perplexities, not losses' server/series.c \
     's/want->exp ? exp(s) : s/s/' tests/unit/test_series
+
+# ---- seen by the rig: real programs, killed and held open at their critical lines ----
+mutant 'rig: accept does not lock the round' server/db_task.c \
+    's/^    " FOR SHARE";/    "";/' tests/rig 'race --seconds 60 --seed 1'
+mutant 'rig: a seal does not lock the round' server/db_round.c \
+    "s/AND state = 'open' FOR NO KEY UPDATE\"/AND state = 'open'\"/" tests/rig 'race --seconds 60 --seed 1'
+mutant 'rig: the epoch of a lease is not checked' server/seat.c \
+    's/ \&\& s->epoch == epoch ? / ? /' tests/rig 'race --seconds 60 --seed 1'
+mutant 'rig: a blob is named before it is synced' server/blob_folder.c \
+    's/ || FAULT_ERR("blob.sync.file") || fsync(fd))/)/' tests/rig 'power --cuts 40 --seed 1'
+mutant 'rig: the folder of a blob is not synced' server/blob_folder.c \
+    's/int bad = FAULT_ERR("blob.sync.folder") || fsync(fd);/int bad = 0;/' tests/rig 'power --cuts 40 --seed 1'
+mutant 'rig: a chunk is said to be durable before it is' server/upload_file.c \
+    's/} else if (FAULT_ERR("upload.sync") || fdatasync(f->fd))/} else if (0)/' tests/rig 'power --cuts 60 --seed 1'
+mutant 'rig: the journal of a silo is not synced' client/state.c \
+    '/^enum status file_place/,/^}/s/? fsync(fd) : -1/? 0 : -1/' tests/rig 'power --cuts 60 --seed 1'
+mutant 'rig: moments are kept before anything is accepted' client/agent_train.c \
+    's/run_state_path(&w->rs, STATE_MOMENTS_NEXT, next);/run_state_path(\&w->rs, STATE_MOMENTS, next);/' \
+    tests/rig 'power --cuts 60 --seed 1'
+mutant 'rig: a commit is answered before it is on the disk' server/db.c \
+    's/^    enum status st = db_exec(db, "COMMIT"/    (void)!db_exec(db, "SET LOCAL synchronous_commit = off", 0, NULL, NULL, NULL, NULL); enum status st = db_exec(db, "COMMIT"/' \
+    tests/rig 'kills --server 0 --client 0 --database 30 --stops 0 --seed 1'
+mutant 'rig: a lost COMMIT passes for a commit' server/db.c \
+    's/^    return db_commit(db, e);/    st = db_commit(db, e); return st == ST_RETRY ? ST_OK : st;/' \
+    tests/rig 'kills --server 0 --client 0 --database 30 --stops 0 --seed 1'
+mutant 'rig: an update is acknowledged though its transaction failed' server/db_upload.c \
+    's/^    TRY(db_tx(db, accept_tx, &w, e));/    (void)!db_tx(db, accept_tx, \&w, e);/' \
+    tests/rig 'kills --server 0 --client 0 --database 30 --stops 0 --seed 1'
+mutant 'rig: a row is committed before its file has a name' server/db_upload.c \
+    's/^    TRY(db_blob_place(db, a, w->blobs, .*/    TRY(db_exec(db, "INSERT INTO blob (digest, bytes) SELECT sha256, bytes FROM upload WHERE id = $1 ON CONFLICT DO NOTHING", 1, argv, NULL, e));/; s/^    FAULT("place.committed");/    FAULT("place.committed"); if (!w.no.code) { TRY(blob_place(s, u->id, \&u->sha256, e)); }/' \
+    tests/rig 'power --cuts 60 --seed 1'
+mutant 'rig: a chunk is acknowledged and not noted' server/api_bulk.c \
+    's/^    TRY(db_upload_commit(rq->db, /    if (0) TRY(db_upload_commit(rq->db, /' tests/rig 'kills --server 2 --client 0 --database 0 --stops 0 --seed 1'
+mutant 'rig: no fence at publish' server/round.c \
+    's/return state == ROUND_IS_AGGREGATING \&\& newest == epoch;/return newest >= epoch;/' tests/rig 'two --rounds 120 --seed 1'
+mutant 'rig: a silo notes what was never accepted' client/agent_upload.c \
+    's/if (end == TASK_DONE \&\& acks_note(/if ((end == TASK_DONE || end == TASK_LEAVING || end == TASK_DROPPED) \&\& acks_note(/' \
+    tests/rig 'kills --server 25 --client 25 --database 0 --stops 5 --seed 1'

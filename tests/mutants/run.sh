@@ -12,6 +12,7 @@ git ls-files -z | xargs -0 cp -a --parents -t "$tree"
 if [ -d "$build" ]; then
     mkdir -p "$tree/build"
     cp -a "$build" "$tree/build/release"
+    [ ! -d build/fault ] || cp -a build/fault "$tree/build/fault"
 fi
 cd "$tree" || exit 1
 
@@ -23,6 +24,12 @@ make_for() {
     case $1 in
     tests/api) what=build/release/bin/photon-server ;;
     tests/schema) return 0 ;;
+    tests/rig)
+        make -s "-j$(nproc)" COMMIT=mutant VARIANT=fault build/fault/bin/photon-server build/fault/bin/photon-client \
+            >"$log" 2>&1 &&
+            make -s "-j$(nproc)" COMMIT=mutant build/release/bin/photon build/release/tests/fault/shim.so >"$log" 2>&1
+        return
+        ;;
     *) what=build/release/$1 ;;
     esac
     make -s "-j$(nproc)" COMMIT=mutant "$what" >"$log" 2>&1
@@ -31,6 +38,8 @@ make_for() {
 run_test() {
     case $1 in
     tests/api) timeout 180 tests/api/run.sh build/release "$2" ;;
+    # shellcheck disable=SC2086 # the words of a mode
+    tests/rig) timeout 300 python3 -B tests/fault/rig.py $2 ;;
     tests/schema) timeout 60 tests/support/pg_temp.sh tests/api/schema.sh ;;
     tests/store/*) timeout 200 tests/store/run.sh "build/release/$1" ;;
     *) OMP_WAIT_POLICY=passive timeout 120 "build/release/$1" ;;
@@ -43,7 +52,8 @@ fail() {
     tail -n 12 "$log" | sed 's/^/       /'
 }
 
-# mutant NAME FILE SED TEST [API-TEST]: SED edits FILE; TEST is a test program, tests/api or tests/schema.
+# mutant NAME FILE SED TEST [WHICH]: SED edits FILE; TEST is a test program, tests/api, tests/schema or
+# tests/rig, with the API test or the rig's words.
 mutant() {
     name=$1 file=$2 edit=$3 test=$4 which=${5-}
     case "$name $file" in *"$word"*) ;; *) return ;; esac
@@ -69,6 +79,7 @@ mutant() {
     else
         killed=$((killed + 1))
         printf '  ok   %s: %s %s\n' "$name" "$test" "$which"
+        sed -n 's/^world.Broken: /       /p' "$log" | tail -n 1
     fi
     cp "$tree/before" "$file"
 }

@@ -24,6 +24,7 @@ static const char *const OUTERS[OUTER_COUNT + 1]            = {"fedavg", "fednes
                                                                "fedyogi", NULL};
 static const char *const POSITIONS[POSITION_COUNT + 1]      = {"learned", "alibi", NULL};
 static const char *const WEIGHTS[WEIGHTS_COUNT + 1]         = {"tokens", "uniform", NULL};
+static const char *const STEPS[STEPS_COUNT + 1]             = {"fixed", "dylu", NULL};
 static const char *const INNER_STATES[INNER_STATE_COUNT + 1] = {"keep", "reset", "average", NULL};
 // In the order of enum codec; what follows the last is auto, and another word for f32.
 static const char *const CODECS_UP[CODEC_COUNT + 2]         = {"f32", "bf16", "int8", "q4", "q2", "topk", "auto",
@@ -52,7 +53,7 @@ static const struct spec_section SECTIONS[] = {
                "bias", "freeze", "personal", NULL}},
     {"tokenizer", {"sha256", NULL}},
     {"federation", {"rounds", "silos_per_round", "min_silos", "oversample", "local_steps",
-                    "deadline_s", "deadline_k", NULL}},
+                    "local_steps_policy", "local_steps_min", "deadline_s", "deadline_k", NULL}},
     {"inner", {"optimizer", "lr", "betas", "eps", "weight_decay", "clip_norm", "batch",
                "micro_batch", "warmup", "schedule_steps", "min_lr_ratio", NULL}},
     {"outer", {"name", "lr", "momentum", "betas", "eps", "clip_median", NULL}},
@@ -253,6 +254,24 @@ static void read_tokenizer(struct spec_reader *r, const struct json *doc, struct
     }
 }
 
+static void read_steps_policy(const struct spec_part *p, struct run_spec *s)
+{
+    int32_t tau = s->federation.local_steps;
+    int word = spec_word(p, "local_steps_policy", STEPS);
+    s->federation.local_steps_policy = word >= 0 ? (enum steps_policy)word : STEPS_FIXED;
+    bool dylu = s->federation.local_steps_policy == STEPS_DYLU;
+    int32_t eighth = tau < 8 ? 1 : tau / 8;
+    s->federation.local_steps_min = dylu ? eighth : tau;
+    spec_i32(p, "local_steps_min", 1, LIMIT_STEPS, &s->federation.local_steps_min);
+    if (s->federation.local_steps_min > tau || (!dylu && s->federation.local_steps_min < tau)) {
+        spec_complain(p, "local_steps_min",
+                      dylu ? "is more than local_steps %d; try %d"
+                           : "is for dylu; leave it out of local_steps %d, "
+                             "or try local_steps_policy dylu and %d",
+                      tau, eighth);
+    }
+}
+
 static void read_federation(struct spec_reader *r, const struct json *doc, struct run_spec *s)
 {
     struct spec_part p = spec_part(r, doc, "federation");
@@ -267,6 +286,7 @@ static void read_federation(struct spec_reader *r, const struct json *doc, struc
     spec_i32(&p, "min_silos", 1, LIMIT_SILOS, &s->federation.min_silos);
     spec_i32(&p, "oversample", 0, LIMIT_SILOS, &s->federation.oversample);
     spec_i32(&p, "local_steps", 1, LIMIT_STEPS, &s->federation.local_steps);
+    read_steps_policy(&p, s);
     spec_i32(&p, "deadline_s", 1, DEADLINE_MAX_S, &s->federation.deadline_s);
     spec_rate(&p, "deadline_k", (struct spec_range){1.0, false, 1000.0, false},
               &s->federation.deadline_k);
@@ -529,6 +549,10 @@ static void print_federation(struct buf *b, const struct run_spec *s)
     jw_int(b, "local_steps", s->federation.local_steps);
     jw_int(b, "deadline_s", s->federation.deadline_s);
     jw_num(b, "deadline_k", s->federation.deadline_k);
+    jw_str(b, "local_steps_policy", STEPS[s->federation.local_steps_policy]);
+    if (s->federation.local_steps_policy == STEPS_DYLU) {
+        jw_int(b, "local_steps_min", s->federation.local_steps_min);
+    }
     jw_end_object(b);
 }
 

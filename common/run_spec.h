@@ -23,6 +23,7 @@
 #include "common/status.h"
 
 enum weights_rule { WEIGHTS_TOKENS = 0, WEIGHTS_UNIFORM, WEIGHTS_COUNT };
+enum steps_policy { STEPS_FIXED = 0, STEPS_DYLU, STEPS_COUNT };
 enum inner_state {
     INNER_STATE_KEEP = 0, /* moments belong to the silo */
     INNER_STATE_RESET,    /* every round starts with none */
@@ -44,9 +45,11 @@ struct run_spec {
         int32_t silos_per_round;
         int32_t min_silos; /* quorum; default ceil(2/3 silos_per_round), at least 2 unless 1 silo */
         int32_t oversample;
-        int32_t local_steps; /* tau */
-        int32_t deadline_s;  /* cap, default 86400 */
-        double deadline_k;   /* 5 */
+        int32_t local_steps;                  /* tau */
+        enum steps_policy local_steps_policy; /* dylu: slow silos take fewer, by speed */
+        int32_t local_steps_min; /* dylu's floor; default an eighth of tau; fixed: tau */
+        int32_t deadline_s;      /* cap, default 86400 */
+        double deadline_k;       /* 5 */
     } federation;
     struct inner_spec inner; /* schedule_steps defaults to rounds * local_steps */
     struct outer_spec outer; /* lr 1, 0.7 or 0.01; momentum 0.9; betas 0.9, 0.99; eps 1e-3 */

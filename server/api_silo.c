@@ -246,7 +246,7 @@ static void print_plan(struct buf *b, const struct task *t, const struct run_spe
     } else {
         jw_int(b, "global_step",
                t->steps_before + (int64_t)(t->number - 1) * spec->federation.local_steps);
-        jw_int(b, "local_steps", spec->federation.local_steps);
+        jw_int(b, "local_steps", t->steps);
         jw_str(b, "codec", spec->codec.up_auto ? "auto" : codec_name(spec->codec.up));
         jw_int(b, "update_bytes", checkpoint_update_bytes(spec, silo_name, spec->codec.up));
         jw_int(b, "chunk_bytes", SILO_CHUNK_BYTES);

@@ -2,12 +2,14 @@
 
 #include <assert.h>
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "common/fault.h"
 #include "common/id.h"
 #include "common/limits.h"
+#include "server/budget.h"
 #include "server/db_event.h"
 #include "server/db_run.h"
 #include "server/deadline.h"
@@ -55,6 +57,7 @@ struct seated {
     const char *name;
     const char *carried; // id of the sound update of the attempt before, or NULL
     const char *task_id;
+    double speed; // tokens/s in this run's newest rounds; 0 when not known
 };
 
 struct opening {
@@ -68,6 +71,7 @@ struct opening {
     int recallable;
     struct seated *silos; // eligible ones, by name until they are drawn
     int seats;
+    double fastest; // of the seated, tokens/s
 };
 
 static const char SQL_PENDING[] =
@@ -232,13 +236,47 @@ static enum status carry(struct db *db, const struct opening *o, const struct se
         2, argv, NULL, e);
 }
 
+/* Each silo's speed: the median over its newest ten counted trainings of this run. */
+static const char SQL_SPEEDS[] =
+    "SELECT silo_id, percentile_cont(0.5) WITHIN GROUP (ORDER BY v) FROM"
+    " (SELECT t.silo_id, u.tokens / t.train_s AS v,"
+    "         row_number() OVER (PARTITION BY t.silo_id ORDER BY t.number DESC) AS age"
+    "    FROM task t JOIN update u ON u.task_id = t.id AND u.state = 'accepted'"
+    "   WHERE t.run_id = $1 AND t.kind = 'train' AND t.train_s > 0) x"
+    " WHERE age <= 10 GROUP BY silo_id";
+
+static enum status read_speeds(struct db *db, struct opening *o, struct err *e)
+{
+    struct db_rows rows;
+    const char *argv[] = {o->run->id};
+    TRY(db_query(db, o->a, SQL_SPEEDS, 1, argv, &rows, e));
+    for (int i = 0; i < rows.count; i++) {
+        for (int k = 0; k < o->seats; k++) {
+            if (strcmp(o->silos[k].silo_id, db_text(&rows, i, 0)) == 0) {
+                TRY(db_double(&rows, i, 1, &o->silos[k].speed, e));
+                o->fastest = fmax(o->fastest, o->silos[k].speed);
+            }
+        }
+    }
+    return ST_OK;
+}
+
+/* A carried update is done, whatever its silo's speed; it may have been of any number of steps. */
+static int32_t steps_of(const struct opening *o, const struct seated *s)
+{
+    const struct run_spec *spec = &o->run->spec;
+    int32_t tau = spec->federation.local_steps;
+    bool all = spec->federation.local_steps_policy == STEPS_FIXED || s->carried;
+    return all ? tau : budget_steps(tau, spec->federation.local_steps_min, s->speed, o->fastest);
+}
+
 static enum status make_seats(struct db *db, const struct opening *o, struct err *e)
 {
     const struct run_spec *spec = &o->run->spec;
-    int64_t steps = spec->federation.local_steps;
-    int64_t tokens = steps * spec->inner.batch * spec->model.seq_len;
     for (int i = 0; i < o->seats; i++) {
         const struct seated *s = &o->silos[i];
+        int64_t steps = steps_of(o, s);
+        int64_t tokens = steps * spec->inner.batch * spec->model.seq_len;
         const char *slot = db_arg_int(o->a, i);
         struct seat fresh = seat_new(i, false, 0.0);
         const char *argv[] = {s->task_id,
@@ -326,6 +364,9 @@ static enum status open_now(struct db *db, struct opening *o, struct err *e)
     o->seats =
         round_seats(o->eligible, spec->federation.silos_per_round, spec->federation.oversample);
     draw(o);
+    if (spec->federation.local_steps_policy == STEPS_DYLU) {
+        TRY(read_speeds(db, o, e));
+    }
     const char **names = arena_alloc(o->a, (size_t)o->eligible * sizeof(*names));
     for (int i = 0; i < o->eligible; i++) {
         names[i] = o->silos[i].name;

@@ -145,13 +145,13 @@ static enum status judge_others(struct db *db, struct arena *a, struct claim_wor
 static const char SQL_LOCK_CLAIM[] =
     "SELECT t.id, t.kind, t.run_id, r.name, t.number, r.rounds, t.slot, t.base, c.weights,"
     "       c.weights_bytes, r.spec_text, s.name, s.state, r.state, coalesce(q.state, ''),"
-    "       r.steps_before, " SEAT_COLUMNS "  FROM task t"
+    "       r.steps_before, t.steps, " SEAT_COLUMNS "  FROM task t"
     "  JOIN silo s ON s.id = $2"
     "  JOIN run r ON r.id = t.run_id"
     "  JOIN checkpoint c ON (c.run_id, c.number) = (t.run_id, t.base) AND c.kept"
     "  LEFT JOIN round q ON q.id = t.round_id"
     " WHERE t.id = $1 AND s.state <> 'revoked' FOR UPDATE OF t SKIP LOCKED";
-enum { LOCK_CLAIM_STEPS = 15, LOCK_CLAIM_SEAT };
+enum { LOCK_CLAIM_BEFORE = 15, LOCK_CLAIM_STEPS, LOCK_CLAIM_SEAT };
 
 static enum status read_claim(const struct db_rows *rows, struct claim_work *c, struct err *e)
 {
@@ -166,7 +166,8 @@ static enum status read_claim(const struct db_rows *rows, struct claim_work *c, 
     TRY(db_int32(rows, 0, 7, &t->base, e));
     TRY(db_digest(rows, 0, 8, &t->base_sha256, e));
     TRY(db_int64(rows, 0, 9, &t->base_bytes, e));
-    TRY(db_int64(rows, 0, LOCK_CLAIM_STEPS, &t->steps_before, e));
+    TRY(db_int64(rows, 0, LOCK_CLAIM_BEFORE, &t->steps_before, e));
+    TRY(db_int32(rows, 0, LOCK_CLAIM_STEPS, &t->steps, e));
     t->spec_text = arena_fmt(c->keep, "%s", db_text(rows, 0, 10));
     return ST_OK;
 }

@@ -46,6 +46,7 @@ struct task {
     int32_t base;
     struct digest base_sha256;
     int64_t base_bytes;
+    int32_t steps;         /* local ones, of this silo in this round */
     int64_t steps_before;  /* global steps before the run's checkpoint 0 */
     const char *spec_text; /* in the caller's arena */
 };

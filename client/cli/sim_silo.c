@@ -34,6 +34,9 @@ static enum status heldout_row(void *ctx, int64_t i, int32_t seq_len, int32_t *o
 enum status sim_desk_open(struct sim_desk *d, const struct sim_desk_config *c, struct err *e)
 {
     *d = (struct sim_desk){.spec = c->spec, .dir = c->dir, .stopping = c->stopping};
+    if (c->spec->federation.local_steps_policy != STEPS_FIXED) {
+        return err_set(e, ST_INVALID, "one machine has one speed; try local_steps_policy fixed");
+    }
     if (c->spec->inner_state == INNER_STATE_AVERAGE || c->spec->personal.count > 0) {
         return err_set(
             e, ST_INVALID,

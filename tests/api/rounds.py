@@ -442,6 +442,27 @@ def test_a_prediction_from_rounds_before_stands_beside_each_round(server):
     no_violations()
 
 
+def test_slow_silos_take_fewer_steps_when_the_spec_says_so(server):
+    run, silos = begin(server, 2, silos_per_round=2, min_silos=2, rounds=3, local_steps=8, local_steps_policy="dylu",
+                       local_steps_min=3)
+    seconds = {silos[0]: 1.0, silos[1]: 4.0}  # for 8 steps
+    for number, steps in ((1, [8, 8]), (2, [8, 3]), (3, [8, 3])):
+        held = seats(silos)
+        assert [held[s]["plan"]["local_steps"] for s in silos] == steps, (number, held)
+        assert {held[s]["plan"]["global_step"] for s in silos} == {8 * (number - 1)}
+        for s in silos:
+            data, tokens = s.update(held[s])
+            share = held[s]["plan"]["local_steps"] / 8
+            created = s.create(held[s], data, tokens, timings={"download_s": 0.1, "train_s": share * seconds[s], "encode_s": 0.1})
+            assert created.status == 201, created.body
+            assert s.chunk(held[s], created.json()["upload"], data, 0).status == 200
+            assert s.finish(held[s], created.json()["upload"]).status == 200
+        wait_round(run, number, "closed")
+    assert one("SELECT string_agg(u.tokens::text, ',' ORDER BY u.tokens) FROM update u JOIN round q ON q.id = u.round_id"
+               " WHERE q.run_id = '%s' AND q.number = 2" % run) == "%d,%d" % (3 * 2 * 8, 8 * 2 * 8)
+    no_violations()
+
+
 # ---- several servers ----
 
 def test_two_servers_over_one_store_make_one_checkpoint_each_round(server):

@@ -28,6 +28,10 @@ mutant 'a frozen tensor is stepped' client/trainer.c \
     's/if (t->config.freeze.count == 0) {/if (t->config.freeze.count >= 0) {/' tests/kernels/test_trainer
 mutant 'a star stops at a dot' common/patterns.c \
     "s/s = ++eaten;/s = *eaten == '.' ? \"?\" : ++eaten;/" tests/unit/test_layout
+mutant 'a slow silo takes as many steps as the fastest' server/db_round.c \
+    's/o->fastest = fmax(/o->fastest = fmin(/' tests/api rounds.test_slow_silos_take_fewer_steps_when_the_spec_says_so
+mutant 'the floor of steps is forgotten' server/budget.c \
+    's/steps < (double)floor_steps/false/' tests/unit/test_budget
 mutant 'a plan forgets what comes down' common/planner.c \
     's/double shared = k \* (r->down_bytes + r->up_bytes)/double shared = k * (r->up_bytes)/' tests/unit/test_planner
 mutant 'all communication can be hidden' common/planner.c \

@@ -167,6 +167,22 @@ static void every_outer_optimizer_has_its_own_defaults(void)
     }
 }
 
+static void slow_silos_may_take_fewer_steps(void)
+{
+    struct run_spec s;
+    good("{\"model\":{" SIZES "},\"federation\":{\"rounds\":2,\"silos_per_round\":1,"
+         "\"local_steps\":100,\"local_steps_policy\":\"dylu\"},\"inner\":{\"batch\":8}}",
+         &s);
+    CHECK_INT(s.federation.local_steps_policy, STEPS_DYLU);
+    CHECK_INT(s.federation.local_steps_min, 12);
+    bad_federation("\"local_steps_policy\":\"dylu\",\"local_steps_min\":9",
+                   "/federation/local_steps_min", "more than local_steps 8; try 1");
+    bad_federation("\"local_steps_min\":4", "/federation/local_steps_min",
+                   "try local_steps_policy");
+    bad_federation("\"local_steps_policy\":\"auto\"", "/federation/local_steps_policy",
+                   "fixed, dylu");
+}
+
 static void patterns_must_name_tensors_and_leave_some(void)
 {
     struct run_spec s;
@@ -350,6 +366,7 @@ int main(void)
     RUN(presets_bring_sizes_and_their_inner_optimizer);
     RUN(the_optimizer_chosen_brings_its_own_betas);
     RUN(every_outer_optimizer_has_its_own_defaults);
+    RUN(slow_silos_may_take_fewer_steps);
     RUN(patterns_must_name_tensors_and_leave_some);
     RUN(the_quorum_is_two_thirds_and_two_at_least);
     RUN(a_short_run_warms_up_for_a_tenth);

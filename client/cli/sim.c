@@ -223,8 +223,10 @@ static enum status fold(struct sim *s, int32_t round, struct outcome *o,
     for (int k = 0; k < s->drawn_seats; k++) { // in the order of slots
         const struct seat *seat = &s->seats[s->drawn[k].index];
         if (seat->counted) {
-            updates[count++] = (struct checkpoint_update){
-                .sha256 = seat->sha256, .silo_name = s->drawn[k].name, .tokens = seat->tokens};
+            updates[count++] = (struct checkpoint_update){.sha256 = seat->sha256,
+                                                          .silo_name = s->drawn[k].name,
+                                                          .tokens = seat->tokens,
+                                                          .codec = s->spec->codec.up};
         }
     }
     struct checkpoint_job job = {.blobs = s->blobs,
@@ -382,7 +384,7 @@ static enum status play_round(struct sim *s, struct err *e)
     TRY(evaluate(s, e));
     TRY(name_checkpoint(s, e));
     for (int i = 0; i < s->c->silo_count; i++) {
-        s->seats[i].former = s->c->silos[i].moments_round;
+        s->seats[i].former = s->c->silos[i].settled;
         if (s->seats[i].counted) {
             sim_silo_settle(&s->c->silos[i], round);
         }

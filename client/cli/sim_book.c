@@ -70,7 +70,7 @@ enum status sim_book_write(const struct sim_book *b, const struct sim_silo *silo
     jw_num(&t, "eval_loss", b->eval_loss);
     jw_array(&t, "moments"); // after which round, by silo
     for (int i = 0; i < count; i++) {
-        jw_int(&t, NULL, silos[i].moments_round);
+        jw_int(&t, NULL, silos[i].settled);
     }
     jw_end_array(&t);
     jw_end_object(&t);
@@ -102,7 +102,7 @@ static enum status read_moments(const struct json *o, struct sim_silo *silos, in
         return err_set(e, ST_CORRUPT, "sim.json does not know the silos' moments");
     }
     for (int i = 0; i < count; i++) {
-        silos[i].moments_round = (int32_t)json_int(json_at(list, i));
+        silos[i].settled = (int32_t)json_int(json_at(list, i));
     }
     return ST_OK;
 }

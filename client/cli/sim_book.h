@@ -33,7 +33,7 @@ enum status sim_book_open(struct sim_book *b, const char *dir, const struct run_
                           struct err *e) MUST_CHECK;
 
 /*
- * What stands there, into b and the silos' moments_round. *found false: nothing, b is as it was.
+ * What stands there, into b and the silos' settled. *found false: nothing, b is as it was.
  * ST_CONFLICT: of another simulation. ST_CORRUPT, ST_INVALID: no book of ours.
  */
 enum status sim_book_read(struct sim_book *b, const struct run_spec *spec, struct sim_silo *silos,

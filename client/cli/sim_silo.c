@@ -6,14 +6,14 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "client/cli/sim_encode.h"
 #include "client/state.h"
 #include "common/clock.h"
-#include "common/layout.h"
-#include "common/limits.h"
-#include "common/mem.h"
-#include "common/safetensors.h"
 
-enum { BLOCK = 1 << 18, DIVERGED_STEPS = 5, META = 8 };
+enum { DIVERGED_STEPS = 5 };
+
+static const char MOMENTS[] = "moments";
+static const char RESIDUAL[] = "residual";
 
 /* ---- the desk ---- */
 
@@ -84,17 +84,18 @@ static void silo_path(const struct sim_desk *d, const struct sim_silo *s, const 
     (void)snprintf(out, STATE_PATH_MAX, "%.800s/silos/%s/%s", d->dir, s->name, name);
 }
 
-static void moments_path(const struct sim_desk *d, const struct sim_silo *s, int32_t round,
-                         char out[STATE_PATH_MAX])
+/* What a silo keeps from a round: moments, residual. */
+static void kept_path(const struct sim_desk *d, const struct sim_silo *s, const char *what,
+                      int32_t round, char out[STATE_PATH_MAX])
 {
-    char name[32];
-    (void)snprintf(name, sizeof(name), "moments-%" PRId32, round);
+    char name[48];
+    (void)snprintf(name, sizeof(name), "%s-%" PRId32, what, round);
     silo_path(d, s, name, out);
 }
 
 void sim_silo_settle(struct sim_silo *s, int32_t round)
 {
-    s->moments_round = round;
+    s->settled = round;
 }
 
 void sim_silo_tidy(const struct sim_desk *d, const struct sim_silo *s, int32_t before, int32_t now)
@@ -102,8 +103,10 @@ void sim_silo_tidy(const struct sim_desk *d, const struct sim_silo *s, int32_t b
     char path[STATE_PATH_MAX];
     const int32_t rounds[] = {before, now};
     for (int i = 0; i < 2; i++) {
-        if (rounds[i] > 0 && rounds[i] != s->moments_round) {
-            moments_path(d, s, rounds[i], path);
+        if (rounds[i] > 0 && rounds[i] != s->settled) {
+            kept_path(d, s, MOMENTS, rounds[i], path);
+            (void)unlink(path);
+            kept_path(d, s, RESIDUAL, rounds[i], path);
             (void)unlink(path);
         }
     }
@@ -113,105 +116,13 @@ static enum status load_start(struct sim_desk *d, const struct sim_silo *s,
                               const struct sim_base *base, struct err *e)
 {
     char path[STATE_PATH_MAX];
-    if (d->spec->inner_state == INNER_STATE_KEEP && s->moments_round > 0) {
-        moments_path(d, s, s->moments_round, path);
+    if (d->spec->inner_state == INNER_STATE_KEEP && s->settled > 0) {
+        kept_path(d, s, MOMENTS, s->settled, path);
         TRY(trainer_load_state(d->trainer, path, e));
     } else {
         trainer_reset_state(d->trainer);
     }
     return trainer_load_weights(d->trainer, base->fd, base->offset, e);
-}
-
-/* ---- the update ---- */
-
-static enum status write_all(int fd, const void *bytes, size_t size, struct err *e)
-{
-    for (size_t done = 0; done < size;) {
-        ssize_t n = write(fd, (const char *)bytes + done, size - done);
-        if (n < 0 && errno != EINTR) {
-            return err_set(e, io_status(errno), "cannot write an update: %s", strerror(errno));
-        }
-        done += n > 0 ? (size_t)n : 0;
-    }
-    return ST_OK;
-}
-
-static enum status read_base(const struct sim_base *base, int64_t at, float *out, int64_t count,
-                             struct err *e)
-{
-    size_t size = (size_t)count * sizeof(float);
-    ssize_t n = pread(base->fd, out, size, base->offset + at * (int64_t)sizeof(float));
-    return n == (ssize_t)size ? ST_OK : err_set(e, ST_IO, "cannot read the base checkpoint");
-}
-
-static enum status write_header(struct sim_desk *d, const struct sim_silo *s,
-                                const struct sim_base *base, struct sim_update *u, int fd,
-                                struct err *e)
-{
-    struct arena *a = arena_new(LIMIT_REQUEST_ARENA);
-    char hex[DIGEST_HEX + 1];
-    digest_hex(&base->sha, hex);
-    const struct st_meta meta[META] = {
-        {"kind", "update"},
-        {"run", d->spec->name},
-        {"round", arena_fmt(a, "%08" PRId32, base->round)},
-        {"base", hex},
-        {"codec", "f32"},
-        {"silo", s->name},
-        {"tokens", arena_fmt(a, "%016" PRId64, u->tokens)},
-        {"steps", arena_fmt(a, "%016" PRId64, (int64_t)d->spec->federation.local_steps)},
-    };
-    int64_t len = 0;
-    struct param_table table = layout_update(a, d->spec).table;
-    const void *header = st_params_header(a, &table, meta, META, &len);
-    u->bytes = len + table.total * (int64_t)sizeof(float);
-    enum status st = write_all(fd, header, (size_t)len, e);
-    arena_free(a);
-    return st;
-}
-
-static enum status write_span(struct sim_desk *d, const struct sim_base *base, int fd,
-                              const struct layout_span *span, float *block, struct err *e)
-{
-    for (int64_t done = 0; done < span->count; done += BLOCK) {
-        int64_t at = span->model + done;
-        int64_t n = span->count - done < BLOCK ? span->count - done : BLOCK;
-        TRY(read_base(base, at, block, n, e));
-        TRY(trainer_delta(d->trainer, at, n, block, block + BLOCK, e));
-        TRY(write_all(fd, block + BLOCK, (size_t)n * sizeof(float), e));
-    }
-    return ST_OK;
-}
-
-static enum status write_deltas(struct sim_desk *d, const struct sim_base *base, int fd,
-                                struct err *e)
-{
-    struct arena *a = arena_new(LIMIT_REQUEST_ARENA);
-    struct layout l = layout_update(a, d->spec);
-    float *block = mem_alloc(2 * BLOCK * sizeof(float));
-    enum status st = ST_OK;
-    for (int32_t i = 0; i < l.span_count && !st; i++) {
-        st = write_span(d, base, fd, &l.spans[i], block, e);
-    }
-    mem_free(block);
-    arena_free(a);
-    return st;
-}
-
-static enum status write_update(struct sim_desk *d, const struct sim_silo *s,
-                                const struct sim_base *base, struct sim_update *u, struct err *e)
-{
-    silo_path(d, s, "update.safetensors", u->path);
-    int fd = open(u->path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-    if (fd < 0) {
-        return err_set(e, io_status(errno), "cannot create %s: %s", u->path, strerror(errno));
-    }
-    enum status st = write_header(d, s, base, u, fd, e);
-    st = st ? st : write_deltas(d, base, fd, e);
-    if (close(fd) != 0 && !st) {
-        st = err_set(e, io_status(errno), "cannot close %s: %s", u->path, strerror(errno));
-    }
-    return st;
 }
 
 /* ---- a task ---- */
@@ -243,6 +154,17 @@ static enum status train_steps(struct sim_desk *d, const struct sim_base *base,
     return ST_OK;
 }
 
+static enum status encode(struct sim_desk *d, const struct sim_silo *s, const struct sim_base *base,
+                          struct sim_update *u, struct err *e)
+{
+    char former[STATE_PATH_MAX];
+    char next[STATE_PATH_MAX];
+    silo_path(d, s, "update.safetensors", u->path);
+    kept_path(d, s, RESIDUAL, s->settled, former);
+    kept_path(d, s, RESIDUAL, base->round, next);
+    return sim_encode(d, s, base, u, s->settled > 0 ? former : NULL, next, e);
+}
+
 enum status sim_silo_train(struct sim_desk *d, const struct sim_silo *s,
                            const struct sim_base *base, struct sim_update *out, struct err *e)
 {
@@ -255,9 +177,9 @@ enum status sim_silo_train(struct sim_desk *d, const struct sim_silo *s,
     d->ordinal = s->ordinal;
     TRY(load_start(d, s, base, e));
     TRY(train_steps(d, base, &u, e));
-    TRY(write_update(d, s, base, &u, e));
+    TRY(encode(d, s, base, &u, e));
     if (d->spec->inner_state == INNER_STATE_KEEP) {
-        moments_path(d, s, base->round, path);
+        kept_path(d, s, MOMENTS, base->round, path);
         TRY(trainer_save_state(d->trainer, path, false, e));
     }
     u.seconds = clock_mono_s() - begin;

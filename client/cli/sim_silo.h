@@ -20,8 +20,8 @@
 struct sim_silo {
     char name[64];
     int32_t ordinal;
-    struct data *data;     /* owned */
-    int32_t moments_round; /* after which round its moments are from; 0: none yet */
+    struct data *data; /* owned */
+    int32_t settled;   /* the last round whose update counted, whose moments it has; 0: none */
 };
 
 /* The trainer and whose text it reads at the moment. */
@@ -70,7 +70,8 @@ struct sim_update {
 
 /*
  * One task: local steps from the base, the update file, the moments of this round beside the former
- * ones (sim_silo_settle() chooses). ST_RETRY: asked to stop. ST_CORRUPT: the training diverged.
+ * ones (sim_silo_settle() chooses), and the residual likewise. ST_RETRY: asked to stop. ST_CORRUPT:
+ * the training diverged.
  */
 enum status sim_silo_train(struct sim_desk *d, const struct sim_silo *s,
                            const struct sim_base *base, struct sim_update *out,
@@ -78,7 +79,7 @@ enum status sim_silo_train(struct sim_desk *d, const struct sim_silo *s,
 
 /* The update of that round counted: its moments are the silo's from now on. */
 void sim_silo_settle(struct sim_silo *s, int32_t round);
-/* Files of moments that are neither. */
+/* Files of those two rounds that it does not go on from. */
 void sim_silo_tidy(const struct sim_desk *d, const struct sim_silo *s, int32_t before, int32_t now);
 
 /*

@@ -52,7 +52,8 @@ class Arm:
         self.steps = int(size["steps"] * arm.get("steps", 1))
         self.silos = arm.get("silos", size["silos"]) if self.kind == "sim" else 1
         self.per_round = max(1, round(self.silos * arm.get("share", 1.0)))
-        self.rounds = max(1, self.steps // self.tau)
+        self.rounds = arm.get("rounds", max(1, self.steps // self.tau))
+        self.windows = arm.get("windows", size["windows"])
 
     def spec(self, seed):
         size = self.size
@@ -62,7 +63,7 @@ class Arm:
                            "min_silos": 1},
             "inner": {"optimizer": "adamw", "lr": number(size, self.arm["lr"]), "batch": self.batch,
                       "warmup": int(size["warmup"] * min(1, self.arm.get("steps", 1))), "min_lr_ratio": 0.1},
-            "eval": {"every": max(1, self.rounds // self.arm.get("evals", 8)), "windows": size["windows"]},
+            "eval": {"every": max(1, self.rounds // self.arm.get("evals", 8)), "windows": self.windows},
             "keep_checkpoints": 1}
         return merged(merged(base, size.get("spec", {})), self.arm.get("spec", {}))
 
@@ -119,7 +120,7 @@ class Bench:
 
     def key(self, arm, seed):
         what = json.dumps([arm.kind, arm.spec(seed), arm.options(), [g[1:2] + g[3:] for g in self.genres],
-                           self.size["windows"], self.digest if not self.args.any_binary else ""], sort_keys=True)
+                           arm.windows, self.digest if not self.args.any_binary else ""], sort_keys=True)
         return hashlib.sha256(what.encode()).hexdigest()[:16]
 
     def train(self, arm, seed):
@@ -138,7 +139,7 @@ class Bench:
         places = [word for g in self.genres for word in (flag, g[2])] + [word for g in self.genres
                                                                         for word in ("--eval", g[2])]
         begin = time.monotonic()
-        self.call(arm.kind, spec, "-o", out, "-q", "--windows", str(self.size["windows"]), "--threads",
+        self.call(arm.kind, spec, "-o", out, "-q", "--windows", str(arm.windows), "--threads",
                   str(self.size["threads"]), "--device", self.size["device"], "--dtype", self.size["dtype"],
                   *places, *arm.options())
         with open(os.path.join(out, "metrics.jsonl")) as f:
@@ -290,7 +291,8 @@ def main():
     if not args.sweep:
         for c in claims:
             c["parts"] = {name: Arm(name, arm, size) for name, arm in c["arms"].items()}
-            jobs += [(arm, s) for arm in c["parts"].values() for s in seeds]
+            c["for"] = seeds[:c.get("seeds", len(seeds))]
+            jobs += [(arm, s) for arm in c["parts"].values() for s in c["for"]]
     by_key = bench.train_all(jobs)
 
     def result(arm, seed):
@@ -302,11 +304,11 @@ def main():
         return 0
     failed = 0
     for c in claims:
-        c["results"] = {(n, s): result(a, s) for n, a in c["parts"].items() for s in seeds}
+        c["results"] = {(n, s): result(a, s) for n, a in c["parts"].items() for s in c["for"]}
         c["checked"] = []
         print("\n%s" % c["title"])
         for k in c["checks"]:
-            text, holds = check(k, c["parts"], c["results"], seeds, size)
+            text, holds = check(k, c["parts"], c["results"], c["for"], size)
             c["checked"].append((k, text, holds))
             failed += holds is False
             print("  %-4s %s: %s" % ({True: "pass", False: "FAIL", None: "-"}[holds], k["text"], text))

@@ -133,13 +133,13 @@ def write(folder, size, claims, seeds, sweeps, bench):
             text.append("| %s | %s | %s |" % (k["text"], value, marks[holds]))
     for c in claims:
         text += ["", "## " + c["title"], "", c["about"].strip(), ""]
-        curves, x_name = curve_of(c, seeds)
-        if curves:
+        curves, x_name = curve_of(c, c["for"])
+        if curves and c.get("plot", True):
             name = c["file"].replace(".json", ".svg")
             with open(os.path.join(folder, "results", name), "w") as f:
                 f.write(svg(curves, x_name))
             text += ["![%s](results/%s)" % (c["title"], name), ""]
-        text += arm_rows(c, seeds)
+        text += arm_rows(c, c["for"])
         for k, value, holds in c["checked"]:
             text += ["", "- %s: %s%s" % (k["text"], value, {True: ": pass.", False: ": **fail**.", None: "."}[holds])]
             text[-1] += " " + c["reasons"][k["id"]] if holds is False and k.get("id") in c.get("reasons", {}) else ""

@@ -24,6 +24,7 @@ struct agent_config {
     const char *device; /* auto, cpu, ref, cuda */
     const char *dtype;  /* auto, f32, bf16 */
     int threads;        /* 0: all cores */
+    int sync_every;     /* as trainer.h has it */
     double max_mbps;    /* of files, each way, in megabit per second; 0: unlimited */
 };
 

@@ -95,7 +95,8 @@ enum task_end agent_trainer(struct agent *a, const struct task *t)
                                .rows = {a, train_rows, heldout_row},
                                .device = a->config->device,
                                .dtype = a->config->dtype,
-                               .threads = a->config->threads};
+                               .threads = a->config->threads,
+                               .sync_every = a->config->sync_every};
     enum status st = trainer_open(&a->trainer, &c, &e);
     if (st) {
         a->trainer = NULL;

@@ -18,37 +18,13 @@
 #include "client/progress.h"
 #include "client/solo_main.h"
 #include "client/state.h"
+#include "client/trainer.h"
 #include "common/json.h"
 #include "common/log.h"
 #include "common/nearest.h"
 #include "common/version.h"
 
 /* ---- start ---- */
-
-static bool one_of(const char *word, const char *const *list)
-{
-    for (; *list; list++) {
-        if (strcmp(word, *list) == 0) {
-            return true;
-        }
-    }
-    return false;
-}
-
-static int check_words(const char *device, const char *dtype)
-{
-    static const char *const devices[] = {"auto", "cpu", "ref", "cuda", NULL};
-    static const char *const dtypes[] = {"auto", "f32", "bf16", NULL};
-    if (!one_of(device, devices)) {
-        (void)fprintf(stderr, "photon-client: --device is auto, cpu, ref or cuda\n");
-        return EXIT_USAGE;
-    }
-    if (!one_of(dtype, dtypes)) {
-        (void)fprintf(stderr, "photon-client: --dtype is auto, f32 or bf16\n");
-        return EXIT_USAGE;
-    }
-    return EXIT_DONE;
-}
 
 static int start_main(int argc, char **argv)
 {
@@ -58,6 +34,7 @@ static int start_main(int argc, char **argv)
     const char *format = "text";
     struct option_list dirs = {0};
     int64_t threads = 0;
+    int64_t sync_every = 0;
     double mbps = 0.0;
     bool verbose = false;
     const struct option_row rows[] = {
@@ -66,7 +43,9 @@ static int start_main(int argc, char **argv)
         {"data", 0, OPTION_LIST, "DIR[:WEIGHT]", NULL, &dirs, 0, 0,
          "prepared text; several are mixed by weight"},
         {"device", 0, OPTION_TEXT, "NAME", "PHOTON_DEVICE", &device, 0, 0,
-         "auto (default), cpu, ref or cuda"},
+         "auto (default), cpu, ref, cuda, or several GPUs: cuda:0,1"},
+        {"sync-every", 0, OPTION_INT, "N", "PHOTON_SYNC_EVERY", &sync_every, 0, 1e6,
+         "several devices step alone and are averaged every N steps; default every step as one"},
         {"dtype", 0, OPTION_TEXT, "NAME", "PHOTON_DTYPE", &dtype, 0, 0,
          "auto (default), f32, bf16"},
         {"threads", 't', OPTION_INT, "N", "PHOTON_THREADS", &threads, 0, 1024,
@@ -96,10 +75,12 @@ static int start_main(int argc, char **argv)
         (void)fprintf(stderr, "photon-client: start needs --state DIR and --data DIR\n");
         return EXIT_USAGE;
     }
-    int rc = check_words(device, dtype);
-    if (rc) {
-        return rc;
+    struct err e = {0};
+    if (trainer_words_check(device, dtype, &e)) {
+        (void)fprintf(stderr, "photon-client: %s\n", e.msg);
+        return EXIT_USAGE;
     }
+    int rc = EXIT_DONE;
     struct data_source_arg sources[OPTION_LIST_MAX];
     struct arena *a = arena_new(1 << 20);
     for (int i = 0; i < dirs.count && !rc; i++) {
@@ -117,6 +98,7 @@ static int start_main(int argc, char **argv)
                                   .device = device,
                                   .dtype = dtype,
                                   .threads = (int)threads,
+                                  .sync_every = (int)sync_every,
                                   .max_mbps = mbps};
     rc = agent_run(&config);
     arena_free(a);

@@ -11,6 +11,7 @@
 #include "client/doctor.h"
 #include "client/solo.h"
 #include "client/spec_file.h"
+#include "client/trainer.h"
 #include "common/buf.h"
 #include "common/json.h"
 
@@ -64,40 +65,12 @@ int solo_exit(enum status st)
     return EXIT_FAILED;
 }
 
-static bool one_of(const char *word, const char *const *list)
-{
-    while (*list && strcmp(word, *list) != 0) {
-        list++;
-    }
-    return *list != NULL;
-}
-
 int solo_device(const char *program, const char *text, const char *dtype, const char **out)
 {
-    static const char *const devices[] = {"auto", "cpu", "ref", "cuda", NULL};
-    static const char *const dtypes[] = {"auto", "f32", "bf16", NULL};
-    static const char GPU[] = "cuda:";
+    struct err e = {0};
     *out = text;
-    if (!one_of(dtype, dtypes)) {
-        (void)fprintf(stderr, "%s: --dtype is auto, f32 or bf16\n", program);
-        return EXIT_USAGE;
-    }
-    if (strncmp(text, GPU, strlen(GPU)) == 0) {
-        const char *id = text + strlen(GPU);
-        if (strchr(id, ',')) {
-            (void)fprintf(stderr, "%s: a training uses one GPU; try --device cuda:%.1s\n", program,
-                          id);
-            return EXIT_USAGE;
-        }
-        if (!*id || id[strspn(id, "0123456789")] || setenv("CUDA_VISIBLE_DEVICES", id, 1) != 0) {
-            (void)fprintf(stderr, "%s: '%s' is no GPU; try --device cuda:0\n", program, text);
-            return EXIT_USAGE;
-        }
-        *out = "cuda";
-        return EXIT_DONE;
-    }
-    if (!one_of(text, devices)) {
-        (void)fprintf(stderr, "%s: --device is auto, cpu, ref, cuda or cuda:ID\n", program);
+    if (trainer_words_check(text, dtype, &e)) {
+        (void)fprintf(stderr, "%s: %s\n", program, e.msg);
         return EXIT_USAGE;
     }
     return EXIT_DONE;
@@ -229,7 +202,7 @@ int solo_main(const char *program, int argc, char **argv)
         {"log-every", 0, OPTION_INT, "N", NULL, &t.log_every, 1, 1e12,
          "steps between two lines of metrics.jsonl (default 10)"},
         {"device", 0, OPTION_TEXT, "NAME", "PHOTON_DEVICE", &t.device, 0, 0,
-         "auto (default), cpu, ref, cuda or cuda:ID"},
+         "auto (default), cpu, ref, cuda, or several GPUs: cuda:0,1"},
         {"dtype", 0, OPTION_TEXT, "NAME", "PHOTON_DTYPE", &t.dtype, 0, 0,
          "auto (default), f32, bf16"},
         {"threads", 't', OPTION_INT, "N", "PHOTON_THREADS", &t.threads, 0, 1024,

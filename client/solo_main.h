@@ -20,8 +20,8 @@ int solo_main(const char *program, int argc, char **argv);
 int solo_exit(enum status st);
 
 /*
- * --device: auto, cpu, ref, cuda or cuda:ID, which makes that GPU the only one CUDA sees. Exit code
- * 0 and the name for a trainer, or what was said on stderr.
+ * --device and --dtype as trainer_words_check() knows them. Exit code 0 and the name for a trainer,
+ * or what was said on stderr.
  */
 int solo_device(const char *program, const char *text, const char *dtype, const char **out);
 

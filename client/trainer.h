@@ -1,10 +1,16 @@
 /*
- * trainer.h - local training: a model, its optimizer and its data on one backend.
+ * trainer.h - local training: a model, its optimizer and its data on one device or several.
  *
  * The same trainer serves a federated task and a centralized run. Killing the process at any
  * instant and starting again from the saved state gives the bits of an undisturbed run on the same
  * machine and backend: weights, moments, their step count and the global step are all saved, the
  * data row is a function of the step, and nothing else influences a step.
+ *
+ * Several devices are ranks with a whole model each, and each takes its share of the batch. In data
+ * parallel the gradients are summed before each step: one training, whose bits depend on the number
+ * of ranks. With sync_every each rank steps alone on its share, and the weights are averaged every
+ * so many steps and whenever somebody asks for them (the sub-federation of the Photon paper, for
+ * devices that no fast link joins); moments stay with their rank.
  *
  *     trainer_open -> trainer_load_weights -> [trainer_load_state] -> trainer_step ...
  *                  -> trainer_delta
@@ -45,9 +51,10 @@ struct trainer_config {
     struct patterns
         freeze; /* tensors that no step moves; they are no part of the gradient's norm */
     struct row_source rows;
-    const char *device; /* auto, cpu, ref, cuda */
+    const char *device; /* auto, cpu, ref, cuda, or several: "cuda:0,1,2" */
     const char *dtype;  /* auto (bf16 where the backend has it), f32, bf16 */
-    int threads;        /* 0: all cores */
+    int threads;        /* 0: all cores; shared by the ranks */
+    int sync_every;     /* 0: data parallel; else steps between averages of the ranks' weights */
 };
 
 struct step_report {
@@ -67,11 +74,14 @@ struct eval_result {
     double seconds;
 };
 
+/* ST_INVALID: these are no words for a device and a dtype. Whether there is one, opening says. */
+enum status trainer_words_check(const char *device, const char *dtype, struct err *e) MUST_CHECK;
+
 /* ST_NOMEM says what does not fit and which micro-batch would; ST_NOT_FOUND: no such device. */
 enum status trainer_open(struct trainer **out, const struct trainer_config *c,
                          struct err *e) MUST_CHECK;
 void trainer_close(struct trainer *t);
-/* For tests and benches. */
+/* For tests and benches: of the first rank. */
 struct model *trainer_model(struct trainer *t);
 void trainer_describe(const struct trainer *t, char out[96]); /* "cpu, 2 threads, bf16" */
 const struct param_table *trainer_params(const struct trainer *t);
@@ -104,7 +114,8 @@ enum status trainer_load_state(struct trainer *t, const char *path, struct err *
 void trainer_reset_state(struct trainer *t); /* zero moments, t = 0 */
 
 /*
- * One local step at global step `step` (from 0). A step whose gradient is not finite changes
+ * One local step at global step `step` (from 0). Loss and tokens are of all ranks, the norm of the
+ * first. A step whose gradient is not finite changes
  * nothing and says so in the report; how many of them in a row are too many is the caller's to
  * decide. ST_INVALID: a token outside the vocabulary.
  */

@@ -14,27 +14,30 @@
 #include "client/trainer_int.h"
 #include "common/log.h"
 
-enum { STATE_VERSION = 1, PATH_MAX_BYTES = 4096 };
+enum { STATE_VERSION = 2, PATH_MAX_BYTES = 4096 };
 
 static const char MAGIC[8] = {'P', 'H', 'O', 'T', 'O', 'N', 'S', 'T'};
 
 struct state_head {
     char magic[8];
     uint32_t version;
-    uint32_t size; /* of this head */
-    int64_t total; /* elements of each array */
-    int64_t t;     /* steps the moments have seen */
+    uint32_t size;                /* of this head */
+    int64_t total;                /* elements of each array */
+    int64_t t[BACKEND_RANKS_MAX]; /* steps the moments have seen, of each set */
     int32_t d_model, n_heads, n_layers, vocab_size, seq_len, position, bias;
     int32_t optimizer;
     /* What the bits of further steps depend on beside the above. */
     int32_t dtype;
     int32_t threads;
     int32_t micro_batch;
-    int32_t arrays; /* 2: moments; 3: weights too */
+    int32_t ranks;
+    int32_t sets;   /* of arrays: one, or one of each rank that trains apart */
+    int32_t arrays; /* in a set, 2: moments; 3: weights too */
     char device[16];
 };
 
-_Static_assert(sizeof(struct state_head) == 96 && sizeof(struct state_head) % sizeof(uint32_t) == 0,
+_Static_assert(sizeof(struct state_head) == 224 &&
+                   sizeof(struct state_head) % sizeof(uint32_t) == 0,
                "the head has no gaps and is whole words");
 
 /*
@@ -68,14 +71,20 @@ static uint64_t sum_end(const struct sum *s)
     return h;
 }
 
+/* Ranks in data parallel hold the same numbers, so one of them is saved for all. */
+static int sets_of(const struct trainer *t)
+{
+    return t->config.sync_every ? t->count : 1;
+}
+
 static struct state_head describe(const struct trainer *t, bool with_weights)
 {
+    const struct rank *first = &t->ranks[0];
     const struct model_spec *m = &t->config.model;
     struct state_head h = {
         .version = STATE_VERSION,
         .size = sizeof(h),
-        .total = model_params(t->model)->total,
-        .t = t->t,
+        .total = model_params(first->model)->total,
         .d_model = m->d_model,
         .n_heads = m->n_heads,
         .n_layers = m->n_layers,
@@ -85,12 +94,17 @@ static struct state_head describe(const struct trainer *t, bool with_weights)
         .bias = m->bias,
         .optimizer = (int32_t)t->config.inner.optimizer,
         .dtype = (int32_t)t->dtype,
-        .threads = t->be->threads,
-        .micro_batch = model_plan(t->model)->request.micro_batch,
+        .threads = first->be->threads,
+        .micro_batch = model_plan(first->model)->request.micro_batch,
+        .ranks = t->count,
+        .sets = sets_of(t),
         .arrays = with_weights ? 3 : 2,
     };
     memcpy(h.magic, MAGIC, sizeof(h.magic));
-    (void)snprintf(h.device, sizeof(h.device), "%s", t->ops->name);
+    (void)snprintf(h.device, sizeof(h.device), "%s", first->ops->name);
+    for (int i = 0; i < h.sets; i++) {
+        h.t[i] = t->ranks[i].t;
+    }
     return h;
 }
 
@@ -115,12 +129,8 @@ static enum status write_all(int fd, const void *bytes, size_t size, const char 
     return ST_OK;
 }
 
-/* The arrays in the order of the file. */
-static void *array_at(const struct trainer *t, int index)
-{
-    void *const arrays[] = {t->m, t->v, model_flat(t->model).weights};
-    return arrays[index];
-}
+/* The order of a set's arrays in the file. */
+static const enum layout_part ORDER[] = {LAYOUT_M, LAYOUT_V, LAYOUT_WEIGHTS};
 
 static enum status write_state(struct trainer *t, int fd, bool with_weights, const char *path,
                                struct err *e)
@@ -129,12 +139,14 @@ static enum status write_state(struct trainer *t, int fd, bool with_weights, con
     struct state_head head = describe(t, with_weights);
     sum_add(&sum, &head, sizeof(head));
     TRY(write_all(fd, &head, sizeof(head), path, e));
-    for (int i = 0; i < head.arrays; i++) {
+    for (int i = 0; i < head.sets * head.arrays; i++) {
+        struct rank *r = &t->ranks[i / head.arrays];
+        r->ops->bind(r->be);
         for (int64_t at = 0; at < head.total; at += STAGE_COUNT) {
             int64_t n = head.total - at < STAGE_COUNT ? head.total - at : STAGE_COUNT;
             size_t size = (size_t)n * sizeof(float);
-            model_get(t->model, t->stage, array_at(t, i), at, n);
-            TRY(backend_sync(t->be, e));
+            model_get(r->model, t->stage, rank_array(r, ORDER[i % head.arrays]), at, n);
+            TRY(backend_sync(r->be, e));
             sum_add(&sum, t->stage, size);
             TRY(write_all(fd, t->stage, size, path, e));
         }
@@ -234,7 +246,16 @@ static enum status check_head(const struct trainer *t, const struct state_head *
     if (h->optimizer != want.optimizer) {
         return err_set(e, ST_CONFLICT, "'%s' is of another inner optimizer", path);
     }
-    if (h->t < 0 || (h->arrays != 2 && h->arrays != 3)) {
+    if (h->sets != want.sets) {
+        return err_set(e, ST_CONFLICT,
+                       "'%s' is of %" PRId32 " devices that train apart, now %" PRId32, path,
+                       h->sets, want.sets);
+    }
+    bool sound = h->arrays == 2 || h->arrays == 3;
+    for (int i = 0; i < h->sets; i++) {
+        sound = sound && h->t[i] >= 0;
+    }
+    if (!sound) {
         return err_set(e, ST_CORRUPT, "'%s' has a damaged head", path);
     }
     return ST_OK;
@@ -245,11 +266,23 @@ static void tell_difference(const struct trainer *t, const struct state_head *h)
 {
     struct state_head now = describe(t, false);
     if (h->dtype != now.dtype || h->threads != now.threads || h->micro_batch != now.micro_batch ||
-        strncmp(h->device, now.device, sizeof(h->device)) != 0) {
+        h->ranks != now.ranks || strncmp(h->device, now.device, sizeof(h->device)) != 0) {
         log_warn(
             "state was saved by %.15s with %d threads, now %s with %d; steps go on, but not with "
             "the bits of an undisturbed run",
             h->device, h->threads, now.device, now.threads);
+    }
+}
+
+/* Into the rank of this set, or into all where one set is everybody's. */
+static void put_array(struct trainer *t, int set, int array, int64_t at, int64_t n)
+{
+    for (int i = 0; i < t->count; i++) {
+        struct rank *r = &t->ranks[i];
+        if (i == set || sets_of(t) == 1) {
+            r->ops->bind(r->be);
+            model_put(r->model, rank_array(r, ORDER[array]), at, n, t->stage);
+        }
     }
 }
 
@@ -263,12 +296,12 @@ static enum status read_arrays(struct trainer *t, struct reader *r, struct state
     r->sum = (struct sum){{0}, 0};
     TRY(read_all(r, head, sizeof(*head), e));
     TRY(check_head(t, head, r->path, e));
-    for (int i = 0; i < head->arrays; i++) {
+    for (int i = 0; i < head->sets * head->arrays; i++) {
         for (int64_t at = 0; at < head->total; at += STAGE_COUNT) {
             int64_t n = head->total - at < STAGE_COUNT ? head->total - at : STAGE_COUNT;
             TRY(read_all(r, t->stage, (size_t)n * sizeof(float), e));
             if (put) {
-                model_put(t->model, array_at(t, i), at, n, t->stage);
+                put_array(t, i / head->arrays, i % head->arrays, at, n);
             }
         }
     }
@@ -300,6 +333,9 @@ enum status trainer_load_state(struct trainer *t, const char *path, struct err *
         return st;
     }
     tell_difference(t, &head);
-    t->t = head.t;
-    return backend_sync(t->be, e);
+    for (int i = 0; i < t->count; i++) {
+        t->ranks[i].t = head.t[sets_of(t) == 1 ? 0 : i];
+    }
+    t->apart = t->apart || (head.arrays == 3 && head.sets > 1);
+    return ranks_sync(t, e);
 }

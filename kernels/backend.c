@@ -1,6 +1,7 @@
 #include "kernels/backend.h"
 
 #include <dlfcn.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "kernels/cpu/ops.h"
@@ -13,7 +14,7 @@ static const char CUDA_OBJECT[] = "photon-cuda.so";
 // takes a second.
 static const char CUDA_DRIVER[] = "libcuda.so.1";
 
-static enum status open_cuda(struct backend **out, struct err *e)
+static enum status open_cuda(struct backend **out, int device, struct err *e)
 {
     if (!dlopen(CUDA_DRIVER, RTLD_LAZY | RTLD_LOCAL)) {
         return err_set(e, ST_NOT_FOUND, "no CUDA backend: no NVIDIA driver here (%s)", CUDA_DRIVER);
@@ -31,7 +32,7 @@ static enum status open_cuda(struct backend **out, struct err *e)
     memcpy(&open, &symbol,
            sizeof(open)); // ISO C knows no cast from an object to a function pointer
     const char *why = "no device answers";
-    struct backend *be = open(&why);
+    struct backend *be = open(device, &why);
     if (!be) {
         return err_set(e, ST_NOT_FOUND, "no CUDA backend: %s", why);
     }
@@ -44,19 +45,38 @@ static enum status open_cuda(struct backend **out, struct err *e)
     return ST_OK;
 }
 
-enum status backend_open(struct backend **out, const char *name, int threads, struct err *e)
+/* "cuda:1" into its kind and its number, 0 where none is given; of several the first. */
+static enum status parse_name(const char *name, char kind[16], int *device, struct err *e)
+{
+    size_t len = strcspn(name, ":");
+    char *end = NULL;
+    long number = name[len] ? strtol(name + len + 1, &end, 10) : 0;
+    if (len >= 16 || number < 0 || number > 255 ||
+        (end && ((*end && *end != ',') || end == name + len + 1))) {
+        return err_set(e, ST_INVALID, "unknown device '%s'; try auto, cpu, cuda or cuda:1", name);
+    }
+    memcpy(kind, name, len);
+    kind[len] = '\0';
+    *device = (int)number;
+    return ST_OK;
+}
+
+enum status backend_open(struct backend **out, const char *full, int threads, struct err *e)
 {
     if (threads < 0) {
         return err_set(e, ST_INVALID, "%d threads; try 0 for all cores", threads);
     }
+    char name[16];
+    int device = 0;
+    TRY(parse_name(full, name, &device, e));
     if (strcmp(name, "auto") == 0) {
-        if (open_cuda(out, NULL) == ST_OK || cpu_open(out, threads, NULL) == ST_OK) {
+        if (open_cuda(out, device, NULL) == ST_OK || cpu_open(out, threads, NULL) == ST_OK) {
             return ST_OK;
         }
         return ref_open(out, e);
     }
     if (strcmp(name, "cuda") == 0) {
-        return open_cuda(out, e);
+        return open_cuda(out, device, e);
     }
     if (strcmp(name, "cpu") == 0) {
         return cpu_open(out, threads, e);

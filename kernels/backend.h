@@ -105,6 +105,13 @@ struct backend_caps {
     int64_t pass_tokens; /* tokens in one pass beyond which it gains no speed    */
 };
 
+/* Several devices of one silo work as ranks; they find each other by these bytes. */
+enum { BACKEND_RANKS_MAX = 16 };
+
+struct backend_meeting {
+    unsigned char bytes[128];
+};
+
 struct backend;
 
 struct backend_ops {
@@ -211,7 +218,25 @@ struct backend_ops {
                   const void *g, int64_t n);
 
     void (*zero)(struct backend *be, void *p, size_t size);
+
+    /*
+     * Several devices. One backend names a meeting; then every rank joins it, each on a thread of
+     * its own, since that waits for the others. NULL, or what went wrong; once per backend.
+     */
+    const char *(*meet)(struct backend *be, struct backend_meeting *out);
+    const char *(*join)(struct backend *be, const struct backend_meeting *at, int rank, int size);
+
+    /* The calling thread works for this backend from now on. */
+    void (*bind)(struct backend *be);
+
+    /*
+     * x (n) F32 becomes the sum over the ranks, with the same bits on each; every rank calls it at
+     * the same place of its own order. Nothing happens to a backend that joined nobody.
+     */
+    void (*all_reduce)(struct backend *be, float *x, int64_t n);
 };
+
+struct group; /* kernels/group.h */
 
 /*
  * An fp32 master weight as two halves of 16 bits, exactly: high is its bf16, rounded half away from
@@ -240,10 +265,13 @@ static inline float master_join(uint16_t high, uint16_t rest)
 struct backend {
     const struct backend_ops *ops;
     int threads; /* host threads an op may use; fixed at open, part of a silo's saved state */
+    struct group *group; /* of ranks in host memory, or NULL */
+    int rank;
 };
 
 /*
- * Open a backend by name, or the fastest that answers for "auto". The caller owns *out and ends it
+ * Open a backend by name, or the fastest that answers for "auto"; "cuda:1" is the second GPU, and
+ * "cpu:1" one more rank on this machine's cores. The caller owns *out and ends it
  * with backend_close(). threads 0 means all cores. ST_NOT_FOUND: known by name, but not built in,
  * or no device answers; ST_INVALID: no such name, or a shared object from another build.
  */
@@ -252,10 +280,10 @@ enum status backend_open(struct backend **out, const char *name, int threads,
 void backend_close(struct backend *be); /* NULL is allowed */
 
 /*
- * What photon-cuda.so exports under the name photon_backend: the backend on its device, or NULL and
- * why not. The text is static.
+ * What photon-cuda.so exports under the name photon_backend: the backend on that device, or NULL
+ * and why not. The text is static.
  */
-typedef struct backend *backend_cuda_fn(const char **why);
+typedef struct backend *backend_cuda_fn(int device, const char **why);
 
 /* sync() as a status: ST_DEVICE with the backend's own words. */
 enum status backend_sync(struct backend *be, struct err *e) MUST_CHECK;

@@ -238,7 +238,7 @@ static int sim(int argc, char **argv)
         {"output", 'o', OPTION_TEXT, "DIR", NULL, &s.dir, 0, 0,
          "checkpoints, metrics, state; a simulation that is there goes on (required)"},
         {"device", 0, OPTION_TEXT, "NAME", "PHOTON_DEVICE", &s.device, 0, 0,
-         "auto (default), cpu, ref, cuda or cuda:ID"},
+         "auto (default), cpu, ref, cuda, or several GPUs: cuda:0,1"},
         {"dtype", 0, OPTION_TEXT, "NAME", "PHOTON_DTYPE", &s.dtype, 0, 0,
          "auto (default), f32, bf16"},
         {"threads", 't', OPTION_INT, "N", "PHOTON_THREADS", &s.threads, 0, 1024,

@@ -8,6 +8,7 @@
 #include "common/mem.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/ops.h"
+#include "kernels/group.h"
 #include "kernels/ref/ops.h" // the memory of this machine is the same for both
 
 /* From here on an allocation asks for huge pages: at 4 KiB a page the TLB misses on every row. */
@@ -65,6 +66,7 @@ void *cpu_scratch(struct cpu *c, size_t size)
 static void cpu_close(struct backend *be)
 {
     struct cpu *c = (struct cpu *)be;
+    group_leave(be);
     cpu_gemm_close(c);
     aligned_free(c->scratch);
     mem_free(c);
@@ -135,6 +137,10 @@ static const struct backend_ops CPU_OPS = {
     .clip = cpu_clip,
     .optim = cpu_optim,
     .zero = cpu_zero,
+    .meet = group_meet,
+    .join = group_join,
+    .bind = group_bind,
+    .all_reduce = group_all_reduce,
 };
 
 static const struct lanes *best_lanes(void)

@@ -40,6 +40,7 @@ static void cuda_close(struct backend *be)
 {
     struct cuda *c = cuda_of(be);
     (void)cudaStreamSynchronize(c->stream);
+    cuda_leave(c);
     lt_close(c);
     (void)cudaFree(c->scratch);
     (void)cudaStreamDestroy(c->stream);
@@ -112,6 +113,12 @@ static bool cuda_supports(struct backend *be, enum dtype a_type)
     return a_type == DTYPE_F32 || a_type == DTYPE_BF16;
 }
 
+static void cuda_bind(struct backend *be)
+{
+    struct cuda *c = cuda_of(be);
+    cuda_check(c, cudaSetDevice(c->device));
+}
+
 static const struct backend_ops CUDA_OPS = {
     .size = sizeof(struct backend_ops),
     .name = "cuda",
@@ -139,6 +146,10 @@ static const struct backend_ops CUDA_OPS = {
     .clip = cuda_clip,
     .optim = cuda_optim,
     .zero = cuda_zero,
+    .meet = cuda_meet,
+    .join = cuda_join,
+    .bind = cuda_bind,
+    .all_reduce = cuda_all_reduce,
 };
 
 /* What the device is. NULL, or why it will not do. */
@@ -147,9 +158,13 @@ static const char *look_at_device(struct cuda *c)
     int major = 0;
     size_t free_now = 0;
     size_t total = 0;
-    cudaError_t err = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0);
+    cudaError_t err = cudaSetDevice(c->device);
     if (err == cudaSuccess) {
-        err = cudaDeviceGetAttribute(&c->shared_max, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0);
+        err = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, c->device);
+    }
+    if (err == cudaSuccess) {
+        err = cudaDeviceGetAttribute(&c->shared_max, cudaDevAttrMaxSharedMemoryPerBlockOptin,
+                                     c->device);
     }
     if (err == cudaSuccess) {
         err = cudaMemGetInfo(&free_now, &total); // creates the context: a busy device says so here
@@ -171,7 +186,8 @@ static const char *look_at_device(struct cuda *c)
 }
 
 /* The one symbol of the shared object. */
-extern "C" __attribute__((visibility("default"))) struct backend *photon_backend(const char **why)
+extern "C" __attribute__((visibility("default"))) struct backend *photon_backend(int device,
+                                                                                 const char **why)
 {
     int devices = 0;
     cudaError_t err = cudaGetDeviceCount(&devices);
@@ -180,11 +196,16 @@ extern "C" __attribute__((visibility("default"))) struct backend *photon_backend
         *why = err != cudaSuccess ? cudaGetErrorString(err) : "no GPU";
         return nullptr;
     }
+    if (device >= devices) {
+        *why = "there are fewer GPUs than that";
+        return nullptr;
+    }
     struct cuda *c = new (std::nothrow) cuda{};
     if (!c) {
         *why = "out of memory";
         return nullptr;
     }
+    c->device = device;
     const char *text = look_at_device(c);
     if (!text) {
         text = lt_open(c);

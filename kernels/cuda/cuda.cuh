@@ -1,7 +1,7 @@
 /*
  * cuda.cuh - what the files of the CUDA backend share: the context, and how a kernel is launched.
  *
- * One device, the first that CUDA_VISIBLE_DEVICES leaves; one stream, so that ops run in the order
+ * One device; one stream, so that ops run in the order
  * they are enqueued in and may share one scratch block. Nothing here waits for the device but
  * put(), get(), sync() and the rare growth of scratch. The first failure sticks
  * until sync() tells it.
@@ -26,6 +26,8 @@ struct cuda {
     cudaStream_t stream;
     const char *failed; /* static text, or NULL */
     int64_t memory;
+    int device;     /* its number among those CUDA_VISIBLE_DEVICES leaves */
+    void *comm;     /* NCCL's, or NULL: nccl.cu */
     int shared_max; /* bytes of shared memory a block may ask for */
     void *scratch;
     size_t scratch_size;
@@ -36,6 +38,12 @@ static inline struct cuda *cuda_of(struct backend *be)
 {
     return reinterpret_cast<struct cuda *>(be);
 }
+
+/* Several devices: nccl.cu */
+const char *cuda_meet(struct backend *be, struct backend_meeting *out);
+const char *cuda_join(struct backend *be, const struct backend_meeting *at, int rank, int size);
+void cuda_all_reduce(struct backend *be, float *x, int64_t n);
+void cuda_leave(struct cuda *c);
 
 /* Remember the first failure. */
 void cuda_fail(struct cuda *c, const char *why);

@@ -1,6 +1,7 @@
 #include <unistd.h>
 
 #include "common/mem.h"
+#include "kernels/group.h"
 #include "kernels/ref/ops.h"
 
 // What alloc() hands out begins at a multiple of this, and the block it lies in is noted before it.
@@ -86,6 +87,7 @@ static const char *ref_sync(struct backend *be)
 
 static void ref_close(struct backend *be)
 {
+    group_leave(be);
     mem_free(be);
 }
 
@@ -118,6 +120,10 @@ enum status ref_open(struct backend **out, struct err *e)
         .clip = ref_clip,
         .optim = ref_optim,
         .zero = ref_zero,
+        .meet = group_meet,
+        .join = group_join,
+        .bind = group_bind,
+        .all_reduce = group_all_reduce,
     };
     void *be = NULL;
     TRY(mem_alloc_large(&be, sizeof(struct backend), e));

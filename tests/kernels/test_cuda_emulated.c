@@ -13,7 +13,7 @@ extern backend_cuda_fn photon_backend;
 int main(void)
 {
     const char *why = "";
-    struct backend *gpu = photon_backend(&why);
+    struct backend *gpu = photon_backend(0, &why);
     if (!gpu) {
         (void)fprintf(stderr, "%s\n", why);
         return 1;

@@ -62,6 +62,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t s);
 cudaError_t cudaGetLastError();
 cudaError_t cudaGetDeviceCount(int *n);
 cudaError_t cudaDeviceGetAttribute(int *value, int attr, int device);
+cudaError_t cudaSetDevice(int device);
 cudaError_t cudaMemGetInfo(size_t *free_now, size_t *total);
 cudaError_t cudaFuncSetAttribute(const void *kernel, int attr, int value);
 const char *cudaGetErrorString(cudaError_t err);

@@ -322,6 +322,10 @@ static enum status claim(struct request *rq, struct response *rs, struct err *e)
         const struct poll *first = rq->state;
         TRY(db_silo_seen(rq->db, rq->who.silo_id, first->agent, e));
     }
+    if (atomic_load(&rq->server->stopping)) {
+        respond_empty(rs, 204);
+        return ST_OK;
+    }
     const struct poll *p = rq->state;
     struct task t;
     bool found = false;

@@ -33,6 +33,7 @@ enum {
     KEEP_MS = 1000,
     REAP_EVERY_MS = 3600 * 1000, // files that no row knows
     LISTEN_MS = 30000,
+    STOP_S = 2,     // for a thread to end
     ASIDE_MAX = 64, // rounds that could not be aggregated, remembered at once
     ARENA_MAX = 64 << 20,
 };
@@ -420,6 +421,7 @@ static void *folder_main(void *arg)
     while (!atomic_load(&c->stopping)) {
         struct err e = {0};
         enum status st = db ? ST_OK : db_open(&db, c->conninfo, &e);
+        st = st ? st : db_work_named(db, c->boot_id, &e); // anew after each loss of the connection
         if (!st) {
             st = fold(c, db, &e);
         }
@@ -490,6 +492,7 @@ static void wake_all(struct coordinator *c)
 {
     hub_wake(c->server->hub, "tasks"); // what was sent while nobody listened is lost
     hub_wake(c->server->hub, "events");
+    hub_wake(c->server->hub, "tokens");
 }
 
 static void *listener_main(void *arg)
@@ -562,35 +565,41 @@ enum status coordinator_start(struct coordinator **out, struct server *server, c
     c->stop_pipe[0] = c->stop_pipe[1] = -1;
     enum status st = pipe2(c->stop_pipe, O_CLOEXEC) ? err_set(e, ST_IO, "no pipe") : start(c, e);
     if (st) {
-        coordinator_stop(c);
+        (void)coordinator_stop(c);
         return st;
     }
     *out = c;
     return ST_OK;
 }
 
-static void worker_stop(struct worker *w)
+/* False: it is still at work after so long. */
+static bool worker_stop(struct worker *w, int patience_s)
 {
+    struct timespec until;
+    (void)clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec += patience_s;
     worker_wake(w);
-    if (w->started) {
-        (void)pthread_join(w->thread, NULL);
-    }
+    return !w->started || pthread_clockjoin_np(w->thread, NULL, CLOCK_MONOTONIC, &until) == 0;
 }
 
-void coordinator_stop(struct coordinator *c)
+bool coordinator_stop(struct coordinator *c)
 {
     if (!c) {
-        return;
+        return true;
     }
     atomic_store(&c->stopping, true);
     if (c->stop_pipe[1] >= 0) {
         (void)close(c->stop_pipe[1]); // the reading end becomes readable: end of file
     }
-    worker_stop(&c->tender);
-    worker_stop(&c->folder);
-    worker_stop(&c->keeper);
+    bool ended = worker_stop(&c->tender, STOP_S);
+    ended = worker_stop(&c->folder, STOP_S) && ended;
+    ended = worker_stop(&c->keeper, STOP_S) && ended;
     if (c->listener_started) {
         (void)pthread_join(c->listener, NULL);
+    }
+    if (!ended) {
+        log_info("an aggregation under way is left to the next start");
+        return false;
     }
     if (c->stop_pipe[0] >= 0) {
         (void)close(c->stop_pipe[0]);
@@ -603,4 +612,5 @@ void coordinator_stop(struct coordinator *c)
     (void)pthread_mutex_destroy(&c->folder.lock);
     (void)pthread_mutex_destroy(&c->keeper.lock);
     mem_free(c);
+    return true;
 }

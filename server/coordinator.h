@@ -14,6 +14,8 @@
 #ifndef SERVER_COORDINATOR_H
 #define SERVER_COORDINATOR_H
 
+#include <stdbool.h>
+
 #include "common/status.h"
 #include "server/server.h"
 
@@ -23,7 +25,11 @@ struct coordinator;
 enum status coordinator_start(struct coordinator **out, struct server *server, const char *conninfo,
                               struct err *e) MUST_CHECK;
 
-/* Waits for an aggregation under way. NULL is allowed. */
-void coordinator_stop(struct coordinator *c);
+/*
+ * Waits two seconds for an aggregation under way, no longer: the next start repeats it. False: it
+ * runs on, with what it uses of the server; the caller must leave that alone and end the process.
+ * NULL is allowed.
+ */
+bool coordinator_stop(struct coordinator *c);
 
 #endif

@@ -17,6 +17,8 @@
 #include "server/db_predict.h"
 #include "server/db_round.h"
 
+enum { STALE_S = 30 }; // without a sign of life, where one comes each second
+
 /* ---- what to aggregate ---- */
 
 /* A paused run closes its live round, unless that is what it was paused for. */
@@ -98,6 +100,22 @@ static enum status begin_tx(struct db *db, struct arena *a, void *ctx, struct er
     return ST_OK;
 }
 
+/*
+ * Ends the session that holds the run's lock when its server has given no sign of life for a while,
+ * as one that was stopped in mid-work: else the run would wait for it. Should it wake up, its lock
+ * is gone and the fence refuses what it made. A session is named after its server
+ * (db_work_named()).
+ */
+static const char SQL_EVICT[] =
+    "SELECT pg_terminate_backend(l.pid), s.application_name"
+    "  FROM pg_locks l JOIN pg_stat_activity s ON s.pid = l.pid"
+    " WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1"
+    "   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    "   AND ((l.classid::bigint << 32) | l.objid::bigint) = hashtextextended($1, 0)"
+    "   AND s.application_name LIKE 'p\\_%'"
+    "   AND NOT EXISTS (SELECT FROM server_process p WHERE p.boot_id = s.application_name"
+    "                      AND p.seen_at > clock_timestamp() - make_interval(secs => $2))";
+
 /* A lock of the session: it saves two processes the same work, the epoch is what makes it safe. */
 static enum status work_lock(struct db *db, struct arena *a, const char *run_id, bool *mine,
                              struct err *e)
@@ -105,7 +123,22 @@ static enum status work_lock(struct db *db, struct arena *a, const char *run_id,
     struct db_rows rows;
     TRY(db_query(db, a, "SELECT pg_try_advisory_lock(hashtextextended($1, 0))", 1, &run_id, &rows,
                  e));
-    return db_bool(&rows, 0, 0, mine, e);
+    TRY(db_bool(&rows, 0, 0, mine, e));
+    if (*mine) {
+        return ST_OK;
+    }
+    const char *argv[] = {run_id, db_arg_int(a, STALE_S)};
+    TRY(db_query(db, a, SQL_EVICT, 2, argv, &rows, e));
+    if (rows.count > 0) {
+        log_warn("server %s gives no sign of life: its work on %s is taken over",
+                 db_text(&rows, 0, 1), run_id);
+    }
+    return ST_OK; // the lock comes free in a moment: the next look takes it
+}
+
+enum status db_work_named(struct db *db, const char *boot_id, struct err *e)
+{
+    return db_exec(db, "SELECT set_config('application_name', $1, false)", 1, &boot_id, NULL, e);
 }
 
 void db_work_unlock(struct db *db, const char *run_id)

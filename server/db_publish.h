@@ -37,6 +37,9 @@ struct fold {
     const char **update_ids;
 };
 
+/* Says whose session this is, so that others can tell whether the holder of a lock still lives. */
+enum status db_work_named(struct db *db, const char *boot_id, struct err *e) MUST_CHECK;
+
 /*
  * A sealed round of a running or paused run: raise its epoch and read its inputs. With found the
  * caller ends with db_work_unlock(). Not the rounds in aside, an array as db_arg_array() makes it.

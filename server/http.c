@@ -598,6 +598,7 @@ enum status http_start(struct http **out, struct server *server, const struct ht
 {
     struct http *h = mem_alloc(sizeof(*h));
     h->server = server;
+    atomic_store(&h->beat_ms, clock_mono_ms());
     h->listen_fds[LISTENER_CONTROL] = -1;
     h->listen_fds[LISTENER_BULK] = -1;
     conns_init(&h->conns);
@@ -629,6 +630,11 @@ enum status http_start(struct http **out, struct server *server, const struct ht
     return ST_OK;
 }
 
+int64_t http_beat_ms(const struct http *h)
+{
+    return atomic_load(&h->beat_ms);
+}
+
 void http_stop(struct http *h)
 {
     atomic_store(&h->stopping, true);
@@ -642,6 +648,7 @@ void http_stop(struct http *h)
     }
     streams_end(h->server->streams);
     int64_t until = clock_mono_ms() + STOP_WAIT_MS;
+    work_drain(h->work); // who waits for a task must not wait for other people's chunks
     while (conn_busy(&h->conns, LISTENER_BULK) > 0 && clock_mono_ms() < until) {
         clock_sleep_ms(20);
     }

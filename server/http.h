@@ -175,4 +175,7 @@ enum status http_start(struct http **out, struct server *server, const struct ht
                        struct err *e) MUST_CHECK;
 void http_stop(struct http *h); /* answers what is parked, ends streams, waits for bulk up to 5 s */
 
+/* When the thread that calls parked requests back last came round, in clock_mono_ms(). */
+int64_t http_beat_ms(const struct http *h);
+
 #endif

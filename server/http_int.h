@@ -116,6 +116,7 @@ struct http {
     struct conns conns;
     struct work *work;
     atomic_bool stopping;
+    _Atomic int64_t beat_ms; /* of the ticker */
     bool tls;
     char *tls_cert, *tls_key; /* PEM text */
 };

@@ -493,6 +493,7 @@ static void *ticker_main(void *ctx)
         bool stop = w->stop;
         unpark(w, is_due, &now);
         (void)pthread_mutex_unlock(&w->lock);
+        atomic_store(&w->http->beat_ms, clock_mono_ms());
         if (stop) {
             return NULL;
         }

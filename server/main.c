@@ -28,6 +28,7 @@
 #include "server/pace.h"
 #include "server/server.h"
 #include "server/server_options.h"
+#include "server/service.h"
 #include "server/settings.h"
 #include "server/static_files.h"
 
@@ -36,6 +37,7 @@ enum {
     DATABASE_WAIT_MS = 10000, // of a database that is only just starting
     BULK_CONNECTIONS = 64,
     FILES_WANTED = 65536,
+    STOP_MAX_S = 10,
 };
 
 struct program {
@@ -225,11 +227,17 @@ static enum status start(struct program *p, struct err *e)
     return st == ST_DENIED ? as_config(st) : st; // plain HTTP off loopback
 }
 
-static void stop(struct program *p)
+static void stop(struct program *p, int rc)
 {
-    coordinator_stop(p->coordinator); // it wakes the requests that http holds, so it goes first
+    atomic_store(&p->server.stopping, true);
+    // It wakes the requests that http holds, so it goes first.
+    bool ended = coordinator_stop(p->coordinator);
     if (p->http) {
         http_stop(p->http);
+    }
+    if (!ended) {
+        cluster_stop(p->cluster);
+        _exit(rc); // the thread that runs on uses all that would be freed
     }
     hub_free(p->server.hub);
     db_pool_free(p->server.pool);
@@ -271,13 +279,27 @@ static void abort_now(int sig)
     if (postmaster > 0) {
         (void)kill(postmaster, SIGINT);
     }
-    _exit(128 + sig);
+    // Out of time is a stop as it was asked for: what was cut is as safe as after any kill.
+    _exit(sig == SIGALRM ? EXIT_DONE : 128 + sig);
+}
+
+/* The service manager hears of us while this thread and the requests' ticker both come round. */
+static void tell_alive(const struct program *p, int64_t every_ms, int64_t *at_ms)
+{
+    int64_t now = clock_mono_ms();
+    if (every_ms > 0 && now >= *at_ms && now - http_beat_ms(p->http) < every_ms) {
+        service_notify("WATCHDOG=1");
+        *at_ms = now + every_ms;
+    }
 }
 
 static void wait_for_signal(struct program *p)
 {
     int sig = -1;
+    int64_t every_ms = service_watchdog_ms();
+    int64_t at_ms = 0;
     while (sig != SIGTERM && sig != SIGINT) {
+        tell_alive(p, every_ms, &at_ms);
         struct timespec tick = {.tv_nsec = TEND_MS * 1000000L};
         sig = sigtimedwait(&p->signals, NULL, &tick);
         if (p->cluster) {
@@ -285,10 +307,13 @@ static void wait_for_signal(struct program *p)
         }
     }
     log_info("stopping; a second signal ends it at once");
+    service_notify("STOPPING=1");
     postmaster = p->cluster ? cluster_pid(p->cluster) : 0;
     struct sigaction sa = {.sa_handler = abort_now};
     (void)sigaction(SIGTERM, &sa, NULL);
     (void)sigaction(SIGINT, &sa, NULL);
+    (void)sigaction(SIGALRM, &sa, NULL);
+    (void)alarm(STOP_MAX_S);
     (void)pthread_sigmask(SIG_UNBLOCK, &p->signals, NULL);
 }
 
@@ -364,8 +389,9 @@ int main(int argc, char **argv)
         rc = run_check(&p);
     } else {
         say_ready(&p);
+        service_notify("READY=1");
         wait_for_signal(&p);
     }
-    stop(&p);
+    stop(&p, rc);
     return rc;
 }

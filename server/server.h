@@ -6,6 +6,7 @@
 #ifndef SERVER_SERVER_H
 #define SERVER_SERVER_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -24,7 +25,8 @@ struct server {
     const char *bulk_url;   /* how silos reach bulk; NULL: the request's host with bulk's port */
     int control_port, bulk_port;
     bool tls;
-    int64_t started_ms; /* Unix time */
+    atomic_bool stopping; /* no new task is handed out */
+    int64_t started_ms;   /* Unix time */
     int aggregate_threads;
     int64_t orphan_age_s; /* files that no row knows are reaped at this age */
     struct db_pool *pool;

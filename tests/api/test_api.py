@@ -3,6 +3,7 @@
 import sys
 
 import cluster
+import drain
 import fixture
 import forks
 import framing
@@ -25,7 +26,7 @@ def main():
         server.start()
         fixture.load(server)
         passed, failed = kit.run_tests(server, [generic, people, pages, framing, streams, silos, rounds, store, forks,
-                                                participation, tls, cluster],
+                                                participation, tls, drain, cluster],
                                        sys.argv[2:])
         server.stop()
     except Exception as error:  # the counts must come out whatever happens

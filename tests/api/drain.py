@@ -1,0 +1,136 @@
+"""A second server over the same store is asked to stop: what is in hand ends well, what waits is told, and soon."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+
+from kit import ROOT, SOON_S, free_port, psql, until
+from silo_client import Silo
+from silos import begin, fresh_name, other_runs_off
+
+
+class Second:
+    """Another server, with a socket as a service manager's."""
+
+    def __init__(self, server):
+        self.server = server
+        self.token = server.token
+        self.port, self.bulk_port = free_port(), free_port()
+        self.manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.path = os.path.join(server.dir, "notify-%d" % self.port)
+        self.manager.bind(self.path)
+        self.manager.settimeout(30)
+        database = "host=%s user=%s dbname=%s" % (os.environ["PGHOST"], os.environ["PGUSER"], os.environ["PGDATABASE"])
+        with open(os.path.join(server.dir, "server.log"), "a") as log:
+            self.process = subprocess.Popen(
+                [server.program, "--data", os.path.join(server.dir, "data"), "--database", database, "--unsafe-database",
+                 "--listen", "127.0.0.1:%d" % self.port, "--bulk-listen", "127.0.0.1:%d" % self.bulk_port,
+                 "--web", os.path.join(ROOT, "web")], stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=ROOT,
+                env=dict(os.environ, NOTIFY_SOCKET=self.path, WATCHDOG_USEC="2000000"))
+
+    def __enter__(self):
+        assert self.hears() == b"READY=1"
+        return self
+
+    def __exit__(self, *what):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        self.manager.close()
+        os.unlink(self.path)
+
+    def hears(self):
+        return self.manager.recv(200)
+
+    def ask(self, text, bulk=False):
+        s = socket.create_connection(("127.0.0.1", self.bulk_port if bulk else self.port), timeout=30)
+        s.sendall(text)
+        return s
+
+    def post(self, silo, path, body):
+        text = json.dumps(body)
+        return self.ask(("POST /silo/v1%s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nPhoton-Protocol: 1\r\nContent-Type: "
+                         "application/json\r\nContent-Length: %d\r\n\r\n%s" % (path, silo.token, len(text), text)).encode())
+
+
+def test_a_service_manager_hears_of_start_life_and_end(server):
+    with Second(server) as second:
+        assert second.hears() == b"WATCHDOG=1"
+        assert second.hears() == b"WATCHDOG=1"
+        second.process.send_signal(signal.SIGTERM)
+        until("the word that it stops", lambda: second.hears() == b"STOPPING=1")
+        assert second.process.wait(20) == 0
+
+
+def test_a_stop_answers_polls_and_lets_a_chunk_finish(server):
+    _, (silo,) = begin(server)
+    task = silo.task()
+    data, tokens = silo.update(task)
+    upload = silo.create(task, data, tokens).json()["upload"]
+    idle = Silo(server, fresh_name("silo"))
+    with Second(server) as second:
+        body = silo.chunk_body(data, 0)
+        headers = silo.chunk_headers(task, Host="x", Authorization="Bearer " + silo.token, **{"Content-Length": str(len(body))})
+        head = "POST /silo/v1/uploads/%s HTTP/1.1\r\n" % upload + "".join("%s: %s\r\n" % h for h in headers.items()) + "\r\n"
+        chunk = second.ask(head.encode() + body[:len(body) // 2], bulk=True)
+        poll = second.post(idle, "/tasks/claim", {"agent": "idle", "wait_s": 25})
+        until("the poll to be parked", lambda: psql("SELECT 1 FROM silo WHERE id = '%s' AND seen_at IS NOT NULL" % idle.id))
+        time.sleep(0.3)  # the poll is seen just before it is parked
+        second.process.send_signal(signal.SIGTERM)
+        start = time.monotonic()
+        assert poll.recv(4096).startswith(b"HTTP/1.1 204 ")
+        assert time.monotonic() - start < SOON_S  # it does not wait for the chunk
+        chunk.sendall(body[len(body) // 2:])
+        assert chunk.recv(4096).startswith(b"HTTP/1.1 200 ")
+        assert second.process.wait(20) == 0
+        chunk.close()
+        poll.close()
+    assert silo.finish(task, upload).status == 200
+
+
+def test_a_stop_takes_ten_seconds_at_most_whatever_hangs(server):
+    _, (silo,) = begin(server)
+    task = silo.task()
+    data, tokens = silo.update(task)
+    upload = silo.create(task, data, tokens).json()["upload"]
+    with Second(server) as second:
+        body = silo.chunk_body(data, 0)
+        headers = silo.chunk_headers(task, Host="x", Authorization="Bearer " + silo.token, **{"Content-Length": str(len(body))})
+        head = "POST /silo/v1/uploads/%s HTTP/1.1\r\n" % upload + "".join("%s: %s\r\n" % h for h in headers.items()) + "\r\n"
+        chunk = second.ask(head.encode() + body[:10], bulk=True)  # and never the rest
+        until("the chunk to be under way", lambda: psql("SELECT 1 FROM upload WHERE id = '%s' AND state = 'open'" % upload))
+        start = time.monotonic()
+        second.process.send_signal(signal.SIGTERM)
+        assert second.process.wait(30) == 0
+        assert time.monotonic() - start < 10 + SOON_S
+        chunk.close()
+    with Second(server) as second:  # a second signal does not wait for anything
+        chunk = second.ask(head.encode() + body[:10], bulk=True)
+        time.sleep(0.2)
+        second.process.send_signal(signal.SIGTERM)
+        until("the word that it stops", lambda: second.hears() == b"STOPPING=1")
+        second.process.send_signal(signal.SIGTERM)
+        assert second.process.wait(SOON_S) in (0, 128 + signal.SIGTERM)
+        chunk.close()
+
+
+def test_a_dead_servers_lock_is_taken_over(server):
+    """As of one that was stopped in mid-work: its session lives, its sign of life does not come."""
+    run, (silo,) = begin(server, rounds=1)
+    held = subprocess.Popen(["psql", "-X", "-q", "-v", "ON_ERROR_STOP=1"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                            stderr=subprocess.DEVNULL, text=True)
+    try:
+        held.stdin.write("SET application_name = 'p_00000000000000000000000000';\n"
+                         "SELECT pg_advisory_lock(hashtextextended('%s', 0));\nSELECT pg_sleep(120);\n" % run)
+        held.stdin.flush()
+        until("the lock to be held", lambda: psql("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND granted AND"
+                                                  " ((classid::bigint << 32) | objid::bigint) = hashtextextended('%s', 0)" % run))
+        assert silo.train(silo.task()).status == 200
+        until("the round to be closed", lambda: psql("SELECT 1 FROM checkpoint WHERE run_id = '%s' AND number = 1" % run), 30)
+    finally:
+        held.kill()
+        held.wait()
+    other_runs_off(server)

@@ -365,6 +365,7 @@ static int turn(struct agent *a, int *failures)
     } else if (!st) {
         *failures = 0;
         show_waiting(a);
+        agent_prefetch(a, r.base, arena);
     }
     arena_free(arena);
     return rc;

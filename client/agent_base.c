@@ -157,3 +157,37 @@ enum status agent_base(struct agent *a, const struct task *t, struct beat *b, st
     *offset = h.data_offset + layout.part_at[LAYOUT_WEIGHTS] * (int64_t)sizeof(float);
     return ST_OK;
 }
+
+void agent_prefetch(struct agent *a, const char *base, struct arena *arena)
+{
+    struct digest digest;
+    struct err e = {0};
+    struct reply r;
+    char path[STATE_PATH_MAX];
+    char *end = NULL;
+    const char *space = strchr(base, ' ');
+    if (!space || space - base != DIGEST_HEX) {
+        return;
+    }
+    const char *hex = arena_fmt(arena, "%.*s", DIGEST_HEX, base);
+    int64_t bytes = strtoll(space, &end, 10);
+    cache_path(a, hex, path);
+    if (*end != '\0' || bytes <= 0 || digest_parse(&digest, hex, &e) || access(path, R_OK) == 0) {
+        return;
+    }
+    struct download d = {.path = arena_fmt(arena, "/silo/v1/blobs/%s", hex),
+                         .file = path,
+                         .digest = &digest,
+                         .bytes = bytes};
+    agent_doing(a, NULL, "downloading", 0);
+    enum status st = transport_download(a->bulk, arena, &d, &r, &e);
+    a->received_bytes += d.received;
+    if (st) {
+        log_debug("a checkpoint is not fetched ahead: %s", e.msg);
+    } else {
+        (void)snprintf(a->verified, sizeof(a->verified), "%s", hex);
+        cache_trim(a);
+        log_info("checkpoint %.12s was fetched ahead", hex);
+    }
+    agent_doing(a, NULL, "waiting", 0);
+}

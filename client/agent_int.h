@@ -1,5 +1,6 @@
 /*
- * agent_int.h - what the agent's own files share: agent.c (loop), agent_train.c, agent_encode.c, agent_upload.c.
+ * agent_int.h - what the agent's own files share: agent.c (loop), agent_train.c, agent_encode.c,
+ * agent_upload.c.
  */
 #ifndef CLIENT_AGENT_INT_H
 #define CLIENT_AGENT_INT_H
@@ -72,6 +73,9 @@ enum task_end agent_fail(struct agent *a, const char *code, const struct err *e)
 /* The base checkpoint as an open file and where its weights begin. */
 enum status agent_base(struct agent *a, const struct task *t, struct beat *b, struct arena *arena,
                        int *fd, int64_t *offset, double *seconds, struct err *e) MUST_CHECK;
+
+/* Fetches a file into the cache that a task will probably want; what fails is tried again then. */
+void agent_prefetch(struct agent *a, const char *base, struct arena *arena);
 
 enum task_end agent_train(struct agent *a, const struct task *t, struct beat *b,
                           struct arena *arena);

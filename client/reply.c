@@ -101,5 +101,6 @@ enum status reply_error(const struct reply *r, struct err *e)
 
 void reply_clear(struct reply *r)
 {
-    *r = (struct reply){.text = "", .code = "", .detail = "", .hint = "", .retry_after_s = -1.0};
+    *r = (struct reply){
+        .text = "", .code = "", .detail = "", .hint = "", .base = "", .retry_after_s = -1.0};
 }

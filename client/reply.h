@@ -26,6 +26,7 @@ struct reply {
     const char *detail;
     const char *hint;
     double retry_after_s; /* -1: not given */
+    const char *base;     /* "SHA-256 BYTES" of the file to fetch while there is no task, or "" */
     bool cancelled;
 };
 

@@ -309,6 +309,10 @@ static void fill_reply(struct exchange *x, struct arena *a, struct reply *out)
     if (curl_easy_getinfo(x->t->curl, CURLINFO_RETRY_AFTER, &after) == CURLE_OK && after > 0) {
         out->retry_after_s = (double)after;
     }
+    struct curl_header *base = NULL;
+    if (curl_easy_header(x->t->curl, "Photon-Base", 0, CURLH_HEADER, -1, &base) == CURLHE_OK) {
+        out->base = arena_fmt(a, "%.100s", base->value);
+    }
     char *text = arena_alloc(a, x->body.len + 1);
     memcpy(text, x->body.data, x->body.len);
     out->text = text;

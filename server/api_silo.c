@@ -335,7 +335,13 @@ static enum status claim(struct request *rq, struct response *rs, struct err *e)
         return respond_task(rq, rs, &t, e);
     }
     if (rq->expired || clock_mono_s() >= p->until_s) {
+        struct next_base b;
+        TRY(db_task_next_base(rq->db, rq->arena, rq->who.silo_id, &b, e));
         respond_empty(rs, 204);
+        if (b.found) {
+            response_header(rs, "Photon-Base",
+                            arena_fmt(rq->arena, "%s %" PRId64, b.sha256, b.bytes));
+        }
     } else {
         response_park(rs, "tasks", p->until_s);
     }

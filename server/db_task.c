@@ -299,6 +299,35 @@ enum status db_task_claim(struct db *db, struct arena *a, const char *silo_id, c
     return ST_OK;
 }
 
+/* ---- what to fetch meanwhile ---- */
+
+/* Of the newest run whose live round builds on its head: who comes late to it can be ready. */
+static const char SQL_NEXT_BASE[] =
+    "WITH b AS (SELECT r.id, s.id AS silo_id, c.weights, c.weights_bytes"
+    "       FROM run r JOIN round q ON q.run_id = r.id AND q.state IN ('pending', 'open')"
+    "       JOIN checkpoint c ON (c.run_id, c.number) = (r.id, q.base) AND c.kept"
+    "       JOIN silo s ON s.id = $1 AND s.state = 'active' AND s.agent IS NOT NULL"
+    "        AND coalesce(s.tokenizer_sha256, '') = coalesce(r.spec -> 'tokenizer' ->> 'sha256', "
+    "'')"
+    "      WHERE r.state = 'running' ORDER BY r.id DESC LIMIT 1),"
+    " m AS (INSERT INTO run_silo (run_id, silo_id) SELECT id, silo_id FROM b ON CONFLICT DO "
+    "NOTHING)"
+    " SELECT encode(weights, 'hex'), weights_bytes FROM b";
+
+enum status db_task_next_base(struct db *db, struct arena *a, const char *silo_id,
+                              struct next_base *out, struct err *e)
+{
+    struct db_rows rows;
+    *out = (struct next_base){0};
+    TRY(db_query(db, a, SQL_NEXT_BASE, 1, &silo_id, &rows, e));
+    if (rows.count > 0) {
+        copy_text(out->sha256, sizeof(out->sha256), db_text(&rows, 0, 0));
+        TRY(db_int64(&rows, 0, 1, &out->bytes, e));
+        out->found = true;
+    }
+    return ST_OK;
+}
+
 /* ---- who holds it ---- */
 
 static const char SQL_LOCK_ROUND[] =

@@ -58,6 +58,19 @@ struct task {
 enum status db_task_claim(struct db *db, struct arena *a, const char *silo_id, const char *agent,
                           struct task *out, bool *found, struct err *e) MUST_CHECK;
 
+/*
+ * There was nothing to take: the checkpoint that the silo's next task, if it gets one soon, starts
+ * from, and from now on it may read that file. sha256 in hex; found false: no run is about to need
+ * this silo.
+ */
+struct next_base {
+    bool found;
+    char sha256[DIGEST_HEX + 1];
+    int64_t bytes;
+};
+enum status db_task_next_base(struct db *db, struct arena *a, const char *silo_id,
+                              struct next_base *out, struct err *e) MUST_CHECK;
+
 struct heartbeat {
     int64_t epoch;
     int64_t step;

@@ -39,7 +39,7 @@ static const char SQL_CALL[] =
     "              <= clock_timestamp())"
     "   AND NOT EXISTS (SELECT FROM task t WHERE t.round_id = q.id AND t.silo_id = s.id"
     "                      AND t.state IN ('pending', 'leased', 'done'))"
-    " ORDER BY random() LIMIT $1)"
+    " ORDER BY array_position(q.eligible, s.name), random() LIMIT $1)" // in their turn
     " UNION ALL SELECT id, false FROM token"
     " WHERE least(revoked_at, expires_at) BETWEEN clock_timestamp() - interval '1 minute'"
     "                                         AND clock_timestamp()";

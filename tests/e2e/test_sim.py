@@ -146,6 +146,22 @@ def silos_mix_the_sources_as_told(desk):
     assert len(digests) == 3, digests
 
 
+def updates_on_lower_rungs_are_smaller_and_their_residuals_survive_a_stop(desk):
+    plain = desk.sim("f32", dict(SPEC, outer={"name": "fedavg"}), *desk.silos())
+    for rung, ratio in (("int8", 2.0), ("q4", 2.5), ("topk", 3.0)):
+        spec = dict(SPEC, outer={"name": "fedavg"}, codec={"up": rung})
+        whole = desk.sim(rung, spec, *desk.silos())
+        assert plain["upload_bytes"] > ratio * whole["upload_bytes"], (rung, whole, plain)
+        name = rung + "-stopped"
+        process = subprocess.Popen(desk.command(name, spec, *desk.silos()), env=desk.env, stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.DEVNULL)
+        until("a round of the simulation", lambda: process.poll() is not None or
+              os.path.exists(desk.path(name, "checkpoint-00000002.safetensors")))
+        process.terminate()
+        assert process.wait() in (0, 75), process.returncode
+        assert desk.sim(name, spec, *desk.silos())["sha256"] == whole["sha256"], rung
+
+
 def a_folder_of_another_simulation_is_refused(desk):
     other = dict(SPEC, seed=12)
     done = subprocess.run(desk.command("twin", other, *desk.silos()), capture_output=True, text=True, env=desk.env)
@@ -154,7 +170,8 @@ def a_folder_of_another_simulation_is_refused(desk):
 
 TESTS = [the_simulation_gives_the_checkpoint_of_the_federation, a_killed_simulation_goes_on_with_the_same_bits,
          drop_outs_come_from_the_seed_and_cost_no_round, a_round_that_lacks_a_quorum_is_tried_again_with_what_came,
-         silos_mix_the_sources_as_told, a_folder_of_another_simulation_is_refused]
+         silos_mix_the_sources_as_told, updates_on_lower_rungs_are_smaller_and_their_residuals_survive_a_stop,
+         a_folder_of_another_simulation_is_refused]
 
 
 def main(build):

@@ -186,6 +186,14 @@ mutant 'targets are the inputs' client/trainer.c \
 mutant 'a merge of a higher rank comes first' client/bpe.c \
     's/with\[i\]->rank < with\[best\]->rank/with[i]->rank > with[best]->rank/' tests/unit/test_tokenizer
 
+mutant 'numbers of steps done twice stand twice' client/metrics_file.c \
+    's/step < 0 || step > last/step < 0/' tests/unit/test_solo
+mutant 'a training goes on with the moments of its beginning' client/solo.c \
+    's/return trainer_load_state(s->trainer, path, e);/TRY(trainer_load_state(s->trainer, path, e)); trainer_reset_state(s->trainer); return ST_OK;/' \
+    tests/unit/test_solo
+mutant 'every silo of a mix has the same shares' client/mix.c \
+    's/(uint64_t)silo);/(uint64_t)(silo > 999));/' tests/unit/test_mix
+
 # ---- what is shown ----
 mutant 'smoothing takes perplexities, not losses' server/series.c \
     's/want->exp ? exp(s) : s/s/' tests/unit/test_series

@@ -330,7 +330,8 @@ bench-engine: $(B)/tests/bench/bench_engine $(PLUGIN)
 # is what it writes. SIZE=h100 takes the preset for a GPU, ONLY=03 one claim, SWEEP=1 the rates alone.
 bench-claims: all
 	@python3 -B tests/bench/claims.py $(B) --data '$(DATA)' --out docs $(if $(SIZE),--size $(SIZE)) \
-	  $(if $(ONLY),--only $(ONLY)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(SWEEP),--sweep) $(if $(JOBS),--jobs $(JOBS))
+	  $(if $(ONLY),--only $(ONLY)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(SWEEP),--sweep) $(if $(JOBS),--jobs $(JOBS)) \
+	  $(if $(TOKENIZER),--tokenizer $(TOKENIZER))
 
 # libFuzzer's own variant: everything instrumented, linked with its main().
 FUZZERS := $(patsubst tests/fuzz/%.c,$(B)/tests/fuzz/%,$(wildcard tests/fuzz/fuzz_*.c))

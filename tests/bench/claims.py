@@ -5,7 +5,8 @@ everything is; an arm speaks of it by name, so the same claims run on two CPU co
 `photon train` or `photon sim` with a spec that this file writes; equal arms of different claims are one training.
 What a training gave is kept under a key of its spec, options, seed and the program's digest, so that a rerun goes on.
 
-    claims.py BUILD --data FOLDER [--size cpu] [--only 03] [--seeds 3] [--jobs 2] [--sweep] [--work DIR] [--out docs]
+    claims.py BUILD --data FOLDER [--size cpu] [--only 03] [--seeds 3] [--jobs 2] [--sweep] [--tokenizer FILE]
+              [--work DIR] [--out docs]
 """
 
 import argparse
@@ -65,6 +66,8 @@ class Arm:
                       "warmup": int(size["warmup"] * min(1, self.arm.get("steps", 1))), "min_lr_ratio": 0.1},
             "eval": {"every": max(1, self.rounds // self.arm.get("evals", 8)), "windows": self.windows},
             "keep_checkpoints": 1}
+        if size.get("tokenizer"):
+            base["tokenizer"] = {"sha256": size["tokenizer"]}
         return merged(merged(base, size.get("spec", {})), self.arm.get("spec", {}))
 
     def options(self):
@@ -100,10 +103,12 @@ class Bench:
                 continue
             out = os.path.join(self.work, "data", name)
             if not os.path.exists(os.path.join(out, "manifest.json")):
-                self.call("data", "prepare", path, "-o", out, "--force", "-q")
+                with_tokenizer = ["-t", self.args.tokenizer] if self.args.tokenizer else []
+                self.call("data", "prepare", path, "-o", out, "--force", "-q", *with_tokenizer)
             with open(os.path.join(out, "manifest.json")) as f:
                 m = json.load(f)
             train, heldout = m["train"]["tokens"], m["heldout"]["tokens"]
+            self.size["tokenizer"] = m["tokenizer_sha256"]
             if train >= self.size["genre_tokens"] and heldout >= self.size["heldout_tokens"]:
                 found.append((train, name, out, heldout))
         found.sort(reverse=True)
@@ -275,6 +280,7 @@ def main():
     p.add_argument("--work", default="build/claims")
     p.add_argument("--scratch", default="", help="where trainings keep themselves; a folder in memory is fast")
     p.add_argument("--out", default="build/claims/report")
+    p.add_argument("--tokenizer", default="", help="a tokenizer.json; without one, bytes are tokens")
     p.add_argument("--any-binary", action="store_true", help="results of other builds count too")
     args = p.parse_args()
     if not os.path.isdir(args.data):

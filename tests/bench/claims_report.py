@@ -145,6 +145,7 @@ def write(folder, size, claims, seeds, sweeps, bench):
             text[-1] += " " + c["reasons"][k["id"]] if holds is False and k.get("id") in c.get("reasons", {}) else ""
         if c.get("note"):
             text += ["", c["note"].strip()]
+    text += ["", "## Beside these", ""] + ["- " + line for line in size.get("also", [])]
     text += ["", "## Learning rates", "",
              "Chosen on a seed that no result above is of, for each kind of training apart; final validation loss:", "",
              "| training | " + " | ".join("%g" % lr for lr in sorted({lr for _, lr, _ in sweeps})) + " | taken |",

@@ -76,8 +76,8 @@ def curve_of(claim, seeds):
     x = claim.get("x", "step")
     curves = []
     for name, arm in claim["parts"].items():
-        runs = [claim["results"][(name, s)] for s in seeds]
-        if any(r is None for r in runs):
+        runs = [r for r in (claim["results"][(name, s)] for s in seeds) if r]
+        if not runs:
             continue
         xs = runs[0]["tokens" if x == "tokens" else "step"]
         xs = [v / arm.tau for v in xs] if x == "round" else xs
@@ -89,8 +89,8 @@ def arm_rows(claim, seeds):
     rows = ["| training | silos in a round | batch | τ | steps | tokens | validation perplexity | up, a round and silo | down |",
             "|---|---|---|---|---|---|---|---|---|"]
     for name, arm in claim["parts"].items():
-        runs = [claim["results"][(name, s)] for s in seeds]
-        if any(r is None for r in runs):
+        runs = [r for r in (claim["results"][(name, s)] for s in seeds) if r]
+        if not runs:
             rows.append("| %s | | | | | | not run | | |" % arm.label)
             continue
         ppl = [math.exp(r["loss"][-1]) for r in runs]

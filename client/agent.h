@@ -25,6 +25,7 @@ struct agent_config {
     const char *dtype;  /* auto, f32, bf16 */
     int threads;        /* 0: all cores */
     int sync_every;     /* as trainer.h has it */
+    const char *codec;  /* of updates: a rung or auto; NULL: what the run asks for */
     double max_mbps;    /* of files, each way, in megabit per second; 0: unlimited */
 };
 

@@ -8,12 +8,17 @@
 #include <unistd.h>
 
 #include "client/agent_int.h"
+#include "client/feedback.h"
 #include "common/fault.h"
 #include "common/layout.h"
+#include "common/log.h"
 #include "common/mem.h"
 #include "common/safetensors.h"
 
-enum { ENCODE_BLOCK = 1 << 18 };
+enum {
+    ENCODE_BLOCK = 1 << 18,
+    GUARD_ROUNDS = 10, // so long updates go one rung up after too much fell back
+};
 
 static void *update_header(struct arena *arena, const struct agent *a, const struct task *t,
                            const struct run_state *rs, const struct param_table *table,
@@ -141,17 +146,145 @@ static enum status write_update(struct agent *a, const struct task *t, struct ru
     digest_hex(&d, rs->j.sha256);
     sha256_free(hash);
     arena_free(arena);
-    if (!st && rs->j.bytes != t->update_bytes) {
-        st = err_set(e, ST_INVALID,
-                     "the update has %" PRId64 " bytes, the plan says %" PRId64
-                     "; try the server's version of photon-client",
-                     rs->j.bytes, t->update_bytes);
+    return st;
+}
+
+/* ---- on a lower rung ---- */
+
+/* Elements of the update, which lie in spans of the model's order. */
+static enum status read_spans(void *ctx, int64_t first, int64_t n, float *out, struct err *e)
+{
+    struct encoding *c = ctx;
+    for (int32_t i = 0; i < c->layout->span_count && n > 0; i++) {
+        const struct layout_span *s = &c->layout->spans[i];
+        while (n > 0 && first >= s->at && first < s->at + s->count) {
+            int64_t left = s->at + s->count - first;
+            int64_t m = n < left ? n : left;
+            m = m < ENCODE_BLOCK ? m : ENCODE_BLOCK;
+            int64_t from = s->model + (first - s->at);
+            TRY(read_floats(c->base_fd, c->base_offset + from * (int64_t)sizeof(float), c->base, m,
+                            e));
+            TRY(trainer_delta(c->a->trainer, from, m, c->base, out, e));
+            out += m;
+            first += m;
+            n -= m;
+        }
+    }
+    return n == 0 ? ST_OK : err_set(e, ST_CORRUPT, "an update without those elements");
+}
+
+/* This silo's rung for this update: its own choice or the run's, by the link where that is `auto`,
+ * one up while the guard holds. */
+static enum codec choose(const struct agent *a, const struct task *t, const struct run_state *rs)
+{
+    const char *own = a->config->codec;
+    bool by_link = own ? strcmp(own, "auto") == 0 : t->spec.codec.up_auto;
+    enum codec c = t->spec.codec.up;
+    if (t->spec.inner_state == INNER_STATE_AVERAGE) {
+        return CODEC_F32; // moments travel too, and on no other rung
+    }
+    if (by_link) {
+        double rate = a->link_bytes_per_s;
+        if (!(rate > 0.0) && a->fetched_s > 0.0) {
+            rate = (double)t->base_bytes / a->fetched_s;
+        }
+        c = feedback_auto(model_param_count(&t->spec.model), rate, rs->j.train_s,
+                          t->spec.codec.share);
+    } else if (own) {
+        struct err unused = {0};
+        enum status st = codec_parse(&c, own, &unused); // checked as the program began
+        (void)st;
+    }
+    return t->round <= rs->j.guard_until ? codec_up(c) : c;
+}
+
+static void note_report(struct agent *a, const struct task *t, struct run_state *rs,
+                        const struct coded_report *r)
+{
+    rs->j.codec_error = r->error;
+    rs->j.residual_ratio = r->residual_ratio;
+    rs->j.fallback_share = r->fallback_share;
+    log_info("round %" PRId64 ": coded as %s, error %.4g, residual %.3g of the delta", t->round,
+             rs->j.codec, r->error, r->residual_ratio);
+    if (r->fallbacks > 0) {
+        agent_say(a,
+                  "round %" PRId64 ": %d tensors (%.3g %% of the update) do not fit %s and go "
+                  "one rung up",
+                  t->round, r->fallbacks, 100.0 * r->fallback_share, rs->j.codec);
+    }
+    if (r->fallback_share > CODED_FALLBACK_MAX) {
+        rs->j.guard_until = t->round + GUARD_ROUNDS;
+        agent_say(a, "updates go one rung above %s up to round %" PRId64, rs->j.codec,
+                  rs->j.guard_until);
+    }
+}
+
+/* The three files beside each other; each is whole before it has its name. */
+static enum status encode_coded(struct agent *a, const struct task *t, struct run_state *rs,
+                                enum codec codec, int base_fd, int64_t base_offset, struct err *e)
+{
+    char path[4][STATE_PATH_MAX];
+    char tmp[3][STATE_PATH_MAX];
+    static const char *const NAMES[] = {STATE_UPDATE, STATE_RESIDUAL_NEXT, STATE_RESIDUAL_LATE,
+                                        STATE_RESIDUAL};
+    static const char *const TMP[] = {"update.tmp", "residual.next.tmp", "residual.late.tmp"};
+    struct arena *arena = arena_new(16 * 1024 * 1024);
+    struct layout layout = layout_update(arena, &t->spec);
+    struct encoding c = {.a = a, .layout = &layout, .base_fd = base_fd, .base_offset = base_offset};
+    struct feedback_result r = {0};
+    for (int i = 0; i < 4; i++) {
+        run_state_path(rs, NAMES[i], path[i]);
+    }
+    for (int i = 0; i < 3; i++) {
+        run_state_path(rs, TMP[i], tmp[i]);
+    }
+    struct feedback_job job = {.delta = read_spans,
+                               .ctx = &c,
+                               .table = &layout.table,
+                               .codec = codec,
+                               .k = t->spec.codec.up_k,
+                               .run_name = t->run_name,
+                               .round = t->round,
+                               .base_sha256 = t->base_sha256,
+                               .silo_name = a->id.name,
+                               .tokens = rs->j.tokens,
+                               .steps = t->local_steps,
+                               .residual = path[3],
+                               .update = tmp[0],
+                               .next = tmp[1],
+                               .late = tmp[2]};
+    c.base = mem_alloc(ENCODE_BLOCK * sizeof(float));
+    enum status st = feedback_encode(&job, &r, e);
+    mem_free(c.base);
+    arena_free(arena);
+    for (int i = 0; i < 3 && !st; i++) {
+        st = file_place(tmp[i], path[i], e);
+    }
+    if (!st) {
+        digest_hex(&r.sha256, rs->j.sha256);
+        rs->j.bytes = r.bytes;
+        note_report(a, t, rs, &r.report);
     }
     return st;
 }
 
-enum status agent_encode(struct agent *a, const struct task *t, struct run_state *rs, int base_fd,
-                         int64_t base_offset, struct err *e)
+/* The plan knows the size of what the run asks for: exactly in f32, else at most. */
+static enum status check_size(const struct task *t, const struct run_state *rs, enum codec codec,
+                              struct err *e)
+{
+    bool exact = codec == CODEC_F32;
+    if (codec != t->spec.codec.up || // a rung of our own
+        (exact ? rs->j.bytes == t->update_bytes : rs->j.bytes <= t->update_bytes)) {
+        return ST_OK;
+    }
+    return err_set(e, ST_CONFLICT,
+                   "the update has %" PRId64 " bytes, the plan says %s%" PRId64
+                   "; try the server's version of photon-client",
+                   rs->j.bytes, exact ? "" : "at most ", t->update_bytes);
+}
+
+static enum status encode_plain(struct agent *a, const struct task *t, struct run_state *rs,
+                                int base_fd, int64_t base_offset, struct err *e)
 {
     char tmp[STATE_PATH_MAX];
     char path[STATE_PATH_MAX];
@@ -166,4 +299,21 @@ enum status agent_encode(struct agent *a, const struct task *t, struct run_state
         st = err_set(e, io_status(errno), "cannot close %s: %s", tmp, strerror(errno));
     }
     return st ? st : file_place(tmp, path, e);
+}
+
+enum status agent_encode(struct agent *a, const struct task *t, struct run_state *rs, int base_fd,
+                         int64_t base_offset, struct err *e)
+{
+    char residual[STATE_PATH_MAX];
+    enum codec codec = choose(a, t, rs);
+    run_state_path(rs, STATE_RESIDUAL, residual);
+    bool waits = access(residual, F_OK) == 0; // a residual, for the next update to take along
+    (void)snprintf(rs->j.codec, sizeof(rs->j.codec), "%s", codec_name(codec));
+    rs->j.codec_error = rs->j.residual_ratio = rs->j.fallback_share = 0.0;
+    if (codec == CODEC_F32 && (!waits || t->spec.inner_state == INNER_STATE_AVERAGE)) {
+        TRY(encode_plain(a, t, rs, base_fd, base_offset, e));
+    } else {
+        TRY(encode_coded(a, t, rs, codec, base_fd, base_offset, e));
+    }
+    return check_size(t, rs, codec, e);
 }

@@ -50,10 +50,11 @@ struct agent {
     char device[96];
     double tokens_per_s; /* of the last training; NAN before */
 
-    char verified[65];     /* digest of the checkpoint that was checked last */
-    double fetched_s;      // what fetching that checkpoint took; 0 when it was on disk already
-    bool hello_due;        /* what hello said has changed */
-    const char *fail_code; /* of TASK_FAILED: a literal of the release request */
+    char verified[65];       /* digest of the checkpoint that was checked last */
+    double fetched_s;        // what fetching that checkpoint took; 0 when it was on disk already
+    double link_bytes_per_s; /* of the last pieces sent; 0 before */
+    bool hello_due;          /* what hello said has changed */
+    const char *fail_code;   /* of TASK_FAILED: a literal of the release request */
     char fail_detail[240];
 
     /* for `photon-client status` */

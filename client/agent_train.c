@@ -350,8 +350,11 @@ static enum task_end train_from(struct training *w, int fd, int64_t offset)
     }
     beat_report(w->b, "encode", w->done.step, w->rate);
     st = conclude(w, fd, offset, &e);
-    if (st) {
-        return agent_fail(a, st == ST_LIMIT ? "disk_full" : "transient", &e);
+    if (st) { // invalid: a delta that no rung takes
+        const char *code = st == ST_LIMIT     ? "disk_full"
+                           : st == ST_INVALID ? "diverged"
+                                              : "transient";
+        return agent_fail(a, code, &e);
     }
     return TASK_DONE;
 }

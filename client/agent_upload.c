@@ -86,7 +86,7 @@ static void create_body(const struct sending *s, struct buf *b)
     jw_int(b, "epoch", s->t->epoch);
     jw_str(b, "sha256", j->sha256);
     jw_int(b, "bytes", j->bytes);
-    jw_str(b, "codec", "f32");
+    jw_str(b, "codec", j->codec[0] ? j->codec : codec_name(CODEC_F32));
     jw_int(b, "tokens", j->tokens);
     jw_int(b, "steps", s->t->local_steps);
     jw_num(b, "train_loss", j->train_loss);
@@ -236,6 +236,9 @@ static enum step do_chunk(struct sending *s, struct arena *arena, enum task_end 
     FAULT("send.chunked");
     double took = clock_mono_s() - begin;
     s->seconds += took;
+    if (!st && took > 0.0) {
+        s->a->link_bytes_per_s = (double)c.bytes / took;
+    }
     s->a->sent_bytes += c.sent;
     if (!st || r.http == 0) { // a refusal says nothing of the link
         s->piece = chunk_next(c.bytes, took, !st, s->chunk_bytes);
@@ -342,7 +345,10 @@ static enum task_end settle(struct agent *a, struct run_state *rs, enum task_end
         return agent_fail(a, "transient", &e); // asked again, the server says the same again
     }
     bool decided = end == TASK_DONE || end == TASK_LATE || end == TASK_REFUSED;
-    if (decided && run_state_settle(rs, end != TASK_REFUSED, &e)) {
+    enum outcome o = end == TASK_DONE   ? OUTCOME_COUNTED
+                     : end == TASK_LATE ? OUTCOME_LATE
+                                        : OUTCOME_REFUSED;
+    if (decided && run_state_settle(rs, o, &e)) {
         return agent_fail(a, "transient", &e);
     }
     return end;
@@ -383,7 +389,7 @@ enum task_end agent_upload(struct agent *a, const struct task *t, struct run_sta
 
 enum status agent_resolve(struct agent *a, struct run_state *rs, struct arena *arena, struct err *e)
 {
-    bool keep = true; // never created, or closed without it: late
+    enum outcome o = OUTCOME_LATE; // never created, or closed without it
     if (rs->j.upload[0]) {
         struct reply r;
         enum status st = transport_call_retry(a->control, arena, "GET",
@@ -395,14 +401,15 @@ enum status agent_resolve(struct agent *a, struct run_state *rs, struct arena *a
         const struct json *outcome = !st && r.json ? json_get(r.json, "outcome") : NULL;
         bool known = outcome && json_kind(outcome) == JSON_OBJECT;
         const char *code = known ? json_str(json_get(outcome, "code")) : NULL;
-        keep = !(code && strcmp(code, "BAD_UPDATE") == 0);
+        o = code && strcmp(code, "BAD_UPDATE") == 0 ? OUTCOME_REFUSED : OUTCOME_LATE;
         const struct json *yes = known ? json_get(outcome, "accepted") : NULL;
         if (yes && json_kind(yes) == JSON_BOOL && json_bool(yes)) {
+            o = OUTCOME_COUNTED;
             TRY(acks_note(a->config->state_dir, rs->j.upload, rs->j.sha256, run_of(rs),
                           rs->j.key.round, e));
         }
     }
     log_info("round %" PRId64 " of before: its optimizer state is %s", rs->j.key.round,
-             keep ? "kept" : "rolled back");
-    return run_state_settle(rs, keep, e);
+             o != OUTCOME_REFUSED ? "kept" : "rolled back");
+    return run_state_settle(rs, o, e);
 }

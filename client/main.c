@@ -36,6 +36,7 @@ static int start_main(int argc, char **argv)
     int64_t threads = 0;
     int64_t sync_every = 0;
     double mbps = 0.0;
+    const char *codec = NULL;
     bool verbose = false;
     const struct option_row rows[] = {
         {"state", 0, OPTION_TEXT, "DIR", "PHOTON_STATE", &state_dir, 0, 0,
@@ -52,6 +53,8 @@ static int start_main(int argc, char **argv)
          "CPU threads; default all cores"},
         {"max-rate", 0, OPTION_NUM, "MBPS", "PHOTON_MAX_RATE", &mbps, 0, 1e6,
          "move weights no faster, each way, in megabit per second"},
+        {"codec", 0, OPTION_TEXT, "NAME", "PHOTON_CODEC", &codec, 0, 0,
+         "of updates: f32, bf16, int8, q4, q2, topk or auto; default what the run asks for"},
         {"log-format", 0, OPTION_TEXT, "FORMAT", "PHOTON_LOG_FORMAT", &format, 0, 0,
          "text (default) or json"},
         {"verbose", 'v', OPTION_FLAG, NULL, NULL, &verbose, 0, 0, "log more"},
@@ -91,6 +94,13 @@ static int start_main(int argc, char **argv)
         arena_free(a);
         return rc;
     }
+    enum codec known = CODEC_F32;
+    struct err why = {0};
+    if (codec && strcmp(codec, "auto") != 0 && codec_parse(&known, codec, &why)) {
+        (void)fprintf(stderr, "photon-client: --codec: %s, or auto\n", why.msg);
+        arena_free(a);
+        return EXIT_USAGE;
+    }
     log_setup(verbose ? LOG_DEBUG : LOG_INFO, strcmp(format, "json") == 0, "photon-client");
     struct agent_config config = {.state_dir = state_dir,
                                   .sources = sources,
@@ -99,6 +109,7 @@ static int start_main(int argc, char **argv)
                                   .dtype = dtype,
                                   .threads = (int)threads,
                                   .sync_every = (int)sync_every,
+                                  .codec = codec,
                                   .max_mbps = mbps};
     rc = agent_run(&config);
     arena_free(a);

@@ -286,6 +286,9 @@ static enum status journal_write(const struct run_state *s, const struct journal
     jw_object(&b, NULL);
     jw_str(&b, "phase", phase_names[j->phase]);
     jw_bool(&b, "keep", j->keep);
+    jw_bool(&b, "late", j->late);
+    jw_bool(&b, "carry", j->carry);
+    jw_int(&b, "guard_until", j->guard_until);
     jw_int(&b, "round", j->key.round);
     jw_str(&b, "base", j->key.base);
     jw_int(&b, "global_step", j->key.global_step);
@@ -298,6 +301,10 @@ static enum status journal_write(const struct run_state *s, const struct journal
     jw_num(&b, "download_s", j->download_s);
     jw_num(&b, "train_s", j->train_s);
     jw_num(&b, "encode_s", j->encode_s);
+    jw_str(&b, "codec", j->codec);
+    jw_num(&b, "codec_error", j->codec_error);
+    jw_num(&b, "residual_ratio", j->residual_ratio);
+    jw_num(&b, "fallback_share", j->fallback_share);
     jw_str(&b, "upload", j->upload);
     jw_end_object(&b);
     enum status st = file_write(path, b.data, b.len, e);
@@ -311,6 +318,12 @@ static double number_or_zero(const struct json *o, const char *key)
     return v && json_kind(v) == JSON_NUMBER ? json_num(v) : 0.0;
 }
 
+static bool flag(const struct json *o, const char *key)
+{
+    const struct json *v = json_get(o, key);
+    return v && json_kind(v) == JSON_BOOL && json_bool(v);
+}
+
 static enum status journal_parse(const struct json *o, struct journal *j, struct err *e)
 {
     static const int64_t most = (int64_t)1 << 53;
@@ -321,8 +334,9 @@ static enum status journal_parse(const struct json *o, struct journal *j, struct
             j->phase = (enum journal_phase)i;
         }
     }
-    const struct json *keep = json_get(o, "keep");
-    j->keep = keep && json_kind(keep) == JSON_BOOL && json_bool(keep);
+    j->keep = flag(o, "keep");
+    j->late = flag(o, "late");
+    j->carry = flag(o, "carry");
     TRY(json_want_int(o, "round", 0, most, &j->key.round, e));
     TRY(json_want_int(o, "global_step", 0, most, &j->key.global_step, e));
     TRY(json_want_int(o, "local_steps", 0, most, &j->key.local_steps, e));
@@ -336,6 +350,12 @@ static enum status journal_parse(const struct json *o, struct journal *j, struct
     j->download_s = number_or_zero(o, "download_s");
     j->train_s = number_or_zero(o, "train_s");
     j->encode_s = number_or_zero(o, "encode_s");
+    copy_member(o, "codec", j->codec, sizeof(j->codec));
+    j->codec_error = number_or_zero(o, "codec_error");
+    j->residual_ratio = number_or_zero(o, "residual_ratio");
+    j->fallback_share = number_or_zero(o, "fallback_share");
+    const struct json *guard = json_get(o, "guard_until");
+    j->guard_until = guard && json_is_int(guard, 0, most) ? json_int(guard) : 0;
     return ST_OK;
 }
 
@@ -358,21 +378,64 @@ static enum status journal_read(const struct run_state *s, struct journal *out, 
     return st;
 }
 
-/* The step after the journal's word, done now or by whoever opens the folder next. */
-static enum status carry_out(const struct run_state *s, struct err *e)
+static bool is_there(const struct run_state *s, const char *name, char path[STATE_PATH_MAX])
 {
-    char next[STATE_PATH_MAX];
-    char moments[STATE_PATH_MAX];
-    run_state_path(s, STATE_MOMENTS_NEXT, next);
-    run_state_path(s, STATE_MOMENTS, moments);
-    bool there = access(next, F_OK) == 0;
-    if (!there || s->j.phase == JOURNAL_TRAINED) {
+    run_state_path(s, name, path);
+    return access(path, F_OK) == 0;
+}
+
+static enum status take(const struct run_state *s, const char *from, const char *to, struct err *e)
+{
+    char a[STATE_PATH_MAX];
+    char b[STATE_PATH_MAX];
+    run_state_path(s, to, b);
+    return is_there(s, from, a) ? move(a, b, e) : ST_OK;
+}
+
+static enum status lose(const struct run_state *s, const char *name, struct err *e)
+{
+    char path[STATE_PATH_MAX];
+    return is_there(s, name, path) ? drop(path, e) : ST_OK;
+}
+
+/* The residual that follows the update's outcome; done already where the file is gone. */
+static enum status carry_out_residual(const struct run_state *s, struct err *e)
+{
+    bool settled = s->j.phase == JOURNAL_SETTLED;
+    if (settled && s->j.late) {
+        return ST_OK; // the next round's begin decides
+    }
+    if (settled && s->j.keep) {
+        TRY(take(s, STATE_RESIDUAL_NEXT, STATE_RESIDUAL, e));
+        return lose(s, STATE_RESIDUAL_LATE, e);
+    }
+    if (s->j.phase == JOURNAL_TRAIN && s->j.carry) {
+        TRY(take(s, STATE_RESIDUAL_LATE, STATE_RESIDUAL, e));
+        return lose(s, STATE_RESIDUAL_NEXT, e);
+    }
+    TRY(lose(s, STATE_RESIDUAL_NEXT, e));
+    return lose(s, STATE_RESIDUAL_LATE, e);
+}
+
+/* The step after the journal's word, done now or by whoever opens the folder next. */
+static enum status carry_out(struct run_state *s, struct err *e)
+{
+    if (s->j.phase == JOURNAL_TRAINED) {
         return ST_OK;
     }
+    TRY(carry_out_residual(s, e));
     if (s->j.phase == JOURNAL_SETTLED && s->j.keep) {
-        return move(next, moments, e);
+        return take(s, STATE_MOMENTS_NEXT, STATE_MOMENTS, e);
     }
-    return drop(next, e); // training, and not noted as whole: it is made again from a snapshot
+    // Training, and not noted as whole: it is made again from a snapshot.
+    TRY(lose(s, STATE_MOMENTS_NEXT, e));
+    if (s->j.carry) { // what lies in LATE from now on is this round's
+        struct journal j = s->j;
+        j.carry = false;
+        TRY(journal_write(s, &j, e));
+        s->j = j;
+    }
+    return ST_OK;
 }
 
 enum status run_state_open(struct run_state *s, const char *state_dir, const char *run,
@@ -499,12 +562,15 @@ enum status run_state_begin(struct run_state *s, const struct round_key *key, st
     TRY(drop_snaps(s, -1, e));
     run_state_path(s, STATE_UPDATE, path);
     TRY(drop(path, e));
-    struct journal j = {.phase = JOURNAL_TRAIN, .key = *key};
+    struct journal j = {.phase = JOURNAL_TRAIN,
+                        .key = *key,
+                        .carry = s->j.phase == JOURNAL_SETTLED && s->j.late,
+                        .guard_until = s->j.guard_until};
     FAULT("journal.begin");
     TRY(journal_write(s, &j, e));
     FAULT("journal.begun");
     s->j = j;
-    return ST_OK;
+    return carry_out(s, e);
 }
 
 enum status run_state_trained(struct run_state *s, struct err *e)
@@ -529,11 +595,12 @@ enum status run_state_upload(struct run_state *s, const char *upload, struct err
     return ST_OK;
 }
 
-enum status run_state_settle(struct run_state *s, bool keep, struct err *e)
+enum status run_state_settle(struct run_state *s, enum outcome o, struct err *e)
 {
     struct journal j = s->j;
     j.phase = JOURNAL_SETTLED;
-    j.keep = keep;
+    j.keep = o != OUTCOME_REFUSED;
+    j.late = o == OUTCOME_LATE;
     FAULT("journal.settle");
     TRY(journal_write(s, &j, e));
     FAULT("journal.settled");

@@ -5,7 +5,8 @@
  *     STATE/silo.json       server, name, token (mode 0600)
  *     STATE/status.json     what the agent does now, for `photon-client status`
  *     STATE/cache/          checkpoints by digest
- *     STATE/runs/<run>/     journal.json, moments.state, moments.next, snap-N.state/.json, update
+ *     STATE/runs/<run>/     journal.json, moments.state, moments.next, snap-N.state/.json, update,
+ *                           residual
  *
  * Optimizer state belongs to the silo, never to a process, so a round is a small transaction over
  * files. journal.json is replaced by rename and says where it stands:
@@ -13,6 +14,10 @@
  *     train    moments.state is the state before the round; snapshots belong to this round's key
  *     trained  moments.next and the update are whole and synced; the server has not decided yet
  *     settled  keep: moments.next is renamed to moments.state, or about to be; else it is dropped
+ *
+ * What the codec left out follows the same decision: residual.next becomes the residual when the
+ * update counted; when it came late, residual.late does, as the next round begins; when it was
+ * refused, both go.
  *
  * Whatever instant a process dies at, run_state_open() finishes or undoes the step it was in, and
  * moments.state is either before or after the round, as the journal says. The key (round, base
@@ -82,6 +87,7 @@ enum journal_phase { JOURNAL_NONE = 0, JOURNAL_TRAIN, JOURNAL_TRAINED, JOURNAL_S
 struct journal {
     enum journal_phase phase;
     bool keep; /* settled: the server counted it, or it came late */
+    bool late; /* settled: it came late, and its work is to ride in the next update */
     struct round_key key;
     /* from trained on */
     char sha256[65];
@@ -89,8 +95,16 @@ struct journal {
     int64_t tokens;
     double train_loss;
     double download_s, train_s, encode_s;
-    char upload[32]; /* id, once created; "" before */
+    char codec[8];
+    double codec_error, residual_ratio, fallback_share; /* what the codec did to it */
+    char upload[32];                                    /* id, once created; "" before */
+    /* over rounds */
+    int64_t guard_until; /* up to this round updates go one rung up */
+    bool carry;          /* the former round's LATE is about to become the residual */
 };
+
+/* What became of an update. */
+enum outcome { OUTCOME_REFUSED = 0, OUTCOME_COUNTED, OUTCOME_LATE };
 
 struct run_state {
     char dir[STATE_PATH_MAX];
@@ -113,8 +127,11 @@ enum status run_state_trained(struct run_state *s, struct err *e) MUST_CHECK;
 /* Note the upload's id, so that its outcome can be asked for after a crash. */
 enum status run_state_upload(struct run_state *s, const char *upload, struct err *e) MUST_CHECK;
 
-/* The server decided: keep the new moments, or go back to the round's start. */
-enum status run_state_settle(struct run_state *s, bool keep, struct err *e) MUST_CHECK;
+/*
+ * The server decided: keep the new moments, or go back to the round's start. A late update may
+ * still be asked for again under the same key, so its residuals wait for the next round's begin.
+ */
+enum status run_state_settle(struct run_state *s, enum outcome o, struct err *e) MUST_CHECK;
 
 /* Paths; out has STATE_PATH_MAX bytes. */
 void run_state_path(const struct run_state *s, const char *name, char *out);
@@ -122,6 +139,10 @@ void run_state_path(const struct run_state *s, const char *name, char *out);
 #define STATE_MOMENTS      "moments.state"
 #define STATE_MOMENTS_NEXT "moments.next"
 #define STATE_UPDATE       "update.safetensors"
+/* Of error feedback (client/feedback.h): what former updates left out, and what it becomes. */
+#define STATE_RESIDUAL      "residual.safetensors"
+#define STATE_RESIDUAL_NEXT "residual.next"
+#define STATE_RESIDUAL_LATE "residual.late"
 
 /* What a snapshot carries beside the trainer's own state. */
 struct snap {

@@ -88,7 +88,8 @@ static enum status read_plan(struct task *t, const struct json *doc, struct err 
     TRY(json_want_int(plan, "update_bytes", 8, LIMIT_BLOB, &t->update_bytes, e));
     TRY(json_want_int(plan, "chunk_bytes", 1, LIMIT_CHUNK, &t->chunk_bytes, e));
     TRY(json_want_str(plan, "codec", &codec, e));
-    t->codec_known = strcmp(codec, "f32") == 0;
+    enum codec known = CODEC_F32;
+    t->codec_known = strcmp(codec, "auto") == 0 || codec_parse(&known, codec, NULL) == ST_OK;
     return ST_OK;
 }
 

@@ -440,6 +440,9 @@ static void read_codec(struct spec_reader *r, const struct json *doc, struct run
     s->codec.up_auto = up == CODEC_COUNT;
     s->codec.up = up < 0 || up == CODEC_COUNT ? CODEC_F32 : (enum codec)up;
     s->codec.down = down < 0 || down == CODEC_COUNT ? CODEC_F32 : (enum codec)down;
+    if (s->codec.down != CODEC_F32) { // never accepted and then not done
+        spec_complain(&p, "down", "checkpoints go out whole in this version; use f32");
+    }
     s->codec.up_k = CODEC_K;
     s->codec.down_k = CODEC_K_DOWN;
     s->codec.share = LINK_SHARE;

@@ -91,6 +91,9 @@ static enum status may_create(struct request *rq, struct response *rs,
     }
     TRY(st);
     TRY(silo_parse_spec(&spec, rq->arena, spec_text, e));
+    if (spec.inner_state == INNER_STATE_AVERAGE && w->codec != CODEC_F32) {
+        return bad_member(rq, rs, "/codec", "must be f32 where moments are averaged");
+    }
     int64_t planned = checkpoint_update_bytes(&spec, silo_name, w->codec);
     bool exact = w->codec == CODEC_F32; // else some tensors may be one rung up, and gaps vary
     if (exact ? w->bytes != planned : w->bytes > planned) {

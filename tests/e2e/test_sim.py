@@ -26,6 +26,9 @@ SPEC = {
     "eval": {"every": 1, "windows": 8},
 }
 
+# The same with error feedback in it: two seats for three silos, so residuals age.
+CODED = dict(SPEC, name="coded", codec={"up": "q4"})
+
 
 def text_of(path, pattern):
     with open(path, "w") as out:
@@ -82,6 +85,10 @@ def the_simulation_gives_the_checkpoint_of_the_federation(desk):
         until("all silos to be here", lambda: sum(s["status"] != "gone" and s["device"] is not None for s in
                                                   world.get("/api/v1/silos")["items"]) == len(SILOS))
         run = world.wait_finished(world.post("/api/v1/runs", SPEC)["id"])
+        coded = world.wait_finished(world.post("/api/v1/runs", CODED)["id"])
+    report = desk.sim("coded", CODED, *desk.silos())
+    assert report["sha256"] == coded["head_checkpoint"]["sha256"], (report, coded["head_checkpoint"])
+    assert coded["upload_bytes"] < run["upload_bytes"] / 4, (coded["upload_bytes"], run["upload_bytes"])
     report = desk.sim("twin", SPEC, *desk.silos())
     assert report["sha256"] == run["head_checkpoint"]["sha256"], (report, run["head_checkpoint"])
     # The aggregator adds the same sums in the same order.

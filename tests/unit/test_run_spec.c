@@ -238,7 +238,7 @@ static void what_is_printed_parses_to_the_same_spec(void)
         "\"uniform\",\"inner_state\":\"reset\",\"eval\":{\"every\":7,\"windows\":3},"
         "\"keep_checkpoints\":0,\"codec\":{\"up\":\"f32\"},\"tokenizer\":{\"sha256\":"
         "\"0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\"}}",
-        "{\"model\":{" SIZES "}," REST ",\"codec\":{\"up\":\"auto\",\"down\":\"topk\",\"up_k\":32,"
+        "{\"model\":{" SIZES "}," REST ",\"codec\":{\"up\":\"auto\",\"down\":\"f32\",\"up_k\":32,"
         "\"down_k\":128,\"share\":0.25}}",
         "{\"model\":{" SIZES "}," REST ",\"codec\":{\"up\":\"q4\",\"down\":\"snapshot\"}}",
     };
@@ -313,6 +313,7 @@ static void wrong_rates_and_words_say_what_would_do(void)
     bad_inner("\"micro_batch\":9", "/inner/micro_batch", "try 8");
     bad_top("\"codec\":{\"up\":\"int9\"}", "/codec/up", "did you mean 'int8'?");
     bad_top("\"codec\":{\"down\":\"auto\"}", "/codec/down", "use one of: f32, bf16");
+    bad_top("\"codec\":{\"down\":\"int8\"}", "/codec/down", "go out whole");
     bad_top("\"codec\":{\"up_k\":66}", "/codec/up_k", "try 64");
     bad_top("\"codec\":{\"down_k\":2048}", "/codec/down_k", "1024");
     bad_top("\"codec\":{\"share\":0}", "/codec/share", "above 0");

@@ -89,7 +89,7 @@ NVCCFLAGS := -O3 -std=c++20 -I. -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wext
              -gencode arch=compute_$(lastword $(SM)),code=compute_$(lastword $(SM))
 
 LIBS_engine := $(if $(filter 1,$(DNNL)),-ldnnl) $(OPENMP) -ldl -lm -lpthread
-LIBS_server := $(shell $(PKG_CONFIG) --libs libpq libmicrohttpd libcjson libcrypto 2>/dev/null) -lm -lpthread
+LIBS_server := $(shell $(PKG_CONFIG) --libs libpq libmicrohttpd libcjson libcrypto libcurl 2>/dev/null) -lm -lpthread
 LIBS_client := $(shell $(PKG_CONFIG) --libs libcurl libcjson libcrypto libpcre2-8 libutf8proc zlib 2>/dev/null)
 LIBS_cuda   := $(addprefix -L,$(CUDA_LIB)) -lcublasLt $(addprefix -Xlinker -rpath -Xlinker ,$(CUDA_LIB))
 

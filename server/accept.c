@@ -131,7 +131,8 @@ struct check {
     int64_t running_at;
     bool done;
     int64_t done_ms;
-    enum status st; // ST_CORRUPT: it is not what was asked for
+    struct blob_store *blobs; // a share of it: the thread may outlive the server's
+    enum status st;           // ST_CORRUPT: it is not what was asked for
     struct err err;
     double norm;
 };
@@ -150,6 +151,7 @@ static void check_free(struct check *c)
         (void)close(c->base_fd);
     }
     sha256_free(c->running);
+    blob_store_close(c->blobs);
     arena_free(c->a);
     mem_free(c);
 }
@@ -161,6 +163,7 @@ static enum status check_new(struct check **out, struct server *s, struct db *db
     struct check *c = mem_alloc(sizeof(*c));
     c->a = arena_new(LIMIT_REQUEST_ARENA);
     c->fd = c->base_fd = -1;
+    c->blobs = blob_store_share(s->blobs);
     c->sha256 = u->sha256;
     c->bytes = u->bytes;
     c->norm = NAN;
@@ -172,11 +175,7 @@ static enum status check_new(struct check **out, struct server *s, struct db *db
     }
     if (!st && isnan(c->base_norm)) {
         int64_t bytes = 0;
-        st = blob_open(s->blobs, &c->plan.want.base, &c->base_fd, &bytes, e);
-        if (st == ST_NOT_FOUND) {
-            mend_want(&c->plan.want.base);
-            st = err_set(e, ST_RETRY, "the base's file is lost; it is being made again");
-        }
+        st = mend_open(s->blobs, &c->plan.want.base, &c->base_fd, &bytes, e);
     }
     if (!st) {
         st = blob_tmp_open(s->blobs, u->id, &c->fd, e);
@@ -232,10 +231,17 @@ static enum status check_file(struct check *c, struct err *e)
     return ST_OK;
 }
 
+/* A sound one goes to where it will be placed, as far as that takes no lock. */
+static enum status check_and_stage(struct check *c, struct err *e)
+{
+    TRY(check_file(c, e));
+    return blob_stage(c->blobs, c->id, &c->sha256, e);
+}
+
 static void *check_thread(void *arg)
 {
     struct check *c = arg;
-    enum status st = check_file(c, &c->err);
+    enum status st = check_and_stage(c, &c->err);
     (void)pthread_mutex_lock(&checks.lock);
     c->st = st;
     c->done = true;
@@ -315,10 +321,10 @@ static enum status examine(struct server *s, struct db *db, const struct upload 
         return ST_OK;
     }
     TRY(check_new(&c, s, db, u, silo_id, e));
-    if (u->bytes > CHECK_INLINE_BYTES && start_thread(c)) {
+    if ((u->bytes > CHECK_INLINE_BYTES || blob_is_remote(s->blobs)) && start_thread(c)) {
         return ST_OK;
     }
-    c->st = check_file(c, &c->err);
+    c->st = check_and_stage(c, &c->err);
     *out = c;
     return ST_OK;
 }

@@ -382,12 +382,7 @@ static enum status blob_get(struct request *rq, struct response *rs, struct err 
         return not_found(rq, rs, "file");
     }
     TRY(st);
-    st = blob_open(rq->server->blobs, &d, &fd, &bytes, e);
-    if (st == ST_NOT_FOUND) {
-        mend_want(&d);
-        return err_set(e, ST_RETRY, "the file is lost; it is being made again");
-    }
-    TRY(st);
+    TRY(mend_open(rq->server->blobs, &d, &fd, &bytes, e));
 
     const char *etag = arena_fmt(rq->arena, "\"%s\"", rq->params[0]);
     const char *range = request_header(rq, "Range");

@@ -286,22 +286,16 @@ enum status api_weights(struct request *rq, struct response *rs, struct err *e)
     struct digest d;
     TRY(digest_parse(&d, hex, e));
     int64_t bytes = 0;
-    struct err why = {0};
-    enum status st = blob_open(rq->server->blobs, &d, &rs->fd, &bytes, &why);
     bool kept = true;
     TRY(db_bool(&rows, 0, 2, &kept, e));
-    if (st == ST_NOT_FOUND && kept) {
-        mend_want(&d);
-        return err_set(e, ST_RETRY, "the checkpoint's file is lost; it is being made again");
-    }
+    enum status st = kept ? mend_open(rq->server->blobs, &d, &rs->fd, &bytes, e)
+                          : blob_open(rq->server->blobs, &d, &rs->fd, &bytes, e);
     if (st == ST_NOT_FOUND) {
         return problem(rq, rs, 404, "CHECKPOINT_REMOVED",
                        "keep_checkpoints in the run spec says how many are kept",
                        "the numbers of this checkpoint remain, its file was removed");
     }
-    if (st) {
-        return err_set(e, st, "%s", why.msg);
-    }
+    TRY(st);
     respond_part(rq, rs, bytes, arena_fmt(rq->arena, "\"%s\"", hex));
     if (rs->status != 416) {
         response_header(rs, "Content-Disposition",

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,7 +14,10 @@
 #include <unistd.h>
 
 #include "common/fault.h"
+#include "common/id.h"
+#include "common/log.h"
 #include "common/mem.h"
+#include "server/blob_bucket.h"
 #include "server/blob_folder.h"
 
 enum { TMP_ID_MAX = 120, READ_SIZE = 1 << 20 };
@@ -24,7 +28,9 @@ static const double FLOOR_PERCENT = 10.0;
 
 struct blob_store {
     struct blob_folder blobs; // folders, so that a path is never more than a checked name below
-    int tmp_fd;
+    int root_fd, tmp_fd;
+    struct s3 *bucket; // or NULL; then blobs is the cache of it
+    atomic_int users;
     struct blob_floor floor;
 };
 
@@ -100,7 +106,7 @@ static enum status open_folders(struct blob_store *s, const char *dir, struct er
     if (!st) {
         st = blob_folder_sync(root, ".", e);
     }
-    (void)close(root);
+    s->root_fd = root;
     return st;
 }
 
@@ -110,7 +116,8 @@ enum status blob_store_open(struct blob_store **out, const char *dir, struct err
         return err_set(e, ST_IO, "cannot make the folder %s: %s", dir, strerror(errno));
     }
     struct blob_store *s = mem_alloc(sizeof(*s));
-    s->blobs.fd = s->tmp_fd = -1;
+    s->blobs.fd = s->tmp_fd = s->root_fd = -1;
+    atomic_init(&s->users, 1);
     s->floor = (struct blob_floor){.percent = FLOOR_PERCENT, .most = FLOOR_MOST};
     enum status st = open_folders(s, dir, e);
     if (st) {
@@ -128,14 +135,49 @@ void blob_store_floor(struct blob_store *s, const struct blob_floor *floor)
 
 void blob_store_close(struct blob_store *s)
 {
-    if (!s) {
+    if (!s || atomic_fetch_sub(&s->users, 1) > 1) {
         return;
+    }
+    s3_close(s->bucket);
+    if (s->root_fd >= 0) {
+        (void)close(s->root_fd);
     }
     blob_folder_close(&s->blobs);
     if (s->tmp_fd >= 0) {
         (void)close(s->tmp_fd);
     }
     mem_free(s);
+}
+
+static enum status refuse_any(void *ctx, const struct blob_entry *f, struct err *e)
+{
+    (void)ctx;
+    return err_set(e, ST_CONFLICT,
+                   "the folder has blobs of its own (%.90s); copy them into the bucket and move "
+                   "store/blobs away",
+                   f->name);
+}
+
+enum status blob_store_bucket(struct blob_store *s, struct s3 *bucket, struct err *e)
+{
+    struct blob_folder cache = {.fd = -1};
+    TRY(blob_folder_walk(&s->blobs, refuse_any, NULL, e));
+    TRY(blob_folder_open(&cache, s->root_fd, "cache", e));
+    blob_folder_close(&s->blobs);
+    s->blobs = cache;
+    s->bucket = bucket;
+    return ST_OK;
+}
+
+bool blob_is_remote(const struct blob_store *s)
+{
+    return s->bucket != NULL;
+}
+
+struct blob_store *blob_store_share(struct blob_store *s)
+{
+    atomic_fetch_add(&s->users, 1);
+    return s;
 }
 
 /* ---- temporary files ---- */
@@ -148,6 +190,9 @@ enum status blob_tmp_create(struct blob_store *s, const char *id, int64_t bytes,
     }
     assert(bytes >= 0);
     int64_t room = blob_free_bytes(s) - bytes;
+    while (s->bucket && room < blob_floor_bytes(s) && blob_bucket_evict(&s->blobs)) {
+        room = blob_free_bytes(s) - bytes;
+    }
     if (room < blob_floor_bytes(s)) {
         return err_set(e, ST_LIMIT, "%lld bytes would leave %lld MiB free, less than is kept",
                        (long long)bytes, (long long)room / (1024 * 1024));
@@ -217,13 +262,61 @@ enum status blob_tmp_size(struct blob_store *s, const char *id, int64_t *bytes, 
 
 /* ---- blobs ---- */
 
+static enum status open_tmp(struct blob_store *s, const char *tmp_id, int *fd, struct err *e)
+{
+    if (!tmp_id_ok(tmp_id)) {
+        return err_set(e, ST_INVALID, "not the name of a temporary file");
+    }
+    *fd = openat(s->tmp_fd, tmp_id, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+    return *fd >= 0 ? ST_OK
+                    : err_set(e, errno == ENOENT ? ST_NOT_FOUND : ST_IO, "cannot open tmp/%s: %s",
+                              tmp_id, strerror(errno));
+}
+
+static enum status put(struct blob_store *s, const char *tmp_id, const struct digest *d,
+                       bool replace, struct err *e)
+{
+    int fd = -1;
+    TRY(open_tmp(s, tmp_id, &fd, e));
+    enum status st = blob_bucket_put(s->bucket, fd, d, replace, e);
+    (void)close(fd);
+    return st;
+}
+
+enum status blob_stage(struct blob_store *s, const char *tmp_id, const struct digest *d,
+                       struct err *e)
+{
+    return s->bucket ? put(s, tmp_id, d, false, e) : ST_OK;
+}
+
+/* The object, then the same file as its copy here; a copy that cannot be is no loss. */
+static enum status place_in_bucket(struct blob_store *s, const char *tmp_id, const struct digest *d,
+                                   bool replace, struct err *e)
+{
+    int64_t bytes = 0;
+    struct err why = {0};
+    enum status st = put(s, tmp_id, d, replace, e);
+    if (st == ST_NOT_FOUND && !replace) { // placed before; its reply was lost
+        return blob_bucket_stat(s->bucket, d, &bytes, e);
+    }
+    TRY(st);
+    st = replace ? blob_folder_replace(&s->blobs, s->tmp_fd, tmp_id, d, &why)
+                 : blob_folder_place(&s->blobs, s->tmp_fd, tmp_id, d, &why);
+    if (st) {
+        log_warn("no copy is kept here: %s", why.msg);
+        blob_tmp_remove(s, tmp_id);
+    }
+    return ST_OK;
+}
+
 enum status blob_place(struct blob_store *s, const char *tmp_id, const struct digest *d,
                        struct err *e)
 {
     if (!tmp_id_ok(tmp_id)) {
         return err_set(e, ST_INVALID, "not the name of a temporary file");
     }
-    return blob_folder_place(&s->blobs, s->tmp_fd, tmp_id, d, e);
+    return s->bucket ? place_in_bucket(s, tmp_id, d, false, e)
+                     : blob_folder_place(&s->blobs, s->tmp_fd, tmp_id, d, e);
 }
 
 enum status blob_replace(struct blob_store *s, const char *tmp_id, const struct digest *d,
@@ -232,66 +325,131 @@ enum status blob_replace(struct blob_store *s, const char *tmp_id, const struct 
     if (!tmp_id_ok(tmp_id)) {
         return err_set(e, ST_INVALID, "not the name of a temporary file");
     }
-    return blob_folder_replace(&s->blobs, s->tmp_fd, tmp_id, d, e);
+    return s->bucket ? place_in_bucket(s, tmp_id, d, true, e)
+                     : blob_folder_replace(&s->blobs, s->tmp_fd, tmp_id, d, e);
+}
+
+/* From the bucket into the cache. */
+static enum status fetch(struct blob_store *s, const struct digest *d, struct err *e)
+{
+    char id[ID_LEN + 1];
+    char tmp[ID_LEN + 16];
+    int fd = -1;
+    int64_t bytes = 0;
+    id_new('c', id);
+    (void)snprintf(tmp, sizeof(tmp), "fetch-%s", id);
+    TRY(blob_bucket_stat(s->bucket, d, &bytes, e));
+    TRY(blob_tmp_create(s, tmp, bytes, &fd, e));
+    enum status st = blob_bucket_fetch(s->bucket, d, fd, bytes, e);
+    (void)close(fd);
+    st = st ? st : blob_folder_place(&s->blobs, s->tmp_fd, tmp, d, e);
+    if (st) {
+        blob_tmp_remove(s, tmp);
+    }
+    return st;
 }
 
 enum status blob_open(struct blob_store *s, const struct digest *d, int *fd, int64_t *bytes,
                       struct err *e)
 {
-    return blob_folder_get(&s->blobs, d, fd, bytes, e);
+    enum status st = blob_folder_get(&s->blobs, d, fd, bytes, e);
+    if (!s->bucket) {
+        return st;
+    }
+    for (int tries = 0; st == ST_NOT_FOUND && tries < 3; tries++) { // it may be let go meanwhile
+        TRY(fetch(s, d, e));
+        st = blob_folder_get(&s->blobs, d, fd, bytes, e);
+    }
+    if (!st) {
+        (void)futimens(*fd, NULL); // its last use, for the one that gives way
+    }
+    return st;
 }
 
 enum status blob_stat(struct blob_store *s, const struct digest *d, int64_t *bytes, struct err *e)
 {
+    if (s->bucket) {
+        return blob_bucket_stat(s->bucket, d, bytes, e);
+    }
     int fd = -1;
     TRY(blob_folder_get(&s->blobs, d, &fd, bytes, e));
     (void)close(fd);
     return ST_OK;
 }
 
-static enum status read_whole(int fd, struct digest *out, int64_t *bytes, struct err *e)
+enum status blob_scan(struct blob_store *s, const struct digest *d, blob_scan_fn *fn, void *ctx,
+                      struct err *e)
 {
+    int fd = -1;
+    int64_t at = 0;
+    int64_t size = 0;
+    if (s->bucket) {
+        return blob_bucket_scan(s->bucket, d, fn, ctx, e);
+    }
+    TRY(blob_folder_get(&s->blobs, d, &fd, &size, e));
     unsigned char *block = mem_alloc(READ_SIZE);
-    struct sha256 *h = sha256_new();
     enum status st = ST_OK;
-    *bytes = 0;
     for (ssize_t n = 1; n != 0 && !st;) {
-        n = pread(fd, block, READ_SIZE, *bytes);
+        n = pread(fd, block, READ_SIZE, at);
         if (n > 0) {
-            sha256_add(h, block, (size_t)n);
-            *bytes += n;
+            st = fn(ctx, block, (size_t)n, e);
+            at += n;
         } else if (n < 0 && errno == EIO) {
-            st = err_set(e, ST_CORRUPT, "the disk cannot read byte %lld", (long long)*bytes);
+            st = err_set(e, ST_CORRUPT, "the disk cannot read byte %lld", (long long)at);
         } else if (n < 0 && errno != EINTR) {
             st = err_set(e, ST_IO, "cannot read a blob: %s", strerror(errno));
         }
     }
-    sha256_end(h, out);
-    sha256_free(h);
     mem_free(block);
+    (void)close(fd);
     return st;
+}
+
+struct verifying {
+    struct sha256 *hash;
+    int64_t bytes;
+};
+
+static enum status verify_some(void *ctx, const void *data, size_t len, struct err *e)
+{
+    (void)e;
+    struct verifying *v = ctx;
+    sha256_add(v->hash, data, len);
+    v->bytes += (int64_t)len;
+    return ST_OK;
 }
 
 enum status blob_verify(struct blob_store *s, const struct digest *d, int64_t *bytes, struct err *e)
 {
     struct digest got;
-    int fd = -1;
-    TRY(blob_open(s, d, &fd, bytes, e));
-    enum status st = read_whole(fd, &got, bytes, e);
-    (void)close(fd);
+    struct verifying v = {.hash = sha256_new()};
+    enum status st = blob_scan(s, d, verify_some, &v, e);
+    sha256_end(v.hash, &got);
+    sha256_free(v.hash);
     TRY(st);
+    *bytes = v.bytes;
     return digest_equal(&got, d)
                ? ST_OK
                : err_set(e, ST_CORRUPT, "the file's content is not what its name says");
 }
 
+bool blob_distrust(struct blob_store *s, const struct digest *d)
+{
+    struct err e = {0};
+    return s->bucket && blob_folder_remove(&s->blobs, d, &e) == ST_OK;
+}
+
 enum status blob_remove(struct blob_store *s, const struct digest *d, struct err *e)
 {
+    if (s->bucket) {
+        TRY(blob_bucket_remove(s->bucket, d, e));
+    }
     return blob_folder_remove(&s->blobs, d, e);
 }
 
 enum status blob_walk(struct blob_store *s, blob_walk_fn *fn, void *ctx, struct err *e)
 {
-    TRY(blob_folder_walk(&s->blobs, fn, ctx, e));
+    TRY(s->bucket ? blob_bucket_walk(s->bucket, fn, ctx, e)
+                  : blob_folder_walk(&s->blobs, fn, ctx, e));
     return blob_folder_walk_tmp(s->tmp_fd, fn, ctx, e);
 }

@@ -4,6 +4,9 @@
  *     blobs/aa/bb/<64 hex>     finished, immutable, mode 0400
  *     tmp/<upload id>          an upload or a checkpoint being written
  *
+ * or, with a bucket, objects of the same names, tmp/ as before, and cache/aa/bb/<64 hex>, of which
+ * nothing is needed.
+ *
  * Order, always: create in tmp, write, fsync, rename into place without replacing, fsync the
  * folder; only then is the row committed that refers to it (protocol: rows never name a file that
  * may be lost). Putting the same content twice is harmless. Paths are made of digests and ids that
@@ -19,10 +22,21 @@
 #include "common/status.h"
 
 struct blob_store;
+struct s3;
 
 /* The folder is made when missing (mode 0700). ST_IO when it cannot be written. */
 enum status blob_store_open(struct blob_store **out, const char *dir, struct err *e) MUST_CHECK;
 void blob_store_close(struct blob_store *s);
+
+/*
+ * From now on blobs are objects of this bucket, which the store closes; the folder has temporary
+ * files and a cache. ST_CONFLICT: the folder has blobs of its own.
+ */
+enum status blob_store_bucket(struct blob_store *s, struct s3 *bucket, struct err *e) MUST_CHECK;
+bool blob_is_remote(const struct blob_store *s);
+
+/* One more user of the store, who closes it too: for a thread that may outlive the others. */
+struct blob_store *blob_store_share(struct blob_store *s);
 
 /*
  * Room on the disk that uploads and checkpoints may not take, whoever asks: percent of the disk but
@@ -53,6 +67,13 @@ void blob_tmp_remove(struct blob_store *s, const char *id);
 enum status blob_tmp_size(struct blob_store *s, const char *id, int64_t *bytes,
                           struct err *e) MUST_CHECK;
 
+/*
+ * What of a placing takes its time and needs no lock, done before: a bucket gets the object. The
+ * placing itself looks that it is still there.
+ */
+enum status blob_stage(struct blob_store *s, const char *tmp_id, const struct digest *d,
+                       struct err *e) MUST_CHECK;
+
 /* Sync the temporary file and give it its name. Idempotent: if the blob exists, tmp is dropped. */
 enum status blob_place(struct blob_store *s, const char *tmp_id, const struct digest *d,
                        struct err *e) MUST_CHECK;
@@ -69,6 +90,18 @@ enum status blob_stat(struct blob_store *s, const struct digest *d, int64_t *byt
                       struct err *e) MUST_CHECK;
 enum status blob_open(struct blob_store *s, const struct digest *d, int *fd, int64_t *bytes,
                       struct err *e) MUST_CHECK;
+
+/*
+ * What is stored, in pieces, past any cache; fn's refusal ends it with its status. ST_NOT_FOUND;
+ * ST_CORRUPT: the disk cannot read it; ST_IO, ST_RETRY.
+ */
+typedef enum status blob_scan_fn(void *ctx, const void *data, size_t len, struct err *e);
+enum status blob_scan(struct blob_store *s, const struct digest *d, blob_scan_fn *fn, void *ctx,
+                      struct err *e) MUST_CHECK;
+
+/* A local copy that blob_open() gave is damaged: dropped when there is another behind it. False:
+ * it was the blob itself. */
+bool blob_distrust(struct blob_store *s, const struct digest *d);
 
 /*
  * Reads it whole: is it what its name says? ST_NOT_FOUND; ST_CORRUPT: it is not, or the disk cannot

@@ -9,12 +9,10 @@
 
 #include "common/clock.h"
 #include "common/id.h"
-#include "common/mem.h"
 #include "server/db_blob.h"
 #include "server/mend.h"
 
 enum {
-    READ_SIZE = 1 << 20,
     PAGE = 500,
     TOLD_MAX = 100, // of one rule; the rest is counted
     SAY_EVERY_MS = 10000,
@@ -183,25 +181,21 @@ static void say_progress(struct tally *t)
     t->progress = tty;
 }
 
-static enum status digest_of(struct tally *t, int fd, struct digest *out, int64_t *bytes,
-                             struct err *e)
+struct reading {
+    struct tally *t;
+    struct sha256 *hash;
+    int64_t bytes;
+};
+
+static enum status read_some(void *ctx, const void *data, size_t len, struct err *e)
 {
-    char *block = mem_alloc(READ_SIZE);
-    struct sha256 *h = sha256_new();
-    ssize_t n = 0;
-    *bytes = 0;
-    while ((n = read(fd, block, READ_SIZE)) > 0 || (n < 0 && errno == EINTR)) {
-        if (n > 0) {
-            sha256_add(h, block, (size_t)n);
-            *bytes += n;
-            t->bytes += n;
-            say_progress(t);
-        }
-    }
-    sha256_end(h, out);
-    sha256_free(h);
-    mem_free(block);
-    return n < 0 ? err_set(e, ST_IO, "it cannot be read: %s", strerror(errno)) : ST_OK;
+    (void)e;
+    struct reading *r = ctx;
+    sha256_add(r->hash, data, len);
+    r->bytes += (int64_t)len;
+    r->t->bytes += (int64_t)len;
+    say_progress(r->t);
+    return ST_OK;
 }
 
 /* Whole, and what its name says? */
@@ -209,13 +203,12 @@ static enum status read_file(struct tally *t, const struct digest *want, int64_t
                              struct err *e)
 {
     struct digest got;
-    int fd = -1;
-    int64_t bytes = 0;
-    TRY(blob_open(t->job->blobs, want, &fd, &bytes, e));
-    enum status st = digest_of(t, fd, &got, &bytes, e);
-    (void)close(fd);
+    struct reading r = {.t = t, .hash = sha256_new()};
+    enum status st = blob_scan(t->job->blobs, want, read_some, &r, e);
+    sha256_end(r.hash, &got);
+    sha256_free(r.hash);
     TRY(st);
-    return bytes == size && digest_equal(&got, want)
+    return r.bytes == size && digest_equal(&got, want)
                ? ST_OK
                : err_set(e, ST_CORRUPT, "the file's content is not what its name says");
 }

@@ -26,6 +26,7 @@
 #include "server/hub.h"
 #include "server/migrate.h"
 #include "server/pace.h"
+#include "server/s3.h"
 #include "server/server.h"
 #include "server/server_options.h"
 #include "server/service.h"
@@ -84,6 +85,21 @@ static const char *beside(char out[PATH_MAX], const char *given, const char *nam
     return out;
 }
 
+static enum status open_bucket(struct program *p, struct err *e)
+{
+    struct s3 *bucket = NULL;
+    const struct s3_config c = {.url = p->o.store,
+                                .endpoint = p->o.s3_endpoint,
+                                .credentials = p->o.s3_credentials,
+                                .ca_file = p->o.s3_ca};
+    enum status st = s3_open(&bucket, &c, e);
+    st = st ? st : blob_store_bucket(p->server.blobs, bucket, e);
+    if (st && bucket) {
+        s3_close(bucket);
+    }
+    return st == ST_CONFLICT ? ST_INVALID : st;
+}
+
 static enum status open_data(struct program *p, struct err *e)
 {
     // Others may pass through, to PostgreSQL's files; what is secret in it is closed by itself.
@@ -110,7 +126,7 @@ static enum status open_data(struct program *p, struct err *e)
     if (p->o.free_floor) {
         blob_store_floor(p->server.blobs, &floor);
     }
-    return ST_OK;
+    return p->o.store ? open_bucket(p, e) : ST_OK;
 }
 
 /* ---- the database ---- */

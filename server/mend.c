@@ -240,6 +240,17 @@ bool mend_wanted(struct digest *out)
     return any;
 }
 
+enum status mend_open(struct blob_store *s, const struct digest *d, int *fd, int64_t *bytes,
+                      struct err *e)
+{
+    enum status st = blob_open(s, d, fd, bytes, e);
+    if (st == ST_NOT_FOUND || st == ST_CORRUPT) {
+        mend_want(d);
+        return err_set(e, ST_RETRY, "the file is lost or damaged; it is being made again");
+    }
+    return st;
+}
+
 bool mend_taken_again(const char *silo_id, const struct digest *d)
 {
     bool again = false;

@@ -51,6 +51,10 @@ void mend_now(const struct mend *m, const struct digest *d);
 void mend_want(const struct digest *d); /* remembered once; the oldest is forgotten when too many */
 bool mend_wanted(struct digest *out);   /* taken off the list; false: it is empty */
 
+/* blob_open() of a checkpoint's file: lost or damaged, it is wanted, and ST_RETRY says so. */
+enum status mend_open(struct blob_store *s, const struct digest *d, int *fd, int64_t *bytes,
+                      struct err *e) MUST_CHECK;
+
 /* A silo takes the whole file: true when it did so a while ago already, so that the first one may
  * have been damaged. */
 bool mend_taken_again(const char *silo_id, const struct digest *d);

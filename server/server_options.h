@@ -31,7 +31,11 @@ struct server_options {
     const char *sql;
     int workers;
     int aggregate_threads;
-    const char *free_floor; /* room on the disk that stays free; NULL: blob.h's own */
+    const char *store;          /* s3://bucket/prefix; NULL: the data folder */
+    const char *s3_endpoint;    /* NULL: AWS */
+    const char *s3_credentials; /* NULL: the environment */
+    const char *s3_ca;          /* NULL: the system's */
+    const char *free_floor;     /* room on the disk that stays free; NULL: blob.h's own */
     bool log_json;
     enum log_level log_level;
     bool unsafe_database;

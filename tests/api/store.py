@@ -1,11 +1,14 @@
 """The store beside a live server: the check and each violation it must see, lost files, what is reaped, what is kept."""
 
-import glob
 import hashlib
+import json
 import os
+import shutil
 import signal
 import subprocess
+import sys
 import time
+import urllib.request
 
 import kit
 from kit import psql, until
@@ -378,3 +381,124 @@ def test_a_repair_by_hand_makes_checkpoints_again_and_says_what_it_cannot(server
     assert [l for l in new_violations(server, before, "--repair") if l.startswith("I8")] == []
     assert content(paths[1]) == sound[1]
     no_violations()
+
+
+# ---- a bucket ----
+
+class Bucket:
+    """A server of its own, with a database of its own, over the object store that tests/support/s3_stub.py plays."""
+
+    def __init__(self, server, faults):
+        self.kept = dict(os.environ)
+        psql("DROP DATABASE IF EXISTS bucket; CREATE DATABASE bucket")
+        self.stub = subprocess.Popen([sys.executable, "-B", os.path.join(kit.ROOT, "tests", "support", "s3_stub.py"),
+                                      "--faults", str(faults), "--page", "7"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.port = int(self.stub.stdout.readline())
+        os.environ.update(PGDATABASE="bucket", AWS_ACCESS_KEY_ID="AKIATEST", AWS_SECRET_ACCESS_KEY="not/a+secret=",
+                          AWS_SESSION_TOKEN="a-session-token", AWS_REGION="eu-north-1")
+        self.options = ("--store", "s3://bucket-1/p", "--s3-endpoint", "http://127.0.0.1:%d" % self.port)
+        self.server = kit.Server(os.path.dirname(os.path.dirname(server.program)))
+        self.server.program = server.program
+
+    def __enter__(self):
+        self.server.start(*self.options)
+        return self
+
+    def __exit__(self, kind, value, trace):
+        if kind:
+            print(self.server.log_tail())
+        if self.server.process.poll() is None:
+            self.server.process.kill()
+            self.server.process.wait()
+        self.server.remove()
+        self.stub.stdin.close()
+        self.stub.wait(10)
+        os.environ.clear()
+        os.environ.update(self.kept)
+
+    def ask(self, path="/_stub"):
+        with urllib.request.urlopen("http://127.0.0.1:%d%s" % (self.port, path), timeout=10) as answer:
+            return json.loads(answer.read())
+
+    def objects(self):
+        """Digest by name, after a look that each object is what its name says."""
+        held = self.ask()["objects"]
+        partial = [name for name, (_, digest) in held.items() if not name.endswith(digest)]
+        assert partial == [], partial
+        return {name.rsplit("/", 1)[1] for name in held}
+
+    def forget_cache(self):
+        for name in os.listdir(store(self.server, "cache")):  # not the folder: a running server has it open
+            shutil.rmtree(store(self.server, "cache", name))
+
+    def again(self):
+        self.server.process.send_signal(signal.SIGKILL)
+        self.server.process.wait()
+        self.forget_cache()
+        self.server.start(*self.options)
+
+
+def test_a_bucket_holds_what_a_folder_would(server):
+    with Bucket(server, 0.05) as b:
+        run, (ash,) = begin(b.server, 1, rounds=6)
+        for n in (1, 2):
+            assert ash.train(ash.task(timeout_s=60), seed=n).status == 200
+            wait_round(run, n, "closed")
+        assert os.listdir(store(b.server, "blobs")) == [], "blobs beside the bucket"
+        assert {digest_of(run, n) for n in (0, 1, 2)} <= b.objects()
+        weights = b.server.get("/api/v1/runs/%s/checkpoints/2/weights" % run).body
+        b.again()  # nothing of the cache is needed
+        assert b.server.get("/api/v1/runs/%s/checkpoints/2/weights" % run).body == weights
+        part = b.server.get("/api/v1/runs/%s/checkpoints/2/weights" % run, headers={"Range": "bytes=100-199"})
+        assert part.status == 206 and part.body == weights[100:200]
+        b.again()
+        task = ash.task(timeout_s=60)
+        data, tokens = ash.update(task, seed=3)
+        damaged = digest_of(run, 2)
+        b.forget_cache()
+        b.ask("/_stub/damage/" + damaged)
+        upload = ash.send(task, data, tokens)
+        until("the update to count", lambda: ash.finish(task, upload).status == 200, 60)
+        wait_round(run, 3, "closed")
+        assert rebuilt(run) == [2] and damaged in b.objects()
+        for n in (4, 5):
+            task = ash.task(timeout_s=60)
+            assert ash.train(task, seed=n).status == 200
+            wait_round(run, n, "closed")
+        gone = [digest_of(run, n) for n in (0, 1, 2)]
+        psql("UPDATE blob SET used_at = used_at - interval '2 min'")
+        b.again()  # files are looked at first thing
+        until("old checkpoints to leave the bucket", lambda: not b.objects() & set(gone), 60)
+        assert {digest_of(run, n) for n in (3, 4, 5)} <= b.objects()
+        b.ask("/_stub/faults/0")
+        rc, broken, said = check(b.server, *b.options)
+        assert rc == 0, said
+        rc, broken, said = check(b.server, *b.options, "--orphan-hours", "0")
+        assert broken <= {"I9"}, said
+        state = b.ask()
+        assert state["refused"] == 0, "a signature did not hold"
+        no_violations()
+
+
+def test_a_bucket_that_cannot_be_is_said_at_the_start(server):
+    with Bucket(server, 0) as b:
+        b.server.stop()
+        listen = ["--data", os.path.join(b.server.dir, "data"), "--listen", "127.0.0.1:0", "--unsafe-database", "--database",
+                  "host=%s user=%s dbname=bucket" % (os.environ["PGHOST"], os.environ["PGUSER"])]
+        for options, want, words in ((["--store", "s3://none-such", *b.options[2:]], 3, "NoSuchBucket"),
+                                     (["--store", "bucket", *b.options[2:]], 3, "s3://bucket/prefix"),
+                                     (["--store", "s3://bucket-1", "--s3-endpoint", "http://192.0.2.1"], 3, "in the clear")):
+            done = subprocess.run([b.server.program, *options, *listen], capture_output=True, text=True, timeout=60)
+            assert done.returncode == want and words in done.stderr, (options, done.returncode, done.stderr[-300:])
+        put(store(b.server, "blobs", "aa", "bb", "x"))
+        done = subprocess.run([b.server.program, *b.options, *listen], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 3 and "has blobs of its own" in done.stderr, done.stderr[-300:]
+        os.remove(store(b.server, "blobs", "aa", "bb", "x"))
+        os.environ["AWS_SECRET_ACCESS_KEY"] = "something-else"
+        done = subprocess.run([b.server.program, *b.options, *listen], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 4 and "SignatureDoesNotMatch" in done.stderr, done.stderr[-300:]
+        assert "something-else" not in done.stderr
+        shutil.rmtree(store(b.server, "blobs"))
+        b.server.process = None
+        os.environ["AWS_SECRET_ACCESS_KEY"] = "not/a+secret="
+        b.server.start(*b.options)

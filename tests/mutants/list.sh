@@ -120,7 +120,7 @@ mutant 'a checkpoint is made again without comparing it' server/checkpoint.c \
 mutant 'an acknowledgement is acted on before it is synced' client/acks.c \
     's/ \&\& fdatasync(fd) == 0)/)/' tests/unit/test_acks
 mutant 'the check believes a file by its size' server/check.c \
-    's/return bytes == size \&\& digest_equal(&got, want)/return bytes == size/' \
+    's/return r.bytes == size \&\& digest_equal(&got, want)/return r.bytes == size/' \
     tests/api store.test_a_damaged_a_short_and_a_missing_file_are_found
 
 mutant 'a file is named before its row is locked' server/db_blob.c \

@@ -25,7 +25,7 @@ CLIENT = ["state.sync.file", "state.synced", "state.renamed", "state.drop", "jou
 def delays(rng, places, count, most_ms=70):
     often = {"db.work.done", "db.commit", "db.committed", "state.sync.file", "state.synced", "task.lock"}
     # Whatever was drawn, a transaction is often found open and an accept unanswered.
-    rules = "" if places is not CRITICAL else "db.commit=delay:0-50ms@%d/6;accept.counted=delay:0-70ms@%d/2;" % (
+    rules = "" if places is not CRITICAL else "db.commit=delay:0-50ms@%d/6;accept.counted=delay:0-90ms@%d;" % (
         rng.randrange(1, 1 << 30), rng.randrange(1, 1 << 30))
     return rules + ";".join("%s=delay:0-%dms@%d%s" % (p, most_ms, rng.randrange(1, 1 << 30), "/8" if p in often else "")
                     for p in rng.sample(places, count))
@@ -69,8 +69,15 @@ class Kills:
         self.rig.kill_server()
         self.restarts.append(self.rig.start_server(delays(self.rng, CRITICAL, 8)))
 
+    def at_work(self, patience_s=5.0):
+        """Until something was acknowledged since the last kill: who still waits for a server can lose nothing."""
+        before, end = self.rig.acknowledged(), time.monotonic() + patience_s
+        while self.rig.acknowledged() == before and time.monotonic() < end:
+            time.sleep(0.02)
+
     def kill_database(self):
-        time.sleep(self.rng.uniform(0.1, 0.6))
+        self.at_work()
+        time.sleep(self.rng.uniform(0.0, 0.3))
         before = self.rig.postmaster()
         begin = time.monotonic()
         if self.rng.random() < 0.3:

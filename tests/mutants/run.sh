@@ -36,9 +36,9 @@ make_for() {
 }
 
 run_test() {
+    # shellcheck disable=SC2086 # the words of a mode of the rig
     case $1 in
     tests/api) timeout 180 tests/api/run.sh build/release "$2" ;;
-    # shellcheck disable=SC2086 # the words of a mode
     tests/rig) timeout 300 python3 -B tests/fault/rig.py $2 ;;
     tests/schema) timeout 60 tests/support/pg_temp.sh tests/api/schema.sh ;;
     tests/store/*) timeout 200 tests/store/run.sh "build/release/$1" ;;

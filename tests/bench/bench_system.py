@@ -5,6 +5,10 @@
 A real server and one real silo take a 125m model through a few rounds of a single local step, so
 that nearly all the time is transfer; download, upload and aggregation are read from the rounds that
 the server recorded. Then the runs list is asked for as fast as it answers. JSON lines.
+
+    bench_system.py BUILD durable [PAIRS]
+
+One upload of 1 GiB, begun to accepted, in turns with dd writing and syncing as much in a fresh file on the same disk.
 """
 
 import json
@@ -12,6 +16,7 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "e2e"))
 from harness import World  # noqa: E402
@@ -25,6 +30,56 @@ SPEC = {
     "eval": {"every": 1000, "windows": 1},
     "keep_checkpoints": 2,
 }
+
+# Its update is about 1 GiB: 2048 x 32768 of embeddings, and four layers of 12 x 2048 x 2048.
+LARGE = {
+    "name": "durable",
+    "seed": 1,
+    "model": {"d_model": 2048, "n_heads": 16, "n_layers": 4, "vocab_size": 32768, "seq_len": 8},
+    "federation": {"silos_per_round": 1, "min_silos": 1, "local_steps": 1},
+    "inner": {"batch": 1},
+    "eval": {"every": 100000, "windows": 1},
+    "keep_checkpoints": 1,
+}
+
+
+def peak_rss_mb(pid):
+    with open("/proc/%d/status" % pid) as f:
+        peak = [line.split()[1] for line in f if line.startswith("VmHWM")]
+    return round(int(peak[0]) / 1024)
+
+
+def plain_write(world, number):
+    """MB/s of dd into a fresh file in the folder where the server keeps its own."""
+    path = world.path("server", "dd-%d" % number)
+    begin = time.monotonic()
+    subprocess.run(["dd", "if=/dev/zero", "of=" + path, "bs=8M", "count=128", "conv=fsync"], check=True, capture_output=True)
+    rate = (1 << 30) / (time.monotonic() - begin) / 1e6
+    os.unlink(path)
+    return rate
+
+
+def durable(build, pairs):
+    driver = os.path.join(os.path.abspath(build), "tests", "fault", "send_update")
+    with World(build) as world:
+        world.start_server()
+        text = world.path("text.txt")
+        with open(text, "w") as f:
+            f.write("a line of text that nobody trains on\n\n" * 2000)
+        world.join("alone", text)
+        world.post("/api/v1/runs", dict(LARGE, federation=dict(LARGE["federation"], rounds=pairs)))
+        ours, dd = [], []
+        for i in range(pairs):
+            done = subprocess.run([driver, world.path("alone"), world.url, "http://127.0.0.1:%d" % world.bulk_port, "1"],
+                                  capture_output=True, text=True, timeout=900)
+            assert done.returncode == 0, "send_update: status %d\n%s" % (done.returncode, done.stderr[-3000:])
+            line = [x for x in map(json.loads, done.stdout.splitlines()) if x["transfer"] == "upload"][-1]
+            ours.append(line["bytes"] / line["seconds"] / 1e6)
+            dd.append(plain_write(world, i))
+        print(json.dumps({"bench": "durable_upload", "bytes": line["bytes"], "pairs": pairs,
+                          "upload_mb_per_s": round(statistics.median(ours)), "dd_mb_per_s": round(statistics.median(dd)),
+                          "ratio": round(statistics.median(ours) / statistics.median(dd), 3),
+                          "server_peak_rss_mb": peak_rss_mb(world.server.pid)}))
 
 
 def main(build, rounds):
@@ -49,9 +104,7 @@ def main(build, rounds):
                 print(json.dumps({"bench": name, "bytes": size, "rounds": len(took),
                                   "mb_per_s": {"min": round(min(rate)), "median": round(statistics.median(rate)),
                                                "max": round(max(rate))}}))
-        with open("/proc/%d/status" % world.server.pid) as f:
-            peak = [line.split()[1] for line in f if line.startswith("VmHWM")]
-        print(json.dumps({"bench": "server_memory", "peak_rss_mb": round(int(peak[0]) / 1024)}))
+        print(json.dumps({"bench": "server_memory", "peak_rss_mb": peak_rss_mb(world.server.pid)}))
         sys.stdout.flush()
         load = os.path.join(os.path.abspath(build), "tests", "bench", "bench_http")
         for connections in (1, 8, 32):
@@ -59,4 +112,7 @@ def main(build, rounds):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 4)
+    if sys.argv[2:3] == ["durable"]:
+        durable(sys.argv[1], int(sys.argv[3]) if len(sys.argv) > 3 else 3)
+    else:
+        main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 4)

@@ -320,7 +320,7 @@ static enum status get_stream(struct request *rq, struct response *rs, struct er
     }
     struct stream *s = NULL;
     enum status st =
-        stream_open(&s, rq->server->streams, rq->db, run, rq->who.token_id, after ? &at : NULL, e);
+        stream_open(&s, rq->server->streams, rq->db, run, rq->who.secret, after ? &at : NULL, e);
     if (st == ST_LIMIT) {
         rs->header_count = 0;
         (void)problem(rq, rs, 503, "TOO_MANY_STREAMS", "poll with If-None-Match instead", "%s",

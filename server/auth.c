@@ -179,6 +179,7 @@ enum status auth_lookup(struct principal *out, struct db *db, struct arena *a, c
         return err_set(e, ST_NOT_FOUND, "no such token");
     }
     struct principal who = {.role = role_parse(db_text(&rows, 0, 2))};
+    copy(who.secret, sizeof(who.secret), hex);
     copy(who.token_id, sizeof(who.token_id), db_text(&rows, 0, 1));
     copy(who.silo_id, sizeof(who.silo_id), db_text(&rows, 0, 3));
     copy(who.name, sizeof(who.name), db_text(&rows, 0, 4));

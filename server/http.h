@@ -25,6 +25,7 @@
 
 #include "common/arena.h"
 #include "common/buf.h"
+#include "common/hash.h"
 #include "common/json.h"
 #include "common/status.h"
 #include "server/db.h"
@@ -38,9 +39,10 @@ enum role { ROLE_NONE = 0, ROLE_VIEWER, ROLE_ADMIN, ROLE_SILO, ROLE_JOIN };
 /* Who asks, from the bearer token or the login cookie. */
 struct principal {
     enum role role;
-    char token_id[32]; /* k_... */
-    char silo_id[32];  /* s_..., role silo only */
-    char name[64];     /* the token's or the silo's name */
+    char token_id[32];           /* k_... */
+    char secret[DIGEST_HEX + 1]; /* SHA-256 of what was shown: the token, or a session of it */
+    char silo_id[32];            /* s_..., role silo only */
+    char name[64];               /* the token's or the silo's name */
 };
 
 struct request {

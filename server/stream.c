@@ -29,8 +29,8 @@ struct stream {
     struct streams *all;
     struct stream *next;
     char run_id[32];
-    char token_id[32];
-    struct event_cursor cursor; /* of the last event handed over */
+    char secret[DIGEST_HEX + 1]; /* of its reader, hashed */
+    struct event_cursor cursor;  /* of the last event handed over */
     struct buf pending;
     size_t sent; /* of pending */
     bool ended;
@@ -68,9 +68,16 @@ static const char SQL_HEAD[] =
     "      WHERE e.xid < pg_snapshot_xmin(pg_current_snapshot())"
     "      ORDER BY e.xid DESC, e.id DESC LIMIT 1) h ON true";
 
-static const char SQL_DEAD_TOKENS[] =
-    "SELECT id FROM token WHERE id = ANY ($1::text[])"
-    "   AND (revoked_at IS NOT NULL OR expires_at <= clock_timestamp())";
+/* Of these secrets those that speak for nobody any more: a token that ended, a session logged out
+ * of. */
+static const char SQL_DEAD_SECRETS[] =
+    "SELECT h FROM unnest($1::text[]) h WHERE NOT EXISTS ("
+    "  SELECT FROM token t WHERE t.id IN ("
+    "    SELECT id FROM token WHERE hash = decode(h, 'hex') UNION ALL"
+    "    SELECT token_id FROM session WHERE hash = decode(h, 'hex')"
+    "       AND expires_at > clock_timestamp())"
+    "   AND t.revoked_at IS NULL"
+    "   AND (t.expires_at IS NULL OR t.expires_at > clock_timestamp()))";
 
 enum status event_cursor_parse(struct event_cursor *out, const char *text, struct err *e)
 {
@@ -232,25 +239,25 @@ static enum status broadcast(struct streams *ss, struct db *db, bool *more, stru
     return st;
 }
 
-/* End the streams whose token is no more. */
-static enum status check_tokens(struct streams *ss, struct db *db, struct err *e)
+/* End the streams whose reader is nobody any more. */
+static enum status check_readers(struct streams *ss, struct db *db, struct err *e)
 {
     struct arena *a = arena_new(1 << 20);
     const char *ids = "{";
     (void)pthread_mutex_lock(&ss->lock);
     for (const struct stream *s = ss->first; s; s = s->next) {
-        ids = arena_fmt(a, "%s%s%s", ids, ids[1] ? "," : "", s->token_id);
+        ids = arena_fmt(a, "%s%s%s", ids, ids[1] ? "," : "", s->secret);
     }
     (void)pthread_mutex_unlock(&ss->lock);
 
     const char *argv[] = {arena_fmt(a, "%s}", ids)};
     struct db_rows rows;
-    enum status st = db_query(db, a, SQL_DEAD_TOKENS, 1, argv, &rows, e);
+    enum status st = db_query(db, a, SQL_DEAD_SECRETS, 1, argv, &rows, e);
     int count = st == ST_OK ? rows.count : 0;
     (void)pthread_mutex_lock(&ss->lock);
     for (struct stream *s = ss->first; s; s = s->next) {
         for (int i = 0; i < count; i++) {
-            if (strcmp(s->token_id, db_text(&rows, i, 0)) == 0) {
+            if (strcmp(s->secret, db_text(&rows, i, 0)) == 0) {
                 s->ended = true;
                 wake(s);
             }
@@ -283,7 +290,7 @@ static void look(struct streams *ss, struct db *db)
         st = broadcast(ss, db, &more, &e);
     }
     if (st == ST_OK) {
-        st = check_tokens(ss, db, &e);
+        st = check_readers(ss, db, &e);
     }
     if (st) {
         log_warn("the event log could not be read: %s", e.msg);
@@ -447,7 +454,7 @@ static void stream_free(struct stream *s)
 }
 
 enum status stream_open(struct stream **out, struct streams *ss, struct db *db, const char *run_id,
-                        const char *token_id, const struct event_cursor *after, struct err *e)
+                        const char *secret, const struct event_cursor *after, struct err *e)
 {
     struct event_cursor head = {0};
     uint64_t next_xid = 0;
@@ -460,7 +467,7 @@ enum status stream_open(struct stream **out, struct streams *ss, struct db *db, 
     s->cursor = from;
     buf_init(&s->pending, PENDING_MAX);
     (void)snprintf(s->run_id, sizeof(s->run_id), "%s", run_id ? run_id : "");
-    (void)snprintf(s->token_id, sizeof(s->token_id), "%s", token_id);
+    (void)snprintf(s->secret, sizeof(s->secret), "%s", secret);
 
     // The id is there before the first event, so that a break until then resumes from here.
     char hello[96];

@@ -39,11 +39,12 @@ void streams_stop(struct streams *ss); /* after streams_end() and the last close
 int streams_count(struct streams *ss);
 
 /*
- * A stream of the run's events (NULL: all runs), for the token's bearer, from after on (NULL: from
- * now). Missed events are replayed from db. ST_LIMIT: there are LIMIT_STREAMS already.
+ * A stream of the run's events (NULL: all runs), from after on (NULL: from now), for as long as the
+ * reader's secret (its SHA-256 in hex) speaks for somebody. Missed events are replayed from db.
+ * ST_LIMIT: there are LIMIT_STREAMS already.
  */
 enum status stream_open(struct stream **out, struct streams *ss, struct db *db, const char *run_id,
-                        const char *token_id, const struct event_cursor *after,
+                        const char *secret, const struct event_cursor *after,
                         struct err *e) MUST_CHECK;
 void stream_close(struct stream *s);
 void stream_end(struct stream *s); /* its reader is told -1; it is still to be closed */

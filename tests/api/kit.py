@@ -253,8 +253,9 @@ class Stream:
 
     def __init__(self, server, query="", headers=None, token=None):
         self.socket = socket.create_connection(("127.0.0.1", server.port), timeout=20)
-        lines = ["GET /api/v1/stream%s HTTP/1.1" % query, "Host: x",
-                 "Authorization: Bearer " + (token or server.token)]
+        lines = ["GET /api/v1/stream%s HTTP/1.1" % query, "Host: x"]
+        if "Cookie" not in (headers or {}):
+            lines.append("Authorization: Bearer " + (token or server.token))
         lines += ["%s: %s" % item for item in (headers or {}).items()]
         self.socket.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
         self.file = self.socket.makefile("rb")

@@ -57,6 +57,9 @@ mutant 'a revoked token is accepted' server/auth.c \
 mutant 'an expired token is accepted' server/auth.c \
     's/OR expires_at > clock_timestamp()/OR true/' \
     tests/api people.test_a_token_revoked_or_expired_behind_our_back_is_refused_within_a_second
+mutant 'a stream outlives its session' server/stream.c \
+    "s/SELECT token_id FROM session WHERE hash = decode(h, 'hex')\"/SELECT token_id FROM session WHERE true\"/" \
+    tests/api streams.test_logging_out_ends_the_streams_of_that_session_alone
 mutant 'a cookie may write from any page' server/auth.c \
     's/if (by_cookie \&\& is_write(rq) \&\& !origin_allowed(rq))/if (0)/' \
     tests/api people.test_login_gives_a_cookie_that_needs_our_origin_to_write

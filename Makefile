@@ -98,7 +98,7 @@ objs = $(patsubst %,$(B)/%.o,$(1))
 
 # The engine (kernels, model, trainer) links common's pure half alone; what leans on an outside
 # library, or on something that does, is in archives of its own: $(FORMATS) for common, CLIENT.
-FORMATS := $(wildcard $(addprefix common/,codec_file.c json.c hash.c id.c safetensors.c run_spec.c spec_reader.c))
+FORMATS := $(wildcard $(addprefix common/,codec_file.c codec_write.c json.c hash.c id.c safetensors.c run_spec.c spec_reader.c))
 COMMON  := $(filter-out $(FORMATS),$(wildcard common/*.c))
 KERNELS := $(wildcard kernels/*.c kernels/ref/*.c) \
            $(filter-out $(if $(filter 1,$(DNNL)),%/gemm_own.c,%/gemm_dnnl.c),$(wildcard kernels/cpu/*.c))
@@ -202,7 +202,7 @@ $(EMULATED): %: %.c.o $(KIT) $(EMUL_OBJS) $(ENGINE_LIBS)
 	$(call link,$(LIBS_engine) -lstdc++)
 $(UNIT_TESTS): %: %.c.o $(KIT) $(B)/libserver.a $(CLIENT_LIBS)
 	$(call link,$(LIBS_server) $(LIBS_client) $(LIBS_engine))
-$(B)/tests/fault/test_sim_rounds: $(B)/tests/support/sim_store.c.o
+$(B)/tests/fault/test_sim_rounds: $(patsubst %,$(B)/tests/support/sim_%.c.o,store rounds check world queue)
 $(FAULT_TESTS): %: %.c.o $(KIT) $(B)/tests/support/fake_pq.c.o $(SERVER_LIBS)
 	$(call link,$(filter-out -lpq,$(LIBS_server)))
 STORE_TESTS := $(patsubst %.c,$(B)/%,$(wildcard tests/store/test_*.c))

@@ -8,14 +8,14 @@
 #include <unistd.h>
 
 #include "common/buf.h"
+#include "common/codec_file_int.h"
 #include "common/codec_int.h"
 #include "common/limits.h"
 #include "common/mem.h"
 
-enum { PARTS_PER_TENSOR = 4, COPY_SIZE = 1 << 18, SAMPLE_BLOCKS = 64, ANY_LEN = 16 };
+enum { PARTS_PER_TENSOR = 4, ANY_LEN = 16 };
 
 static const char ANY[] = "0000000000000000";
-static const double LEARN_FROM = 0.13; // a q4 tensor with more error gets levels of its own
 
 /* ---- groups ---- */
 
@@ -33,8 +33,7 @@ void coded_group(const struct param_table *t, int32_t tensor, int64_t group, int
     *n = left < CODEC_GROUP ? left : CODEC_GROUP;
 }
 
-/* Where a group's main and side bytes begin within their parts. */
-static void group_at(const struct codec_rule *r, int64_t group, int64_t at[CODEC_PARTS])
+void coded_group_at(const struct codec_rule *r, int64_t group, int64_t at[CODEC_PARTS])
 {
     int64_t size[CODEC_PARTS];
     codec_sizes(r, CODEC_GROUP, size); // whole groups lie before it
@@ -43,30 +42,23 @@ static void group_at(const struct codec_rule *r, int64_t group, int64_t at[CODEC
     at[CODEC_GAP] = 0;
 }
 
-/* Sizes of a tensor's whole main and side parts. */
-static void tensor_sizes(struct coded_tensor *ct, int64_t groups)
+void coded_sizes(struct coded_tensor *ct, int64_t groups)
 {
     int64_t last[CODEC_PARTS];
     int64_t at[CODEC_PARTS];
     codec_sizes(&ct->rule, ct->count - (groups - 1) * CODEC_GROUP, last);
-    group_at(&ct->rule, groups - 1, at);
+    coded_group_at(&ct->rule, groups - 1, at);
     ct->size[CODEC_MAIN] = at[CODEC_MAIN] + last[CODEC_MAIN];
     ct->size[CODEC_SIDE] = at[CODEC_SIDE] + last[CODEC_SIDE];
 }
 
 /* ---- layout ---- */
 
-/* One part of one tensor, and where its place is to be noted. */
-struct part {
-    struct st_tensor t;
-    int element;
-    int64_t *at;
-};
-
-static struct part *add_part(struct part *p, struct arena *a, const char *name, const char *suffix,
-                             const char *dtype, int element, int64_t count, int64_t *at)
+static struct coded_part *add_part(struct coded_part *p, struct arena *a, const char *name,
+                                   const char *suffix, const char *dtype, int element,
+                                   int64_t count, int64_t *at)
 {
-    *p = (struct part){.element = element, .at = at};
+    *p = (struct coded_part){.element = element, .at = at};
     p->t.name = *suffix ? arena_fmt(a, "%s:%s", name, suffix) : name;
     p->t.dtype = dtype;
     p->t.rank = 1;
@@ -75,7 +67,7 @@ static struct part *add_part(struct part *p, struct arena *a, const char *name, 
     return p + 1;
 }
 
-static void shape_as(struct part *p, const struct param *param)
+static void shape_as(struct coded_part *p, const struct param *param)
 {
     p->t.rank = param->rank;
     p->t.shape[0] = param->shape[0];
@@ -83,13 +75,13 @@ static void shape_as(struct part *p, const struct param *param)
 }
 
 /* The parts of a tensor, by name within each element size. */
-static struct part *add_tensor(struct part *p, struct arena *a, const struct param *param,
-                               struct coded_tensor *ct)
+static struct coded_part *add_tensor(struct coded_part *p, struct arena *a,
+                                     const struct param *param, struct coded_tensor *ct)
 {
     const char *name = param->name;
     int64_t blocks = ct->size[CODEC_SIDE] / 2;
     int64_t main = ct->size[CODEC_MAIN];
-    struct part *first = p;
+    struct coded_part *first = p;
     switch (ct->rule.codec) {
     case CODEC_F32:
         p = add_part(p, a, name, "", "F32", 4, ct->count, &ct->at[CODEC_MAIN]);
@@ -166,25 +158,21 @@ static const struct st_meta *all_meta(struct arena *a, const struct coded_file *
     return m;
 }
 
-/*
- * Gives every part its place, from the rules and gap sizes of f->tensors, and makes the header.
- * Then parts[] (in the order of the file, *part_count) can be copied.
- */
-static void *lay_out(struct coded_file *f, struct arena *a, const struct coded_meta *meta,
-                     struct part **parts_out, int *part_count, int64_t *len)
+void *coded_lay_out(struct coded_file *f, struct arena *a, const struct coded_meta *meta,
+                    struct coded_part **parts_out, int *part_count, int64_t *len)
 {
     const struct param_table *t = f->table;
-    struct part *parts = arena_alloc(a, (size_t)t->count * PARTS_PER_TENSOR * sizeof(*parts));
-    struct part *end = parts;
+    struct coded_part *parts = arena_alloc(a, (size_t)t->count * PARTS_PER_TENSOR * sizeof(*parts));
+    struct coded_part *end = parts;
     for (int32_t i = 0; i < t->count; i++) {
         struct coded_tensor *ct = &f->tensors[i];
         ct->first = t->items[i].offset;
         ct->count = t->items[i].count;
-        tensor_sizes(ct, coded_groups(t, i));
+        coded_sizes(ct, coded_groups(t, i));
         end = add_tensor(end, a, &t->items[i], ct);
     }
     int count = (int)(end - parts);
-    struct part *sorted = arena_alloc(a, (size_t)count * sizeof(*sorted));
+    struct coded_part *sorted = arena_alloc(a, (size_t)count * sizeof(*sorted));
     struct st_tensor *tensors = arena_alloc(a, (size_t)count * sizeof(*tensors));
     int n = 0;
     int64_t at = 0;
@@ -212,9 +200,8 @@ static void *lay_out(struct coded_file *f, struct arena *a, const struct coded_m
     return header;
 }
 
-/* A file of the table on that rung, nothing in it. */
-static void file_init(struct coded_file *f, struct arena *a, const struct param_table *t,
-                      enum codec codec, int32_t k)
+void coded_init(struct coded_file *f, struct arena *a, const struct param_table *t,
+                enum codec codec, int32_t k)
 {
     *f = (struct coded_file){.table = t, .codec = codec, .k = k};
     f->tensors = arena_alloc(a, (size_t)t->count * sizeof(*f->tensors));
@@ -247,15 +234,15 @@ static void extreme(const struct param_table *t, enum codec codec, int32_t k, bo
 {
     struct arena *a = arena_new(LIMIT_REQUEST_ARENA);
     struct coded_file f;
-    struct part *parts = NULL;
+    struct coded_part *parts = NULL;
     int count = 0;
-    file_init(&f, a, t, codec, k);
+    coded_init(&f, a, t, codec, k);
     for (int32_t i = 0; i < t->count; i++) {
         struct codec_rule *r = &f.tensors[i].rule;
         *r = codec_rule(up ? codec_up(r->codec) : r->codec, k);
         f.tensors[i].size[CODEC_GAP] = gap_most(t, i, r);
     }
-    (void)lay_out(&f, a, meta, &parts, &count, header);
+    (void)coded_lay_out(&f, a, meta, &parts, &count, header);
     *data = f.bytes - *header;
     for (int32_t i = 0; i < t->count; i++) {
         const struct coded_tensor *ct = &f.tensors[i];
@@ -299,7 +286,7 @@ int64_t coded_bytes_max(const struct param_table *t, enum codec codec, int32_t k
 
 /* ---- reading ---- */
 
-static enum status read_full(int fd, void *out, int64_t size, int64_t at, struct err *e)
+enum status coded_read_full(int fd, void *out, int64_t size, int64_t at, struct err *e)
 {
     for (char *p = out; size > 0;) {
         ssize_t n = pread(fd, p, (size_t)size, at);
@@ -358,7 +345,7 @@ static enum status read_levels(struct coded_tensor *ct, int fd, struct err *e)
     if (count == 0) {
         return ST_OK;
     }
-    TRY(read_full(fd, raw, 2 * count, ct->level_at, e));
+    TRY(coded_read_full(fd, raw, 2 * count, ct->level_at, e));
     for (int32_t j = 0; j < count; j++) {
         ct->rule.level[j] = bf16_value(load_u16(raw + 2 * j));
     }
@@ -370,7 +357,7 @@ static enum status check_length(int fd, int64_t most, bool exact, struct err *e)
 {
     uint8_t word[8];
     uint64_t got = 0;
-    TRY(read_full(fd, word, sizeof(word), 0, e));
+    TRY(coded_read_full(fd, word, sizeof(word), 0, e));
     for (int i = 7; i >= 0; i--) {
         got = got << 8 | word[i];
     }
@@ -446,15 +433,15 @@ static enum status open_into(struct coded_file *f, struct arena *a, int fd,
                               .before_count = meta->before_count,
                               .after = filled(a, &h, meta->after, meta->after_count),
                               .after_count = meta->after_count};
-    struct part *parts = NULL;
+    struct coded_part *parts = NULL;
     int count = 0;
     int64_t len = 0;
-    const void *want = lay_out(f, a, &full, &parts, &count, &len);
+    const void *want = coded_lay_out(f, a, &full, &parts, &count, &len);
     unsigned char *got = arena_alloc(a, (size_t)len);
     if (h.data_offset != len || h.data_offset + h.data_bytes != f->bytes) {
         return err_set(e, ST_CORRUPT, "the file's parts are not those of its rungs");
     }
-    TRY(read_full(fd, got, len, 0, e));
+    TRY(coded_read_full(fd, got, len, 0, e));
     if (memcmp(got, want, (size_t)len) != 0) {
         return err_set(e, ST_CORRUPT, "the header is not written as headers are");
     }
@@ -469,7 +456,7 @@ enum status coded_open(struct coded_file *out, struct arena *a, int fd, const st
 {
     struct coded_file f;
     struct arena *scratch = arena_new(LIMIT_REQUEST_ARENA);
-    file_init(&f, a, t, codec, k);
+    coded_init(&f, a, t, codec, k);
     enum status st = open_into(&f, scratch, fd, meta, e);
     arena_free(scratch);
     if (!st) {
@@ -483,7 +470,7 @@ static enum status read_gap_at(const struct coded_tensor *ct, int fd, int64_t gr
                                int64_t *at, int64_t *size, struct err *e)
 {
     uint32_t place[2];
-    TRY(read_full(fd, place, sizeof(place), ct->gap_at_at + 4 * group, e));
+    TRY(coded_read_full(fd, place, sizeof(place), ct->gap_at_at + 4 * group, e));
     bool good = place[1] >= place[0] && place[1] <= ct->size[CODEC_GAP] &&
                 (group > 0 || place[0] == 0) && (!last || place[1] == ct->size[CODEC_GAP]);
     if (!good || place[1] - place[0] > *size) {
@@ -504,7 +491,7 @@ enum status coded_read(const struct coded_file *f, int fd, int32_t tensor, int64
     int64_t n = 0;
     coded_group(f->table, tensor, group, &first, &n);
     codec_sizes(&ct->rule, n, b.size);
-    group_at(&ct->rule, group, at);
+    coded_group_at(&ct->rule, group, at);
     if (ct->rule.codec == CODEC_TOPK) {
         bool last = group + 1 == coded_groups(f->table, tensor);
         TRY(read_gap_at(ct, fd, group, last, &at[CODEC_GAP], &b.size[CODEC_GAP], e));
@@ -513,7 +500,7 @@ enum status coded_read(const struct coded_file *f, int fd, int32_t tensor, int64
     for (int p = 0; p < CODEC_PARTS; p++) {
         b.part[p] = scratch + used;
         used += b.size[p];
-        TRY(read_full(fd, b.part[p], b.size[p], ct->at[p] + at[p], e));
+        TRY(coded_read_full(fd, b.part[p], b.size[p], ct->at[p] + at[p], e));
     }
     enum status st = codec_decode(&ct->rule, &b, n, out, e);
     if (st == ST_CORRUPT && e) {
@@ -549,305 +536,6 @@ enum status coded_norm(const struct coded_file *f, int fd, double *norm, struct 
     mem_free(v);
     if (!st) {
         *norm = sqrt(sum);
-    }
-    return st;
-}
-
-/* ---- writing ---- */
-
-static enum status write_full(int fd, const void *data, int64_t size, int64_t at, struct err *e)
-{
-    for (const char *p = data; size > 0;) {
-        ssize_t n = pwrite(fd, p, (size_t)size, at);
-        if (n < 0 && errno == EINTR) {
-            continue;
-        }
-        if (n <= 0) {
-            bool full = errno == ENOSPC || errno == EDQUOT;
-            return err_set(e, full ? ST_LIMIT : ST_IO, "cannot write: %s", strerror(errno));
-        }
-        p += n;
-        at += n;
-        size -= n;
-    }
-    return ST_OK;
-}
-
-/* Sums over a tensor, or over all of them. */
-struct sums {
-    double diff, uu, vv, uv, fresh;
-};
-
-struct bench {
-    struct coding *c;
-    struct arena *a;
-    const struct coded_source *source;
-    int64_t at; // where the next tensor goes in the scratch file
-    float *u;
-    float *v;
-    uint8_t *bytes;
-};
-
-static void add_group(struct sums *s, const float *u, const float *v, int64_t n)
-{
-    enum { LANES = 4 };
-    double diff[LANES] = {0};
-    double uu[LANES] = {0};
-    double vv[LANES] = {0};
-    double uv[LANES] = {0};
-    for (int64_t i = 0; i < n; i += LANES) {
-        for (int l = 0; l < LANES && i + l < n; l++) {
-            double x = (double)u[i + l];
-            double y = (double)v[i + l];
-            diff[l] += (x - y) * (x - y);
-            uu[l] += x * x;
-            vv[l] += y * y;
-            uv[l] += x * y;
-        }
-    }
-    for (int l = 0; l < LANES; l++) {
-        s->diff += diff[l];
-        s->uu += uu[l];
-        s->vv += vv[l];
-        s->uv += uv[l];
-    }
-}
-
-/* Levels from blocks spread over the tensor. */
-static enum status learn(struct bench *b, struct coded_tensor *ct, struct err *e)
-{
-    int64_t blocks = ct->count / CODEC_BLOCK;
-    int64_t take = blocks < SAMPLE_BLOCKS ? blocks : SAMPLE_BLOCKS;
-    double unused = 0.0;
-    for (int64_t i = 0; i < take; i++) {
-        int64_t block = i * blocks / take;
-        TRY(b->source->read(b->source->ctx, ct->first + block * CODEC_BLOCK, CODEC_BLOCK,
-                            b->u + i * CODEC_BLOCK, &unused, e));
-    }
-    if (codec_amax_bits(b->u, take * CODEC_BLOCK) <= BITS_MAX) {
-        codec_learn(&ct->rule, b->u, take * CODEC_BLOCK);
-    }
-    return ST_OK;
-}
-
-static enum status code_group(struct bench *b, struct coded_tensor *ct, int32_t tensor, int64_t g,
-                              uint32_t *gap_at, struct sums *s, struct err *e)
-{
-    int64_t first = 0;
-    int64_t n = 0;
-    int64_t at[CODEC_PARTS];
-    struct codec_bytes bytes;
-    coded_group(b->c->file.table, tensor, g, &first, &n);
-    TRY(b->source->read(b->source->ctx, first, n, b->u, &s->fresh, e));
-    codec_sizes(&ct->rule, n, bytes.size);
-    bytes.part[CODEC_MAIN] = b->bytes;
-    bytes.part[CODEC_SIDE] = bytes.part[CODEC_MAIN] + bytes.size[CODEC_MAIN];
-    bytes.part[CODEC_GAP] = bytes.part[CODEC_SIDE] + bytes.size[CODEC_SIDE];
-    enum status st = codec_encode(&ct->rule, b->u, n, &bytes, e);
-    if (st) {
-        struct err why = e ? *e : (struct err){0};
-        return err_set(e, st, "tensor '%.60s': %.120s", b->c->file.table->items[tensor].name,
-                       why.msg);
-    }
-    TRY(codec_decode(&ct->rule, &bytes, n, b->v, e));
-    add_group(s, b->u, b->v, n);
-    group_at(&ct->rule, g, at);
-    at[CODEC_GAP] = gap_at ? gap_at[g] : 0;
-    for (int p = 0; p < CODEC_PARTS; p++) {
-        TRY(write_full(b->c->fd, bytes.part[p], bytes.size[p], ct->at[p] + at[p], e));
-    }
-    if (gap_at) {
-        gap_at[g + 1] = gap_at[g] + (uint32_t)bytes.size[CODEC_GAP];
-        ct->size[CODEC_GAP] = gap_at[g + 1];
-    }
-    return b->source->wrote ? b->source->wrote(b->source->ctx, first, n, b->u, b->v, e) : ST_OK;
-}
-
-/* A whole tensor into the scratch file: main, side, gaps one after the other from b->at on. */
-static enum status code_tensor(struct bench *b, int32_t tensor, struct sums *s, struct err *e)
-{
-    struct coded_tensor *ct = &b->c->file.tensors[tensor];
-    int64_t groups = coded_groups(b->c->file.table, tensor);
-    uint32_t *gap_at = NULL;
-    *s = (struct sums){0};
-    tensor_sizes(ct, groups);
-    ct->at[CODEC_MAIN] = b->at;
-    ct->at[CODEC_SIDE] = ct->at[CODEC_MAIN] + ct->size[CODEC_MAIN];
-    ct->at[CODEC_GAP] = ct->at[CODEC_SIDE] + ct->size[CODEC_SIDE];
-    ct->size[CODEC_GAP] = 0;
-    ct->gap_at = NULL;
-    if (ct->rule.codec == CODEC_TOPK) {
-        gap_at = arena_alloc(b->a, (size_t)(groups + 1) * sizeof(*gap_at));
-        gap_at[0] = 0;
-        ct->gap_at = gap_at;
-    }
-    for (int64_t g = 0; g < groups; g++) {
-        TRY(code_group(b, ct, tensor, g, gap_at, s, e));
-    }
-    return ST_OK;
-}
-
-static double error_of(const struct sums *s)
-{
-    return s->uu > 0.0 ? sqrt(s->diff / s->uu) : 0.0;
-}
-
-static double cosine_of(const struct sums *s)
-{
-    double both = sqrt(s->uu) * sqrt(s->vv);
-    return s->uu <= 0.0 ? 1.0 : both > 0.0 ? s->uv / both : 0.0;
-}
-
-static double residual_of(const struct sums *s)
-{
-    return s->fresh > 0.0 ? sqrt(s->diff / s->fresh) : 0.0;
-}
-
-static bool in_bounds(enum codec c, const struct sums *s)
-{
-    static const double MOST[CODEC_COUNT] = {1.0, .005, .03, .16, .6, 0.0};
-    return c == CODEC_TOPK ? cosine_of(s) >= .20 && residual_of(s) <= 15.0 : error_of(s) <= MOST[c];
-}
-
-/* On its own rung, with levels learnt where that helps, else one rung up. */
-static enum status fit_tensor(struct bench *b, int32_t tensor, struct sums *s, struct err *e)
-{
-    struct coded_tensor *ct = &b->c->file.tensors[tensor];
-    if (ct->rule.codec == CODEC_Q2) {
-        TRY(learn(b, ct, e));
-    }
-    TRY(code_tensor(b, tensor, s, e));
-    if (ct->rule.codec == CODEC_Q4 && error_of(s) > LEARN_FROM) {
-        TRY(learn(b, ct, e));
-        TRY(code_tensor(b, tensor, s, e));
-    }
-    if (in_bounds(ct->rule.codec, s)) {
-        return ST_OK;
-    }
-    ct->rule = codec_rule(codec_up(ct->rule.codec), ct->rule.k);
-    b->c->report.fallbacks++;
-    b->c->report.fallback_share += (double)ct->count / (double)b->c->file.table->total;
-    if (ct->rule.codec == CODEC_Q2) {
-        TRY(learn(b, ct, e));
-    }
-    return code_tensor(b, tensor, s, e);
-}
-
-enum status coding_run(struct coding *c, struct arena *a, int fd, const struct param_table *t,
-                       enum codec codec, int32_t k, const struct coded_source *source,
-                       struct err *e)
-{
-    *c = (struct coding){.fd = fd};
-    file_init(&c->file, a, t, codec, k);
-    struct bench b = {.c = c, .a = a, .source = source};
-    b.u = mem_alloc(CODEC_GROUP * sizeof(*b.u));
-    b.v = mem_alloc(CODEC_GROUP * sizeof(*b.v));
-    b.bytes = mem_alloc(CODED_SCRATCH);
-    struct sums all = {0};
-    enum status st = ST_OK;
-    for (int32_t i = 0; i < t->count && !st; i++) {
-        struct sums s = {0};
-        st = fit_tensor(&b, i, &s, e);
-        all.diff += s.diff;
-        all.uu += s.uu;
-        all.vv += s.vv;
-        all.uv += s.uv;
-        all.fresh += s.fresh;
-        const struct coded_tensor *ct = &c->file.tensors[i];
-        b.at = ct->at[CODEC_GAP] + ct->size[CODEC_GAP];
-    }
-    c->report.error = error_of(&all);
-    c->report.cosine = cosine_of(&all);
-    c->report.residual_ratio = residual_of(&all);
-    mem_free(b.u);
-    mem_free(b.v);
-    mem_free(b.bytes);
-    return st;
-}
-
-/* A file being written, and its digest. */
-struct placing {
-    int from, to;
-    int64_t at;
-    struct sha256 *hash;
-    uint8_t *block;
-};
-
-static enum status place_bytes(struct placing *p, const void *bytes, int64_t size, struct err *e)
-{
-    TRY(write_full(p->to, bytes, size, p->at, e));
-    sha256_add(p->hash, bytes, (size_t)size);
-    p->at += size;
-    return ST_OK;
-}
-
-static enum status place_copy(struct placing *p, int64_t from, int64_t size, struct err *e)
-{
-    while (size > 0) {
-        int64_t n = size < COPY_SIZE ? size : COPY_SIZE;
-        TRY(read_full(p->from, p->block, n, from, e));
-        TRY(place_bytes(p, p->block, n, e));
-        from += n;
-        size -= n;
-    }
-    return ST_OK;
-}
-
-/* The part that belongs at p->at. scratch is the tensor as it lies in the scratch file, ct as it
- * shall lie. */
-static enum status place_part(struct placing *p, const struct coded_tensor *scratch,
-                              const struct coded_tensor *ct, const int64_t *at, int64_t size,
-                              struct err *e)
-{
-    assert(*at == p->at);
-    for (int part = 0; part < CODEC_PARTS; part++) {
-        if (at == &ct->at[part]) {
-            return place_copy(p, scratch->at[part], size, e);
-        }
-    }
-    if (at == &ct->gap_at_at) {
-        return place_bytes(p, scratch->gap_at, size, e);
-    }
-    uint8_t raw[2 * CODEC_LEVELS_MAX];
-    for (int32_t j = 0; j < codec_level_count(ct->rule.codec); j++) {
-        store_u16(raw + 2 * j, bf16_nearest(ct->rule.level[j]));
-    }
-    return place_bytes(p, raw, size, e);
-}
-
-/* Which tensor a noted place belongs to. */
-static int32_t tensor_of(const struct coded_file *f, const int64_t *at)
-{
-    return (int32_t)(((const char *)at - (const char *)f->tensors) / (int64_t)sizeof(*f->tensors));
-}
-
-enum status coding_place(const struct coding *c, struct arena *a, int out_fd,
-                         const struct coded_meta *meta, struct digest *digest, int64_t *bytes,
-                         struct err *e)
-{
-    struct coded_file f = c->file;
-    size_t size = (size_t)f.table->count * sizeof(*f.tensors);
-    f.tensors = arena_alloc(a, size);
-    memcpy(f.tensors, c->file.tensors, size);
-    struct part *parts = NULL;
-    int count = 0;
-    int64_t len = 0;
-    const void *header = lay_out(&f, a, meta, &parts, &count, &len);
-    struct placing p = {
-        .from = c->fd, .to = out_fd, .hash = sha256_new(), .block = mem_alloc(COPY_SIZE)};
-    enum status st = place_bytes(&p, header, len, e);
-    for (int i = 0; i < count && !st; i++) {
-        int32_t tensor = tensor_of(&f, parts[i].at);
-        st = place_part(&p, &c->file.tensors[tensor], &f.tensors[tensor], parts[i].at,
-                        parts[i].t.end - parts[i].t.begin, e);
-    }
-    struct digest d;
-    sha256_end(p.hash, &d);
-    sha256_free(p.hash);
-    mem_free(p.block);
-    if (!st) {
-        *digest = d;
-        *bytes = f.bytes;
     }
     return st;
 }

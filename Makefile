@@ -320,10 +320,11 @@ mutants: all
 BENCHES := $(patsubst %.c,$(B)/%,$(filter-out %/bench_engine.c,$(wildcard tests/bench/bench_*.c)))
 $(BENCHES): %: %.c.o $(KIT) $(SERVER_LIBS)
 	$(call link,$(LIBS_server))
-bench: all bench-engine $(BENCHES)
+bench: all bench-engine $(BENCHES) $(B)/tests/fault/send_update
 	@$(B)/tests/bench/bench_codec
 	@$(if $(wildcard tests/bench/bench_aggregate.c),$(B)/tests/bench/bench_aggregate)
 	@python3 -B tests/bench/bench_system.py $(B)
+	@python3 -B tests/bench/bench_system.py $(B) durable
 bench-engine: $(B)/tests/bench/bench_engine $(PLUGIN)
 	@OMP_WAIT_POLICY=passive $<
 # The paper's claims on real text, DATA=folder with a .txt or .jsonl(.gz) per kind; docs/RESULTS.md

@@ -40,24 +40,6 @@ static enum status heldout_row(void *ctx, int64_t i, int32_t seq_len, int32_t *o
     return data_heldout_row(a->data, i, seq_len, out, target_bytes, e);
 }
 
-static enum status check_text(const struct agent *a, const struct run_spec *s, struct err *e)
-{
-    if (strcmp(a->info.tokenizer_sha256, s->tokenizer_sha256) != 0) {
-        return err_set(
-            e, ST_INVALID,
-            "this silo's text is made with tokenizer '%.12s', the run wants '%.12s' (empty: "
-            "bytes); try photon data prepare with the run's tokenizer",
-            a->info.tokenizer_sha256, s->tokenizer_sha256);
-    }
-    if (a->info.vocab_size > s->model.vocab_size) {
-        return err_set(e, ST_INVALID,
-                       "this silo's text has token ids up to %d, the model's vocabulary is %d; try "
-                       "photon data prepare with the run's tokenizer",
-                       a->info.vocab_size - 1, s->model.vocab_size);
-    }
-    return ST_OK;
-}
-
 /* The round's checkpoint did not come: because we leave, because the task is not ours any more
  * (then there is nothing to give back), or for a reason the server should know. */
 static enum task_end without_base(struct agent *a, struct beat *b, const struct err *e)
@@ -81,7 +63,7 @@ static void forget_trainer(struct agent *a)
 enum task_end agent_trainer(struct agent *a, const struct task *t)
 {
     struct err e = {0};
-    if (check_text(a, &t->spec, &e)) {
+    if (data_fits(a->data, t->spec.tokenizer_sha256, t->spec.model.vocab_size, &e)) {
         return agent_fail(a, "bad_data", &e);
     }
     a->row_seed = t->spec.seed;

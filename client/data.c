@@ -195,6 +195,26 @@ void data_info(const struct data *d, struct data_info *out)
     *out = d->info;
 }
 
+enum status data_fits(const struct data *d, const char *tokenizer_sha256, int32_t vocab_size,
+                      struct err *e)
+{
+    struct data_info info;
+    data_info(d, &info);
+    if (strcmp(info.tokenizer_sha256, tokenizer_sha256) != 0) {
+        return err_set(e, ST_INVALID,
+                       "the text is made with tokenizer '%.12s', the run wants '%.12s' (empty: "
+                       "bytes); try photon data prepare with the run's tokenizer",
+                       info.tokenizer_sha256, tokenizer_sha256);
+    }
+    if (info.vocab_size > vocab_size) {
+        return err_set(e, ST_INVALID,
+                       "the text has token ids up to %d, the model's vocabulary is %d; try photon "
+                       "data prepare with the run's tokenizer",
+                       info.vocab_size - 1, vocab_size);
+    }
+    return ST_OK;
+}
+
 /* ---- rows ---- */
 
 static int64_t windows(const struct stream *t, int32_t seq_len)

@@ -46,6 +46,11 @@ enum status data_open(struct data **out, const struct data_source_arg *sources, 
 void data_close(struct data *d);
 void data_info(const struct data *d, struct data_info *out);
 
+/* ST_INVALID, with the remedy: the text is not made with this tokenizer, or has ids beyond these.
+ */
+enum status data_fits(const struct data *d, const char *tokenizer_sha256, int32_t vocab_size,
+                      struct err *e) MUST_CHECK;
+
 /*
  * rows x (seq_len + 1) tokens for one local step; inputs are [0, seq_len), targets [1, seq_len +
  * 1). ST_LIMIT when a source is shorter than one row.

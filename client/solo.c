@@ -316,29 +316,11 @@ static enum status run(struct solo *s, bool *stopped, struct err *e)
 
 /* ---- opening ---- */
 
-static enum status check_text(const struct data *d, const struct run_spec *spec, struct err *e)
-{
-    struct data_info info;
-    data_info(d, &info);
-    if (strcmp(info.tokenizer_sha256, spec->tokenizer_sha256) != 0) {
-        return err_set(e, ST_INVALID,
-                       "the text is made with tokenizer '%.12s', the spec names '%.12s' (empty: "
-                       "bytes); try photon data prepare with the spec's tokenizer",
-                       info.tokenizer_sha256, spec->tokenizer_sha256);
-    }
-    if (info.vocab_size > spec->model.vocab_size) {
-        return err_set(e, ST_INVALID,
-                       "the text has token ids up to %d, the model's vocabulary is %d",
-                       info.vocab_size - 1, spec->model.vocab_size);
-    }
-    return ST_OK;
-}
-
 static enum status open_trainer(struct solo *s, struct err *e)
 {
     const struct solo_config *c = s->c;
-    TRY(check_text(c->data, s->spec, e));
-    TRY(check_text(c->heldout, s->spec, e));
+    TRY(data_fits(c->data, s->spec->tokenizer_sha256, s->spec->model.vocab_size, e));
+    TRY(data_fits(c->heldout, s->spec->tokenizer_sha256, s->spec->model.vocab_size, e));
     s->rows.train = (struct data_rows){.data = c->data, .seed = s->spec->seed};
     s->rows.heldout = (struct data_rows){.data = c->heldout};
     s->rows.all = data_heldout_windows(c->heldout, s->spec->model.seq_len);

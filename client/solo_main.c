@@ -201,16 +201,9 @@ int solo_main(const char *program, int argc, char **argv)
          "steps between two checkpoints (default: as evaluations)"},
         {"log-every", 0, OPTION_INT, "N", NULL, &t.log_every, 1, 1e12,
          "steps between two lines of metrics.jsonl (default 10)"},
-        {"device", 0, OPTION_TEXT, "NAME", "PHOTON_DEVICE", &t.device, 0, 0,
-         "auto (default), cpu, ref, cuda, or several GPUs: cuda:0,1"},
-        {"dtype", 0, OPTION_TEXT, "NAME", "PHOTON_DTYPE", &t.dtype, 0, 0,
-         "auto (default), f32, bf16"},
-        {"threads", 't', OPTION_INT, "N", "PHOTON_THREADS", &t.threads, 0, 1024,
-         "CPU threads; default all cores"},
         {"local", 0, OPTION_FLAG, NULL, NULL, &t.local, 0, 0,
          "on this machine alone; it is what train does, said aloud"},
-        {"json", 0, OPTION_FLAG, NULL, NULL, &t.json, 0, 0, "print the end as JSON on stdout"},
-        {"quiet", 'q', OPTION_FLAG, NULL, NULL, &t.quiet, 0, 0, "no talk on stderr"},
+        TRAIN_ROWS(&t),
         {0}};
     struct command_line c = {
         .program = program,

@@ -16,6 +16,20 @@ int solo_main(const char *program, int argc, char **argv);
 
 /* What other commands that train share. */
 
+/* Rows of their option tables; o has device, dtype (text), threads (int64_t), json, quiet (bool).
+ */
+// clang-format off
+#define TRAIN_ROWS(o)                                                                              \
+    {"device", 0, OPTION_TEXT, "NAME", "PHOTON_DEVICE", &(o)->device, 0, 0,                        \
+     "auto (default), cpu, ref, cuda, or several GPUs: cuda:0,1"},                                 \
+    {"dtype", 0, OPTION_TEXT, "NAME", "PHOTON_DTYPE", &(o)->dtype, 0, 0,                           \
+     "auto (default), f32, bf16"},                                                                 \
+    {"threads", 't', OPTION_INT, "N", "PHOTON_THREADS", &(o)->threads, 0, 1024,                    \
+     "CPU threads; default all cores"},                                                            \
+    {"json", 0, OPTION_FLAG, NULL, NULL, &(o)->json, 0, 0, "print the end as JSON on stdout"},     \
+    {"quiet", 'q', OPTION_FLAG, NULL, NULL, &(o)->quiet, 0, 0, "no talk on stderr"}
+// clang-format on
+
 /* The exit code that a failed training ends with. */
 int solo_exit(enum status st);
 

@@ -237,14 +237,7 @@ static int sim(int argc, char **argv)
          "sequences of --eval per evaluation, spread over it (default 0: all)"},
         {"output", 'o', OPTION_TEXT, "DIR", NULL, &s.dir, 0, 0,
          "checkpoints, metrics, state; a simulation that is there goes on (required)"},
-        {"device", 0, OPTION_TEXT, "NAME", "PHOTON_DEVICE", &s.device, 0, 0,
-         "auto (default), cpu, ref, cuda, or several GPUs: cuda:0,1"},
-        {"dtype", 0, OPTION_TEXT, "NAME", "PHOTON_DTYPE", &s.dtype, 0, 0,
-         "auto (default), f32, bf16"},
-        {"threads", 't', OPTION_INT, "N", "PHOTON_THREADS", &s.threads, 0, 1024,
-         "CPU threads; default all cores"},
-        {"json", 0, OPTION_FLAG, NULL, NULL, &s.json, 0, 0, "print the end as JSON on stdout"},
-        {"quiet", 'q', OPTION_FLAG, NULL, NULL, &s.quiet, 0, 0, "no talk on stderr"},
+        TRAIN_ROWS(&s),
         {0}};
     struct command_line c = {
         .program = PROGRAM,

@@ -424,9 +424,10 @@ static enum status check_config(const struct sim_config *c, struct err *e)
                        c->spec->federation.min_silos);
     }
     for (int i = 0; i < c->silo_count; i++) {
-        TRY(sim_text_fits(c->silos[i].data, c->spec, e));
+        TRY(data_fits(c->silos[i].data, c->spec->tokenizer_sha256, c->spec->model.vocab_size, e));
     }
-    return c->eval ? sim_text_fits(c->eval, c->spec, e) : ST_OK;
+    return c->eval ? data_fits(c->eval, c->spec->tokenizer_sha256, c->spec->model.vocab_size, e)
+                   : ST_OK;
 }
 
 static enum status run(struct sim *s, struct err *e)

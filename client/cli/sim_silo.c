@@ -58,24 +58,6 @@ void sim_desk_close(struct sim_desk *d)
     d->trainer = NULL;
 }
 
-enum status sim_text_fits(const struct data *data, const struct run_spec *spec, struct err *e)
-{
-    struct data_info info;
-    data_info(data, &info);
-    if (strcmp(info.tokenizer_sha256, spec->tokenizer_sha256) != 0) {
-        return err_set(e, ST_INVALID,
-                       "the text is made with tokenizer '%.12s', the spec names '%.12s' (empty: "
-                       "bytes); try photon data prepare with the spec's tokenizer",
-                       info.tokenizer_sha256, spec->tokenizer_sha256);
-    }
-    if (info.vocab_size > spec->model.vocab_size) {
-        return err_set(e, ST_INVALID,
-                       "the text has token ids up to %d, the model's vocabulary is %d",
-                       info.vocab_size - 1, spec->model.vocab_size);
-    }
-    return ST_OK;
-}
-
 /* ---- moments ---- */
 
 static void silo_path(const struct sim_desk *d, const struct sim_silo *s, const char *name,

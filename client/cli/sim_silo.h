@@ -48,10 +48,6 @@ enum status sim_desk_open(struct sim_desk *d, const struct sim_desk_config *c,
                           struct err *e) MUST_CHECK;
 void sim_desk_close(struct sim_desk *d);
 
-/* ST_INVALID unless text and spec have the same tokens. */
-enum status sim_text_fits(const struct data *data, const struct run_spec *spec,
-                          struct err *e) MUST_CHECK;
-
 /* A round's base checkpoint as an open file. */
 struct sim_base {
     int fd;

@@ -32,6 +32,7 @@
 #include "server/service.h"
 #include "server/settings.h"
 #include "server/static_files.h"
+#include "server/upload_hash.h"
 
 enum {
     TEND_MS = 250,
@@ -257,6 +258,7 @@ static void stop(struct program *p, int rc)
     }
     hub_free(p->server.hub);
     db_pool_free(p->server.pool);
+    upload_hash_end(p->server.blobs);
     blob_store_close(p->server.blobs);
     cluster_stop(p->cluster);
 }

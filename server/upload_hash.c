@@ -183,17 +183,25 @@ void upload_hash_more(struct blob_store *s, const char *id, int64_t bytes)
     (void)pthread_mutex_unlock(&hashes.lock);
 }
 
+/* The entry, when the thread has given it back, which it does within a block; NULL: there is none.
+ * The lock is held. */
+static struct running *reclaim(const char *id)
+{
+    struct running *r = find(id);
+    while (r && r->busy) {
+        r->back = true;
+        (void)pthread_cond_wait(&hashes.idle, &hashes.lock);
+        r = find(id);
+    }
+    return r;
+}
+
 struct sha256 *upload_hash_take(const char *id, int64_t *at)
 {
     struct sha256 *h = NULL;
     *at = 0;
     (void)pthread_mutex_lock(&hashes.lock);
-    struct running *r = find(id);
-    while (r && r->busy) { // for one block at most
-        r->back = true;
-        (void)pthread_cond_wait(&hashes.idle, &hashes.lock);
-        r = find(id);
-    }
+    struct running *r = reclaim(id);
     if (r) {
         h = r->hash;
         *at = r->at;
@@ -207,6 +215,20 @@ void upload_hash_forget(const char *id)
 {
     int64_t at = 0;
     sha256_free(upload_hash_take(id, &at));
+}
+
+void upload_hash_end(const struct blob_store *s)
+{
+    (void)pthread_mutex_lock(&hashes.lock);
+    for (int i = 0; i < KEPT_MAX; i++) {
+        char id[ID_LEN + 1];
+        memcpy(id, hashes.kept[i].id, sizeof(id));
+        struct running *r = hashes.kept[i].store == s && id[0] ? reclaim(id) : NULL;
+        if (r) {
+            release(r);
+        }
+    }
+    (void)pthread_mutex_unlock(&hashes.lock);
 }
 
 enum status upload_hash_rest(int fd, struct sha256 *h, int64_t at, int64_t bytes,

@@ -27,6 +27,9 @@ struct sha256 *upload_hash_take(const char *id, int64_t *at);
 /* Forget what is known of an upload that has ended. */
 void upload_hash_forget(const char *id);
 
+/* Forget all uploads of a store that is about to be closed: afterwards nobody reads from it. */
+void upload_hash_end(const struct blob_store *s);
+
 /* SHA-256 of a file's first bytes bytes: h stands behind at of them, the rest is read. h starts
  * anew. ST_CORRUPT: the file is shorter. */
 enum status upload_hash_rest(int fd, struct sha256 *h, int64_t at, int64_t bytes,

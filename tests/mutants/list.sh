@@ -142,6 +142,8 @@ mutant 'the offset of a chunk is not checked' server/api_bulk.c \
     's/if (c->offset != durable || /if (/' tests/api silos.test_an_upload_resumes_where_it_was
 mutant 'the digest of a chunk is not compared' server/upload_file.c \
     's/if (!has_its_digest(f))/if (0)/' tests/unit/test_upload_file
+mutant 'digests of a closed store go on' server/upload_hash.c \
+    's/hashes.kept\[i\].store == s \&\& id\[0\] ? reclaim(id) : NULL/NULL/' tests/unit/test_upload_file
 mutant 'an older request takes the file from a newer one' server/upload_file.c \
     's/if (old->writer_epoch > writer_epoch)/if (0)/' tests/unit/test_upload_file
 mutant 'the digest of an upload is not compared' server/accept.c \

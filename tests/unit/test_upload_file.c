@@ -30,6 +30,7 @@ static struct blob_store *fresh(int64_t bytes)
 
 static void gone(struct blob_store *s)
 {
+    upload_hash_end(s);
     blob_store_close(s);
     char cmd[96];
     (void)snprintf(cmd, sizeof(cmd), "rm -rf %s", dir);
@@ -224,6 +225,26 @@ static void a_digest_in_the_making_is_given_back_at_once(void)
     gone(s);
 }
 
+/* The thread may be in the middle of a file when its server ends. */
+static void a_store_that_is_closed_is_read_no_more(void)
+{
+    const int64_t bytes = (int64_t)1 << 30;
+    for (int i = 0; i < 10; i++) {
+        struct blob_store *s = fresh(0);
+        int fd = -1;
+        int64_t at = 0;
+        CHECK_INT(blob_tmp_open(s, id, &fd, NULL), ST_OK);
+        CHECK_INT(ftruncate(fd, bytes), 0);
+        CHECK_INT(close(fd), 0);
+        upload_hash_more(s, id, bytes);
+        clock_sleep_ms(1 + i % 4);
+        upload_hash_end(s);
+        sha256_free(upload_hash_take(id, &at));
+        CHECK_INT(at, 0);
+        gone(s);
+    }
+}
+
 static void another_process_keeps_its_file(void)
 {
     struct blob_store *s = fresh(11);
@@ -295,6 +316,7 @@ int main(void)
     RUN(a_crc_stands_for_a_digest);
     RUN(the_digest_of_the_whole_is_made_beside);
     RUN(a_digest_in_the_making_is_given_back_at_once);
+    RUN(a_store_that_is_closed_is_read_no_more);
     RUN(another_process_keeps_its_file);
     RUN(what_is_not_there_is_not_written);
     RUN(more_uploads_than_digests_kept_still_end_well);

@@ -14,6 +14,7 @@
 #include "common/json.h"
 #include "common/limits.h"
 #include "common/mem.h"
+#include "common/text.h"
 
 enum { VERSION_U16 = 1, VERSION_U32 = 7, MANIFEST_VERSION = 1 };
 
@@ -238,6 +239,9 @@ enum status manifest_parse(struct manifest *out, struct arena *a, const char *js
         !count_of(doc, "end_of_text", &end) || ids < 1 || ids > LIMIT_VOCAB || vocab < ids ||
         vocab > LIMIT_VOCAB + 63 || end >= ids) {
         return bad(e, "ids, vocab_size and end_of_text do not fit each other");
+    }
+    if (unicode && (strlen(unicode) >= sizeof(m.unicode) || !text_is_utf8(unicode))) {
+        return bad(e, "unicode is no version of its tables");
     }
     if (share && json_kind(share) == JSON_NUMBER) {
         m.heldout = json_num(share);

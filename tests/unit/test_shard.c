@@ -139,6 +139,8 @@ static void manifests_that_lie_are_refused(void)
         "{" HEAD SPLITS "\"shards\":[{\"file\":\"train-00000.bin\",\"split\":\"train\","
         "\"tokens\":11,\"sha256\":\"\"}]}",
         "{" HEAD SPLITS "\"shards\":[1]}",
+        "{" HEAD "\"unicode\":\"cut\xdf\"," SPLITS SHARDS "}",
+        "{" HEAD "\"unicode\":\"" SHA "\"," SPLITS SHARDS "}",
     };
     for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
         struct arena *a = arena_new(1 << 20);

@@ -311,6 +311,11 @@ static enum status read_added_one(struct reading *r, const struct json *v, struc
     if (in_vocab >= 0 && in_vocab != out->id) {
         return err_set(e, ST_INVALID, "tokenizer.json: the added token '%.40s' has two ids", text);
     }
+    if (in_vocab < 0 && r->t->tokens[out->id].len > 0) {
+        return err_set(e, ST_INVALID,
+                       "tokenizer.json: the added token '%.40s' has the id %d of another token",
+                       text, out->id);
+    }
     return set_token(r->t, out->id, text, len, special, e);
 }
 

@@ -358,6 +358,7 @@ static void what_is_not_supported_is_refused_by_name(void)
             "pattern at byte 1");
     refused(MORE, MERGES, ",{\"id\":262,\"content\":\"x\",\"lstrip\":true}", BYTE_LEVEL, "lstrip");
     refused(MORE, MERGES, ",{\"id\":5,\"content\":\"the\"}", BYTE_LEVEL, "two ids");
+    refused(MORE, MERGES, ",{\"id\":5,\"content\":\"<new>\"}", BYTE_LEVEL, "of another token");
     refused(MORE, MERGES, ",{\"content\":\"x\"}", BYTE_LEVEL, "no id");
     refused(MORE, "\"t h\",\"t h\"", "", BYTE_LEVEL, "twice");
     refused(MORE, "\"t z\"", "", BYTE_LEVEL, "vocab lacks");

@@ -1,5 +1,5 @@
 /*
- * http_int.h - what http.c, http_work.c and http_conn.c share; nobody else includes it.
+ * http_int.h - what the http_*.c files share; nobody else includes it.
  *
  * An exchange is one request and its response. It is born when its request line was read and dies
  * when libmicrohttpd says that the request is completed. Between suspend and resume it belongs to
@@ -69,7 +69,10 @@ int conn_busy(struct conns *c, enum listener listener); /* neither idle nor wait
  */
 int conns_sweep(struct conns *c, double now_s);
 
-enum { HTTP_TARGET_MAX = 2048 };
+enum {
+    HTTP_TARGET_MAX = 2048,
+    HTTP_BULK_TIMEOUT_S = 120 /* the kernel's buffer must drain by a third before progress shows */
+};
 
 enum exchange_step {
     EXCHANGE_NEW = 0,  /* head read, nothing decided */
@@ -152,6 +155,11 @@ struct herald;
 struct herald *herald_new(struct server *server, struct work *w);
 void herald_poke(struct herald *h); /* a task may be free, a token may have ended */
 void herald_stop(struct herald *h);
+
+/* ---- http_answer.c ---- */
+
+/* Hand x->rs to libmicrohttpd. False: it cannot be sent, and the connection must end. */
+bool exchange_answer(struct exchange *x);
 
 /* ---- http.c ---- */
 

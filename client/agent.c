@@ -174,7 +174,8 @@ static enum status open_bulk(struct agent *a, struct err *e)
     a->bulk = NULL;
     struct transport_config c = {.url = a->bulk_url,
                                  .token = a->id.token,
-                                 .ca_file = a->id.ca_file[0] ? a->id.ca_file : NULL,
+                                 .ca_file = a->id.ca_file,
+                                 .pin = a->id.pin,
                                  .max_bytes_per_s = (int64_t)(a->config->max_mbps * 1e6 / 8.0),
                                  .cancelled = is_cancelled};
     return transport_open(&a->bulk, &c, e);
@@ -294,7 +295,8 @@ static void work(struct agent *a, const struct task *t, struct arena *arena)
 {
     struct beat_config bc = {.url = a->id.url,
                              .token = a->id.token,
-                             .ca_file = a->id.ca_file[0] ? a->id.ca_file : NULL,
+                             .ca_file = a->id.ca_file,
+                             .pin = a->id.pin,
                              .task = t->id,
                              .epoch = t->epoch,
                              .heartbeat_s = t->heartbeat_s};
@@ -436,7 +438,8 @@ static int open_parts(struct agent *a, int *lock)
     backend_close(be);
     struct transport_config tc = {.url = a->id.url,
                                   .token = a->id.token,
-                                  .ca_file = a->id.ca_file[0] ? a->id.ca_file : NULL,
+                                  .ca_file = a->id.ca_file,
+                                  .pin = a->id.pin,
                                   .cancelled = is_cancelled};
     if (transport_open(&a->control, &tc, &e)) {
         log_error("%s", e.msg);

@@ -238,6 +238,7 @@ enum status beat_start(struct beat **out, const struct beat_config *c, struct er
     struct transport_config tc = {.url = c->url,
                                   .token = c->token,
                                   .ca_file = c->ca_file,
+                                  .pin = c->pin,
                                   .cancelled = thread_cancelled,
                                   .cancel_ctx = b};
     enum status st = transport_open(&b->transport, &tc, e);

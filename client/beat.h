@@ -28,7 +28,8 @@ enum beat_order {
 struct beat_config {
     const char *url; /* control */
     const char *token;
-    const char *ca_file; /* NULL: the system's */
+    const char *ca_file; /* this and the pin: as transport.h has them */
+    const char *pin;
     const char *task;
     int64_t epoch;
     double heartbeat_s;

@@ -69,9 +69,12 @@ static void check_server(struct findings *f, struct transport *t, struct arena *
     struct reply r;
     struct err e = {0};
     double begin = clock_mono_s();
-    if (transport_call(t, a, "GET", "/version", NULL, &r, &e) || !r.json) {
+    enum status st = transport_call(t, a, "GET", "/version", NULL, &r, &e);
+    if (st || !r.json) {
         found(f, false, "server", e.msg[0] ? e.msg : "no Photon server answers",
-              "is the address right, the server up, the firewall open for outgoing HTTPS?");
+              st == ST_DENIED
+                  ? "ask the operator for a new join line, then join again"
+                  : "is the address right, the server up, the firewall open for outgoing HTTPS?");
         return;
     }
     const struct json *p = json_get(r.json, "protocol");
@@ -175,7 +178,7 @@ static void check_all(struct findings *f, const char *state_dir, const char *dev
     } else {
         found(f, true, "state", arena_fmt(a, "silo %s of %s", id.name, id.url), "");
         struct transport_config c = {
-            .url = id.url, .token = id.token, .ca_file = id.ca_file[0] ? id.ca_file : NULL};
+            .url = id.url, .token = id.token, .ca_file = id.ca_file, .pin = id.pin};
         if (transport_open(&t, &c, &e)) {
             found(f, false, "server", e.msg, "join again with the right address");
         } else {

@@ -14,6 +14,7 @@
 #include "client/state.h"
 #include "client/transport.h"
 #include "common/buf.h"
+#include "common/pin.h"
 
 enum { TOKEN_MAX = 4096, GIVE_UP_S = 60 };
 
@@ -116,7 +117,7 @@ static int trade_token(struct silo_identity *id, const char *token)
 {
     struct arena *a = arena_new(16 * 1024 * 1024);
     struct transport_config c = {
-        .url = id->url, .token = token, .ca_file = id->ca_file[0] ? id->ca_file : NULL};
+        .url = id->url, .token = token, .ca_file = id->ca_file, .pin = id->pin};
     struct transport *t = NULL;
     struct reply r = {.code = ""};
     struct err e = {0};
@@ -162,6 +163,7 @@ int join_main(int argc, char **argv)
     const char *name = NULL;
     const char *token_file = NULL;
     const char *ca_file = NULL;
+    const char *pin = NULL;
     bool again = false;
     const struct option_row rows[] = {
         {"state", 0, OPTION_TEXT, "DIR", "PHOTON_STATE", &state_dir, 0, 0,
@@ -172,13 +174,18 @@ int join_main(int argc, char **argv)
          "a file holding the join token; or PHOTON_TOKEN, or you are asked"},
         {"ca-file", 0, OPTION_TEXT, "FILE", "PHOTON_CA_FILE", &ca_file, 0, 0,
          "certificates to trust instead of the system's; remembered"},
+        {"pin", 0, OPTION_TEXT, "PIN", "PHOTON_PIN", &pin, 0, 0,
+         "the server's key, sha256//..., as the join line has it; remembered"},
         {"again", 0, OPTION_FLAG, NULL, NULL, &again, 0, 0, "replace what the folder holds"},
         {0}};
     struct command_line c = {.program = "photon-client join",
                              .args = "URL --state DIR",
                              .about = "Make a folder a silo of the server at URL.",
-                             .examples = "  photon-client join https://agg.example.org:8443 --name "
-                                         "hospital-a --state ~/photon",
+                             .examples =
+                                 "  photon-client join https://agg.example.org:8443 --name "
+                                 "hospital-a --state ~/photon \\\n"
+                                 "    --pin sha256//47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hS"
+                                 "uFU=",
                              .rows = rows,
                              .args_min = 1,
                              .args_max = 1};
@@ -202,10 +209,13 @@ int join_main(int argc, char **argv)
         return EXIT_CONFIG;
     }
     (void)snprintf(id.ca_file, sizeof(id.ca_file), "%.1023s", full);
+    (void)snprintf(id.pin, sizeof(id.pin), "%s", pin ? pin : "");
     if (!name) {
         default_name(id.name);
     }
-    if (transport_url_check(url, &e) || dir_make(state_dir, &e)) {
+    struct pin unused;
+    if (transport_url_check(url, &e) || (id.pin[0] && pin_parse(&unused, id.pin, &e)) ||
+        dir_make(state_dir, &e)) {
         (void)fprintf(stderr, "photon-client: %s\n", e.msg);
         return EXIT_CONFIG;
     }

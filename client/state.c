@@ -218,6 +218,7 @@ enum status identity_read(const char *state_dir, struct silo_identity *out, stru
         copy_member(o, "name", out->name, sizeof(out->name));
         copy_member(o, "token", out->token, sizeof(out->token));
         copy_member(o, "ca_file", out->ca_file, sizeof(out->ca_file));
+        copy_member(o, "pin", out->pin, sizeof(out->pin));
         if (!out->url[0] || !out->token[0]) {
             st = err_set(e, ST_CORRUPT, "%s lacks url or token; try photon-client join", path);
         }
@@ -238,6 +239,7 @@ enum status identity_write(const char *state_dir, const struct silo_identity *id
     jw_str(&b, "name", id->name);
     jw_str(&b, "token", id->token);
     jw_str(&b, "ca_file", id->ca_file);
+    jw_str(&b, "pin", id->pin);
     jw_end_object(&b);
     enum status st = file_write(path, b.data, b.len, e);
     buf_release(&b);

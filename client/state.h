@@ -31,6 +31,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "common/pin.h"
 #include "common/status.h"
 
 enum { STATE_PATH_MAX = 1024 };
@@ -61,6 +62,7 @@ struct silo_identity {
     char name[64];
     char token[256];
     char ca_file[STATE_PATH_MAX]; /* "" : the system's */
+    char pin[PIN_TEXT_MAX + 2];   /* "" : none; what is too long stays so, and is refused */
 };
 
 /* ST_NOT_FOUND when this folder has not joined. */

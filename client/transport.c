@@ -13,6 +13,7 @@
 #include "common/fault.h"
 #include "common/log.h"
 #include "common/mem.h"
+#include "common/pin.h"
 #include "common/rng.h"
 #include "common/version.h"
 
@@ -27,8 +28,9 @@ enum {
 struct transport {
     CURL *curl;
     char *url;
-    char *auth; // the whole header, or NULL
-    char *ca_file;
+    char *auth;    // the whole header, or NULL
+    char *ca_file; // or NULL
+    char *pin;     // or NULL
     int64_t max_bytes_per_s;
     bool (*cancelled)(void *ctx);
     void *cancel_ctx;
@@ -89,7 +91,7 @@ static void start_curl(void)
 
 static char *copy_text(const char *s)
 {
-    if (!s) {
+    if (!s || !*s) {
         return NULL;
     }
     size_t n = strlen(s);
@@ -98,10 +100,25 @@ static char *copy_text(const char *s)
     return out;
 }
 
+static enum status check_pin(const struct transport_config *c, struct err *e)
+{
+    struct pin unused;
+    if (!c->pin || !*c->pin) {
+        return ST_OK;
+    }
+    TRY(pin_parse(&unused, c->pin, e));
+    if (strncasecmp(c->url, "https://", 8) != 0) {
+        return err_set(e, ST_INVALID, "'%.120s' has no certificate to pin; try https://, or no pin",
+                       c->url);
+    }
+    return ST_OK;
+}
+
 enum status transport_open(struct transport **out, const struct transport_config *c, struct err *e)
 {
     (void)pthread_once(&curl_once, start_curl);
     TRY(transport_url_check(c->url, e));
+    TRY(check_pin(c, e));
     if (c->token && c->token[strcspn(c->token, "\r\n")]) {
         return err_set(e, ST_INVALID, "the token has a line break in it");
     }
@@ -123,6 +140,7 @@ enum status transport_open(struct transport **out, const struct transport_config
         (void)snprintf(t->auth, size, "%s%s", lead, c->token);
     }
     t->ca_file = copy_text(c->ca_file);
+    t->pin = copy_text(c->pin);
     t->max_bytes_per_s = c->max_bytes_per_s;
     t->cancelled = c->cancelled;
     t->cancel_ctx = c->cancel_ctx;
@@ -140,6 +158,7 @@ void transport_close(struct transport *t)
     mem_free(t->url);
     mem_free(t->auth);
     mem_free(t->ca_file);
+    mem_free(t->pin);
     mem_free(t);
 }
 
@@ -162,6 +181,7 @@ static bool is_cancelled(const struct transport *t)
 
 struct exchange {
     struct transport *t;
+    CURLcode trust; // not CURLE_OK: libcurl would not hold the peer to it, so nothing is sent
     struct curl_slist *headers;
     struct buf body;              // JSON, or an error's document
     const struct body_sink *sink; // where a 2xx body goes instead; NULL: body
@@ -237,6 +257,28 @@ static void add_header(struct exchange *x, const char *line)
     x->headers = more;
 }
 
+/* A pin alone stands for the certificate, and only once libcurl has taken it. */
+static CURLcode set_trust(CURL *c, const struct transport *t)
+{
+    CURLcode rc =
+        curl_easy_setopt(c, CURLOPT_PROTOCOLS_STR, "https,http"); // hosts: by check_parts()
+    rc = rc ? rc : curl_easy_setopt(c, CURLOPT_FOLLOWLOCATION, 0L);
+    rc = rc ? rc : curl_easy_setopt(c, CURLOPT_SSLVERSION, (long)CURL_SSLVERSION_TLSv1_2);
+    rc = rc ? rc : curl_easy_setopt(c, CURLOPT_SSL_VERIFYPEER, 1L);
+    rc = rc ? rc : curl_easy_setopt(c, CURLOPT_SSL_VERIFYHOST, 2L);
+    if (!rc && t->ca_file) {
+        rc = curl_easy_setopt(c, CURLOPT_CAINFO, t->ca_file);
+    }
+    if (!rc && t->pin) {
+        rc = curl_easy_setopt(c, CURLOPT_PINNEDPUBLICKEY, t->pin);
+    }
+    if (!rc && t->pin && !t->ca_file) {
+        rc = curl_easy_setopt(c, CURLOPT_SSL_VERIFYPEER, 0L);
+        rc = rc ? rc : curl_easy_setopt(c, CURLOPT_SSL_VERIFYHOST, 0L);
+    }
+    return rc;
+}
+
 static void exchange_init(struct exchange *x, struct transport *t, struct arena *a,
                           const char *method, const char *path)
 {
@@ -251,13 +293,10 @@ static void exchange_init(struct exchange *x, struct transport *t, struct arena 
     const char *url = arena_fmt(a, "%s%s", t->url, path);
     (void)curl_easy_setopt(c, CURLOPT_URL, url);
     (void)curl_easy_setopt(c, CURLOPT_CUSTOMREQUEST, method);
-    (void)curl_easy_setopt(c, CURLOPT_PROTOCOLS_STR, "https,http"); // hosts: transport_url_check()
-    (void)curl_easy_setopt(c, CURLOPT_FOLLOWLOCATION, 0L);
+    x->trust = set_trust(c, t);
     (void)curl_easy_setopt(c, CURLOPT_NOSIGNAL, 1L);
     (void)curl_easy_setopt(c, CURLOPT_TCP_KEEPALIVE, 1L);
     (void)curl_easy_setopt(c, CURLOPT_CONNECTTIMEOUT_MS, (long)CONNECT_MS);
-    (void)curl_easy_setopt(c, CURLOPT_SSL_VERIFYPEER, 1L);
-    (void)curl_easy_setopt(c, CURLOPT_SSL_VERIFYHOST, 2L);
     (void)curl_easy_setopt(c, CURLOPT_ERRORBUFFER, t->error);
     (void)curl_easy_setopt(c, CURLOPT_USERAGENT, "photon/" PHOTON_VERSION);
     (void)curl_easy_setopt(c, CURLOPT_NOPROGRESS, 0L);
@@ -267,9 +306,6 @@ static void exchange_init(struct exchange *x, struct transport *t, struct arena 
     (void)curl_easy_setopt(c, CURLOPT_HEADERDATA, x);
     (void)curl_easy_setopt(c, CURLOPT_WRITEFUNCTION, on_body);
     (void)curl_easy_setopt(c, CURLOPT_WRITEDATA, x);
-    if (t->ca_file) {
-        (void)curl_easy_setopt(c, CURLOPT_CAINFO, t->ca_file);
-    }
     if (t->auth) {
         add_header(x, t->auth);
     }
@@ -292,9 +328,18 @@ static enum status fail_net(struct transport *t, CURLcode c, struct reply *out, 
         return err_set(e, ST_NET, "cancelled");
     }
     if (c == CURLE_PEER_FAILED_VERIFICATION || c == CURLE_SSL_CACERT_BADFILE) {
-        return err_set(e, ST_DENIED,
-                       "the certificate of %.80s is not trusted (%.90s); try --ca-file FILE",
-                       t->url, t->error);
+        return err_set(
+            e, ST_DENIED,
+            "the certificate of %.70s is not trusted (%.70s); try --pin, as the join line "
+            "has it, or --ca-file FILE",
+            t->url, t->error);
+    }
+    if (c == CURLE_SSL_PINNEDPUBKEYNOTMATCH) {
+        return err_set(
+            e, ST_DENIED,
+            "PIN_MISMATCH: %.70s does not show the pinned key, so nothing was sent: it is "
+            "another server, or has a new key; try the pin that its operator tells you",
+            t->url);
     }
     return err_set(e, ST_NET, "no answer from %.80s: %.120s", t->url,
                    t->error[0] ? t->error : curl_easy_strerror(c));
@@ -332,10 +377,16 @@ static enum status finish(struct exchange *x, struct arena *a, struct reply *out
 {
     (void)curl_easy_setopt(x->t->curl, CURLOPT_HTTPHEADER, x->headers);
     reply_clear(out);
-    CURLcode c = FAULT_ERR("net.send") ? CURLE_SEND_ERROR : curl_easy_perform(x->t->curl);
-    c = FAULT_ERR("net.reply") ? CURLE_RECV_ERROR : c;
+    CURLcode c = CURLE_OK;
+    if (!x->trust) {
+        c = FAULT_ERR("net.send") ? CURLE_SEND_ERROR : curl_easy_perform(x->t->curl);
+        c = FAULT_ERR("net.reply") ? CURLE_RECV_ERROR : c;
+    }
     enum status st = ST_OK;
-    if (c != CURLE_OK) {
+    if (x->trust) {
+        st = err_set(e, ST_DENIED, "this libcurl cannot make sure who answers (%s); try another",
+                     curl_easy_strerror(x->trust));
+    } else if (c != CURLE_OK) {
         st = fail_net(x->t, c, out, e);
     } else {
         fill_reply(x, a, out);

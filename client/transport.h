@@ -4,6 +4,10 @@
  * One transport is one connection with its settings; one thread uses it at a time. Addresses are
  * https anywhere and http on loopback alone, so that no token crosses a network in the clear.
  *
+ * Whom to believe: with a pin, a server that shows that key and nobody else; its certificate is
+ * then looked at only when there is a ca_file too. Without a pin, a certificate for the address'
+ * name, by the authorities of ca_file or else the system's. Nothing is sent before that is settled.
+ *
  * What an outcome means: a reply with an error status is a *decision* of the server; no reply is
  * *unknown*, and the same request may be sent again, because every changing request of the protocol
  * is harmless to repeat. transport_call() makes one try; transport_call_retry() repeats by the
@@ -26,7 +30,8 @@ struct transport;
 struct transport_config {
     const char *url;              /* https://host[:port], no path */
     const char *token;            /* bearer; NULL: none */
-    const char *ca_file;          /* NULL: the system's */
+    const char *ca_file;          /* NULL or "": the system's */
+    const char *pin;              /* common/pin.h; NULL or "": none */
     int64_t max_bytes_per_s;      /* of files, in each direction; 0: unlimited */
     bool (*cancelled)(void *ctx); /* asked at least once a second; NULL: never */
     void *cancel_ctx;
@@ -35,7 +40,8 @@ struct transport_config {
 /* ST_INVALID: not a URL, or plain http to a host that is not loopback. */
 enum status transport_url_check(const char *url, struct err *e) MUST_CHECK;
 
-/* The caller ends *out with transport_close(). The config's strings are copied. */
+/* The caller ends *out with transport_close(). The config's strings are copied. ST_INVALID: as
+ * above, or the pin is none, or is for an address without TLS. */
 enum status transport_open(struct transport **out, const struct transport_config *c,
                            struct err *e) MUST_CHECK;
 void transport_close(struct transport *t); /* NULL is allowed */

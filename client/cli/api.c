@@ -73,8 +73,10 @@ int api_open(struct api *api, const struct api_options *o)
         rc = EXIT_UNREACHABLE;
     }
     struct err e = {0};
-    struct transport_config c = {
-        .url = server ? server : DEFAULT_SERVER, .token = token, .ca_file = o->ca_file};
+    struct transport_config c = {.url = server ? server : DEFAULT_SERVER,
+                                 .token = token,
+                                 .ca_file = o->ca_file,
+                                 .pin = o->pin};
     if (!rc && transport_open(&api->transport, &c, &e)) {
         (void)fprintf(stderr, "photon: %s\n", e.msg);
         rc = EXIT_CONFIG;

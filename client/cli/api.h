@@ -18,6 +18,7 @@ struct api_options {
     const char *server;
     const char *token_file;
     const char *ca_file;
+    const char *pin;
     bool json;
     bool quiet;
 };
@@ -44,6 +45,15 @@ struct api_options {
          0,                                                                                        \
          0,                                                                                        \
          "certificates to trust instead of the system's"},                                         \
+        {"pin",                                                                                    \
+         0,                                                                                        \
+         OPTION_TEXT,                                                                              \
+         "PIN",                                                                                    \
+         "PHOTON_PIN",                                                                             \
+         &(o)->pin,                                                                                \
+         0,                                                                                        \
+         0,                                                                                        \
+         "the server's key, sha256//..., as its start prints it"},                                 \
         {"json", 0, OPTION_FLAG, NULL, NULL, &(o)->json, 0, 0, "print JSON on stdout"},            \
     {                                                                                              \
         "quiet", 'q', OPTION_FLAG, NULL, NULL, &(o)->quiet, 0, 0, "no talk on stderr"              \

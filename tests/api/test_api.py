@@ -12,6 +12,7 @@ import kit
 import pages
 import participation
 import people
+import pins
 import rounds
 import silos
 import store
@@ -26,7 +27,7 @@ def main():
         server.start()
         fixture.load(server)
         passed, failed = kit.run_tests(server, [generic, people, pages, framing, streams, silos, rounds, store, forks,
-                                                participation, tls, drain, cluster],
+                                                participation, tls, pins, drain, cluster],
                                        sys.argv[2:])
         server.stop()
     except Exception as error:  # the counts must come out whatever happens

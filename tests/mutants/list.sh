@@ -151,6 +151,10 @@ mutant 'the digest of an upload is not compared' server/accept.c \
     tests/api silos.test_a_file_that_differs_from_its_declared_digest_is_refused
 mutant 'a download is taken as it is' client/download.c \
     's/if (d->digest \&\& !digest_equal(&got, d->digest))/if (0)/' tests/unit/test_transport
+mutant 'a pin that differs is not seen' client/transport.c \
+    's/if (!rc && t->pin) {/if (false) {/' tests/api pins.test_a_client_believes_the_pinned_key_and_no_other
+mutant 'a pin beside authorities makes them idle' client/transport.c \
+    's/t->pin \&\& !t->ca_file/t->pin/' tests/api pins.test_without_a_pin_a_private_certificate_needs_its_authority
 mutant 'a hole in a safetensors file is accepted' common/safetensors.c \
     's/if (t->begin != at)/if (t->begin < at)/' tests/unit/test_safetensors
 mutant 'an overlap in a safetensors file is accepted' common/safetensors.c \

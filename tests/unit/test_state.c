@@ -262,7 +262,8 @@ static void the_identity_reads_back_and_is_private(void)
     struct silo_identity id = {.url = "http://127.0.0.1:1",
                                .silo = "s_01J0000000000000000000000A",
                                .name = "hospital-a",
-                               .token = "secret"};
+                               .token = "secret",
+                               .pin = "sha256//47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU="};
     struct silo_identity back;
     struct err e = {0};
     CHECK_INT(identity_read(dir, &back, &e), ST_NOT_FOUND);

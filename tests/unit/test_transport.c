@@ -210,6 +210,26 @@ static void only_https_and_loopback_are_spoken_to(void)
     }
 }
 
+static void a_pin_is_taken_to_the_letter_and_for_tls_alone(void)
+{
+    static const char pin[] = "sha256//47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=";
+    struct transport_config c = {.url = "HTTPS://127.0.0.1:1", .pin = pin};
+    struct transport *t = NULL;
+    struct err e = {0};
+    CHECK_INT(transport_open(&t, &c, &e), ST_OK);
+    transport_close(t);
+    t = NULL;
+    c.pin = "pins.pem"; // libcurl would read the file
+    CHECK_INT(transport_open(&t, &c, &e), ST_INVALID);
+    c.pin = pin;
+    c.url = base_url;
+    CHECK_INT(transport_open(&t, &c, &e), ST_INVALID);
+    CHECK(t == NULL && strstr(e.msg, "; try https://"));
+    c.pin = "";
+    CHECK_INT(transport_open(&t, &c, &e), ST_OK);
+    transport_close(t);
+}
+
 static void only_what_may_succeed_later_is_repeated(void)
 {
     static const int again[] = {0, 408, 425, 429, 500, 502, 503, 504, 507};
@@ -525,6 +545,7 @@ int main(void)
 {
     start_server();
     RUN(only_https_and_loopback_are_spoken_to);
+    RUN(a_pin_is_taken_to_the_letter_and_for_tls_alone);
     RUN(only_what_may_succeed_later_is_repeated);
     RUN(waits_grow_to_a_minute_and_obey_the_server);
     RUN(a_problem_document_is_taken_apart);

@@ -141,9 +141,7 @@ static enum status connect_patiently(struct program *p, struct db **db, struct e
             return st;
         }
         if (clock_mono_ms() > until) {
-            char why[200];
-            (void)snprintf(why, sizeof(why), "%.199s", e->msg);
-            return err_set(e, st, "%s; is it running? try another --database", why);
+            return err_set(e, st, "%.180s; is it running? try another --database", e->msg);
         }
         // A refusal in words will be the same in a second.
         if (strstr(e->msg, "authentication") || strstr(e->msg, "does not exist")) {

@@ -375,9 +375,7 @@ enum status s3_perform(struct s3_call *c, struct err *e)
             return st;
         }
         if (st) {
-            char why[160];
-            (void)snprintf(why, sizeof(why), "%.159s", e ? e->msg : "");
-            st = err_set(e, ST_RETRY, "%s", why);
+            st = err_set(e, ST_RETRY, "%s", e ? e->msg : "");
         } else {
             st = judge(c, e);
         }

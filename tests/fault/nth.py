@@ -19,6 +19,7 @@ class Nth:
         self.shim = os.path.join(rig.plain, "tests", "fault", "shim.so")
         self.note = rig.path("failed")
         self.made = self.ended = self.aborted = self.trials = 0
+        self.harm = None  # what the silo at work was started with: who, call, n
 
     def env(self, who, call, n, errno):
         under = ("data", "store") if who == "server" else ("alder",)
@@ -59,15 +60,27 @@ class Nth:
         else:
             self.rig.kill_client("alder")
             self.rig.start_client("alder", "", self.env(who, call, n, errno))
+            self.harm = who, call, n
             process = self.rig.clients["alder"]
         hit = self.wait(process, patience_s)
-        self.look(process, who, call, n)
-        if who == "server" and (process.poll() is not None or not self.rig.ready()):
-            self.rig.kill_server()
-            self.rig.start_server()
-        elif who == "silo" and process.poll() is not None:
-            self.rig.start_client("alder")
+        if who == "server":
+            self.look(process, who, call, n)
+            if process.poll() is not None or not self.rig.ready():
+                self.rig.kill_server()
+                self.rig.start_server()
+        self.revive()
         return hit
+
+    def revive(self):
+        """A silo may end long after its failure, in the last words to the server; one that was not harmed must not end."""
+        process = self.rig.clients["alder"]
+        if process.poll() is None:
+            return
+        if not self.harm:
+            raise Broken("the silo ended with status %d, and nothing of it had failed" % process.returncode)
+        self.look(process, *self.harm)
+        self.harm = None
+        self.rig.start_client("alder")
 
     def hurry(self):
         self.rig.psql("UPDATE silo SET fails = 0; UPDATE run_silo SET aside_rounds = 0;"
@@ -75,6 +88,7 @@ class Nth:
 
     def after(self):
         self.hurry()
+        self.revive()
         self.rig.check_rows()
         self.rig.check_acks()
 
@@ -86,6 +100,7 @@ class Nth:
                 if self.rig.round_of(run) > number:
                     return True
                 self.hurry()
+                self.revive()
                 return False
             poll("run %s to go on" % self.rig.runs[run]["name"], moved, 90, 0.1)
 
@@ -96,6 +111,7 @@ class Nth:
         env = {"LD_PRELOAD": self.shim}
         self.rig.start_server("", dict(env, SHIM_CLOCK="%d 300" % offset))
         self.rig.start_client("alder", "", dict(env, SHIM_CLOCK="%d 500" % -offset))
+        self.harm = None
         time.sleep(0.6)
         self.trials += 1
         self.progress()

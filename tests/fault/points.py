@@ -220,6 +220,7 @@ def slow(name):
 def first_start(build, plain, say=print):
     """Death within each migration of a first start, and the start after it."""
     with Rig(build, plain) as rig:
+        rig.laid_out = True  # from nothing: no copy of a finished folder
         for n in range(1, 4):
             process = rig.spawn_server("migrate.applied=exit#%d" % n)
             process.wait(60)

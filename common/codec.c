@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "common/codec_int.h"
+#include "common/wide.h"
 
 static const char *const NAMES[CODEC_COUNT] = {"f32", "bf16", "int8", "q4", "q2", "topk"};
 
@@ -102,7 +103,7 @@ void codec_sizes(const struct codec_rule *r, int64_t n, int64_t size[CODEC_PARTS
     }
 }
 
-int32_t codec_amax_bits(const float *u, int64_t n)
+WIDE int32_t codec_amax_bits(const float *u, int64_t n)
 {
     int32_t most = 0;
     for (int64_t i = 0; i < n; i++) {

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "common/codec_int.h"
+#include "common/wide.h"
 
 /* To the nearest whole number, ties to even, for |v| < 2^22: adding 1.5 * 2^23 leaves no room for a
  * fraction, and the number stands in the lowest bits. */
@@ -15,7 +16,7 @@ static inline int32_t nearest(float v)
     return (int32_t)(f32_bits(v + 12582912.0F) - 0x4b400000U);
 }
 
-enum status int8_encode(const float *u, int64_t n, struct codec_bytes *out, struct err *e)
+WIDE enum status int8_encode(const float *u, int64_t n, struct codec_bytes *out, struct err *e)
 {
     int8_t *q = (int8_t *)out->part[CODEC_MAIN];
     for (int64_t at = 0; at < n; at += CODEC_BLOCK) {
@@ -44,7 +45,7 @@ enum status int8_encode(const float *u, int64_t n, struct codec_bytes *out, stru
     return ST_OK;
 }
 
-enum status int8_decode(const struct codec_bytes *in, int64_t n, float *out, struct err *e)
+WIDE enum status int8_decode(const struct codec_bytes *in, int64_t n, float *out, struct err *e)
 {
     const int8_t *q = (const int8_t *)in->part[CODEC_MAIN];
     for (int64_t at = 0; at < n; at += CODEC_BLOCK) {

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "common/codec_int.h"
+#include "common/wide.h"
 
 enum { SWEEPS = 30 };
 
@@ -21,7 +22,7 @@ static void midpoints(const struct codec_rule *r, float mid[CODEC_LEVELS_MAX - 1
     }
 }
 
-static void codes_q4(const float *u, float s, const float *mid, uint8_t *c)
+static WIDE void codes_q4(const float *u, float s, const float *mid, uint8_t *c)
 {
     float m0 = mid[0];
     float m1 = mid[1];
@@ -38,7 +39,7 @@ static void codes_q4(const float *u, float s, const float *mid, uint8_t *c)
     }
 }
 
-static void codes_q2(const float *u, float s, float mid, uint8_t *c)
+static WIDE void codes_q2(const float *u, float s, float mid, uint8_t *c)
 {
     for (int i = 0; i < CODEC_BLOCK; i++) {
         uint32_t b = f32_bits(u[i]);
@@ -101,7 +102,7 @@ enum status levels_encode(const struct codec_rule *r, const float *u, int64_t n,
 
 /* What every byte of a block stands for: two values of q4 or four of q2. Made per block from the 16
  * or 4 products, so that the loop over bytes is loads and stores. */
-static void unpack_q4(const uint8_t *in, int64_t bytes, const float value[16], float *out)
+static WIDE void unpack_q4(const uint8_t *in, int64_t bytes, const float value[16], float *out)
 {
     for (int64_t i = 0; i < bytes; i++) {
         out[2 * i] = value[in[i] & 15];
@@ -109,7 +110,7 @@ static void unpack_q4(const uint8_t *in, int64_t bytes, const float value[16], f
     }
 }
 
-static void unpack_q2(const uint8_t *in, int64_t bytes, const float value[4], float *out)
+static WIDE void unpack_q2(const uint8_t *in, int64_t bytes, const float value[4], float *out)
 {
     for (int64_t i = 0; i < bytes; i++) {
         out[4 * i] = value[in[i] & 3];

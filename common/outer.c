@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "common/mem.h"
+#include "common/wide.h"
 
 int outer_arrays(enum outer_optimizer o)
 {
@@ -41,8 +42,15 @@ void outer_begin(enum outer_optimizer o, const double *x, double *const *arrays,
     }
 }
 
-static void step_nesterov(const struct outer_spec *o, double *x, double *m, const double *delta,
-                          int64_t n)
+static WIDE void step_avg(double lr, double *x, const double *delta, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        x[i] -= lr * delta[i];
+    }
+}
+
+static WIDE void step_nesterov(const struct outer_spec *o, double *x, double *m,
+                               const double *delta, int64_t n)
 {
     double lr = o->lr;
     double momentum = o->momentum;
@@ -52,8 +60,8 @@ static void step_nesterov(const struct outer_spec *o, double *x, double *m, cons
     }
 }
 
-static void step_mom(const struct outer_spec *o, double *x, double *v, const double *delta,
-                     int64_t n)
+static WIDE void step_mom(const struct outer_spec *o, double *x, double *v, const double *delta,
+                          int64_t n)
 {
     double lr = o->lr;
     double momentum = o->momentum;
@@ -110,10 +118,7 @@ void outer_step(const struct outer_spec *o, int32_t round, double *x, double *co
     case OUTER_COUNT:
         break;
     }
-    double lr = o->lr;
-    for (int64_t i = 0; i < n; i++) {
-        x[i] -= lr * delta[i];
-    }
+    step_avg(o->lr, x, delta, n);
 }
 
 static int by_size(const void *a, const void *b)

@@ -10,6 +10,7 @@
 
 #include "common/clock.h"
 #include "common/mem.h"
+#include "common/wide.h"
 
 enum {
     THREADS_MAX = 64,
@@ -131,7 +132,7 @@ static enum status write_block(int fd, int64_t offset, const float *in, int64_t 
 
 /* An exponent of all ones is Inf or NaN; looked at as bits, so that no
  * compiler flag can hide it. */
-static bool all_finite(const float *v, int64_t n)
+static WIDE bool all_finite(const float *v, int64_t n)
 {
     uint32_t bad = 0;
     for (int64_t i = 0; i < n; i++) {
@@ -173,7 +174,7 @@ static double fold_lanes(const double *lane)
 }
 
 /* delta += w v; returns the sum of v squared. */
-static double add_scaled(double *delta, const float *v, double w, int64_t n)
+static WIDE double add_scaled(double *delta, const float *v, double w, int64_t n)
 {
     double lane[LANES] = {0};
     int64_t i = 0;
@@ -192,7 +193,7 @@ static double add_scaled(double *delta, const float *v, double w, int64_t n)
     return fold_lanes(lane);
 }
 
-static double dot_with(const double *delta, const float *v, int64_t n)
+static WIDE double dot_with(const double *delta, const float *v, int64_t n)
 {
     double lane[LANES] = {0};
     int64_t i = 0;
@@ -207,7 +208,7 @@ static double dot_with(const double *delta, const float *v, int64_t n)
     return fold_lanes(lane);
 }
 
-static double sum_sq_diff(const double *a, const double *b, int64_t n)
+static WIDE double sum_sq_diff(const double *a, const double *b, int64_t n)
 {
     double lane[LANES] = {0};
     int64_t i = 0;

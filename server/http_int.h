@@ -105,8 +105,9 @@ struct exchange {
     double started_s;
     double retry_at_s; /* while parked */
     unsigned long wakes_seen, task_wakes_seen;
-    bool woken; /* queued or at work after it was parked: gives way to new requests */
-    bool known; /* rq.who was found out and still holds: no token ended since */
+    bool woken;  /* queued or at work after it was parked: gives way to new requests */
+    bool called; /* the same, but for a seat: before all others */
+    bool known;  /* rq.who was found out and still holds: no token ended since */
     struct exchange *next;
 };
 

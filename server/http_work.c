@@ -5,12 +5,12 @@
  *                     ^          |
  *                     +- parked <+     back on a wake of its topic, when called, at its deadline
  *
- * One lock guards queues and parked list; handlers run without it. Two queues: a thousand polls
- * that are woken at once must not stand before a new request, so they have one of their own, and
- * never all of the workers. Polls for tasks are not woken by their topic: the herald calls those
- * that may find one (http_herald.c). A wake that comes while a handler looks, before its request is
- * parked, would be lost: the count of wakes before and after tells, and such a request is tried
- * again soon.
+ * One lock guards queues and parked list; handlers run without it. Three queues: the few polls that
+ * are called for a seat go first, then what is new, then the rest of what was woken: a thousand of
+ * these at once must not stand before a new request. What was parked never has all workers. Polls
+ * for tasks are not woken by their topic: the herald calls those that may find one (http_herald.c).
+ * A wake that comes while a handler looks, before its request is parked, would be lost: the count
+ * of wakes before and after tells, and such a request is tried again soon.
  */
 #include <limits.h>
 #include <stdlib.h>
@@ -47,10 +47,10 @@ struct work {
     struct herald *herald;
     pthread_mutex_t lock;
     pthread_cond_t ready;
-    struct queue fresh, woken;
-    int woken_busy;   // workers that have a woken request
-    int woken_queued; // and those before them
-    bool call_more;   // the herald had more to call than it may at once
+    struct queue called, fresh, woken; // in this order
+    int woken_busy;                    // workers that have a woken request
+    int woken_queued;                  // and those before them
+    bool call_more;                    // the herald had more to call than it may at once
     struct exchange *parked;
     int parked_count;
     int busy; /* queued or with a worker */
@@ -66,7 +66,7 @@ struct work {
 
 static void queue(struct work *w, struct exchange *x)
 {
-    struct queue *q = x->woken ? &w->woken : &w->fresh;
+    struct queue *q = x->called ? &w->called : x->woken ? &w->woken : &w->fresh;
     x->next = NULL;
     if (q->last) {
         q->last->next = x;
@@ -75,7 +75,7 @@ static void queue(struct work *w, struct exchange *x)
     }
     q->last = x;
     w->busy++;
-    w->woken_queued += x->woken;
+    w->woken_queued += x->woken && !x->called;
     (void)pthread_cond_signal(&w->ready);
 }
 
@@ -85,7 +85,9 @@ static struct exchange *unqueue(struct work *w)
 {
     int woken_max = w->worker_count - (w->worker_count + 3) / 4;
     bool may_take_woken = w->worker_count == 1 || w->woken_busy < woken_max;
-    struct queue *q = w->fresh.first ? &w->fresh : &w->woken;
+    struct queue *q = w->called.first && may_take_woken ? &w->called
+                      : w->fresh.first                  ? &w->fresh
+                                                        : &w->woken;
     struct exchange *x = q->first;
     if (!x || (x->woken && !may_take_woken)) {
         return NULL;
@@ -95,12 +97,13 @@ static struct exchange *unqueue(struct work *w)
         q->last = NULL;
     }
     w->woken_busy += x->woken;
-    w->woken_queued -= x->woken;
+    w->woken_queued -= x->woken && !x->called;
     return x;
 }
 
-/* Parked requests for which due() says so go back to the queue. */
-static void unpark(struct work *w, bool (*due)(struct exchange *x, void *ctx), void *ctx)
+/* Parked requests for which due() says so go back to the queue; calls: to the first one. */
+static void unpark(struct work *w, bool (*due)(struct exchange *x, void *ctx), void *ctx,
+                   bool calls)
 {
     struct exchange **at = &w->parked;
     while (*at) {
@@ -109,6 +112,7 @@ static void unpark(struct work *w, bool (*due)(struct exchange *x, void *ctx), v
             *at = x->next;
             w->parked_count--;
             x->woken = true;
+            x->called = calls;
             queue(w, x);
         } else {
             at = &x->next;
@@ -190,7 +194,7 @@ static void on_wake(void *ctx, const char *topic)
         w->task_wakes++;
     } else {
         w->wakes++;
-        unpark(w, is_woken, &topic);
+        unpark(w, is_woken, &topic, false);
     }
     (void)pthread_mutex_unlock(&w->lock);
     if (calls) {
@@ -213,7 +217,7 @@ void work_call(struct work *w, const char *const *ids, int count, bool can_wait)
     if (can_wait) {
         names.room = w->woken_queued < CALLED_MAX ? CALLED_MAX - w->woken_queued : 0;
     }
-    unpark(w, is_called, &names);
+    unpark(w, is_called, &names, !can_wait);
     w->call_more = w->call_more || names.more;
     (void)pthread_mutex_unlock(&w->lock);
 }
@@ -245,6 +249,7 @@ static bool park(struct work *w, struct exchange *x)
     if (w->draining) {
         x->rq.expired = true;
         x->woken = true;
+        x->called = false;
         queue(w, x);
     } else {
         x->next = w->parked;
@@ -491,7 +496,7 @@ static void *ticker_main(void *ctx)
         double now = clock_mono_s();
         (void)pthread_mutex_lock(&w->lock);
         bool stop = w->stop;
-        unpark(w, is_due, &now);
+        unpark(w, is_due, &now, false);
         (void)pthread_mutex_unlock(&w->lock);
         atomic_store(&w->http->beat_ms, clock_mono_ms());
         if (stop) {
@@ -538,7 +543,7 @@ void work_drain(struct work *w)
     for (;;) {
         (void)pthread_mutex_lock(&w->lock);
         w->draining = true;
-        unpark(w, always, NULL);
+        unpark(w, always, NULL, false);
         int left = w->busy + w->parked_count;
         (void)pthread_mutex_unlock(&w->lock);
         if (left == 0) {

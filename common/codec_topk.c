@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "common/codec_int.h"
+#include "common/mem.h"
 
 enum { KEPT_MAX = CODEC_GROUP / CODEC_TILE * CODEC_K_MAX, MEANS = 8 };
 
@@ -134,11 +135,19 @@ struct means {
     float lo, hi, limit; // high is |u| >= limit
 };
 
-static struct means two_means(const uint32_t *key, int64_t n)
+/* What is kept of a group, while it is coded. On the heap: too much for the stack of a thread that
+ * serves a connection, and as thread-local data every thread would pay for it. */
+struct kept {
+    uint32_t value[KEPT_MAX]; // magnitudes, as bits
+    uint32_t left[KEPT_MAX];  // scratch
+    uint8_t negative[KEPT_MAX];
+};
+
+static struct means two_means(struct kept *k, int64_t n)
 {
-    static _Thread_local uint32_t left[KEPT_MAX];
+    const uint32_t *key = k->value;
     int64_t unused = 0;
-    double t = (double)f32_from_bits(rank_key(key, n, n / 2, left, &unused));
+    double t = (double)f32_from_bits(rank_key(key, n, n / 2, k->left, &unused));
     double lo = 0.0;
     double hi = 0.0;
     for (int i = 0; i < MEANS; i++) {
@@ -171,8 +180,7 @@ enum status topk_encode(const struct codec_rule *r, const float *u, int64_t n,
     if (most > BITS_MAX) {
         return codec_refuse(most, e);
     }
-    static _Thread_local uint32_t value[KEPT_MAX]; // magnitudes of what is kept
-    static _Thread_local uint8_t negative[KEPT_MAX];
+    struct kept *w = mem_alloc(sizeof(*w));
     int64_t total = 0;
     int32_t rice = rice_bits(r->k);
     struct bits b = {.bytes = out->part[CODEC_GAP]};
@@ -189,22 +197,23 @@ enum status topk_encode(const struct codec_rule *r, const float *u, int64_t n,
         for (int64_t i = 0; i < kept; i++) {
             put_gap(&b, (uint32_t)(index[i] - before - 1), rice);
             before = index[i];
-            value[total] = key[index[i]];
-            negative[total++] = (uint8_t)(f32_bits(u[at + index[i]]) >> 31);
+            w->value[total] = key[index[i]];
+            w->negative[total++] = (uint8_t)(f32_bits(u[at + index[i]]) >> 31);
         }
     }
     if (b.count > 0) {
         b.bytes[b.at++] = (uint8_t)b.held;
     }
     out->size[CODEC_GAP] = b.at;
-    struct means means = two_means(value, total);
+    struct means means = two_means(w, total);
     store_u16(out->part[CODEC_SIDE], magnitude(means.lo));
     store_u16(out->part[CODEC_SIDE] + 2, magnitude(means.hi));
     memset(out->part[CODEC_MAIN], 0, (size_t)out->size[CODEC_MAIN]);
     for (int64_t i = 0; i < total; i++) {
-        int high = f32_from_bits(value[i]) >= means.limit;
-        out->part[CODEC_MAIN][i / 4] |= (uint8_t)((high | negative[i] << 1) << (2 * (i % 4)));
+        int high = f32_from_bits(w->value[i]) >= means.limit;
+        out->part[CODEC_MAIN][i / 4] |= (uint8_t)((high | w->negative[i] << 1) << (2 * (i % 4)));
     }
+    mem_free(w);
     return ST_OK;
 }
 

@@ -302,7 +302,7 @@ class Hostile:
         s.bind((source, 0))
         if kind == "reader":
             s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-        began = time.monotonic()
+        began, first = time.monotonic(), None
         try:
             await loop.sock_connect(s, ("127.0.0.1", self.ports[1 if bulk else 0]))
             self.open += 1
@@ -321,6 +321,7 @@ class Hostile:
                     await asyncio.sleep(1.0)
                     if not await loop.sock_recv(s, 64):
                         break
+                    began = first = first or time.monotonic()  # its answer has begun
         except OSError:
             pass
         finally:

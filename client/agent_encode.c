@@ -14,6 +14,7 @@
 #include "common/log.h"
 #include "common/mem.h"
 #include "common/safetensors.h"
+#include "common/schedule.h"
 
 enum {
     ENCODE_BLOCK = 1 << 18,
@@ -129,7 +130,7 @@ static enum status write_update(struct agent *a, const struct task *t, struct ru
     struct arena *arena = arena_new(16 * 1024 * 1024);
     struct sha256 *hash = sha256_new();
     int64_t len = 0;
-    struct layout layout = layout_update(arena, &t->spec);
+    struct layout layout = layout_update(arena, &t->spec, t->round);
     struct encoding c = {.a = a,
                          .layout = &layout,
                          .out = fd,
@@ -188,8 +189,8 @@ static enum codec choose(const struct agent *a, const struct task *t, const stru
         if (!(rate > 0.0) && a->fetched_s > 0.0) {
             rate = (double)t->base_bytes / a->fetched_s;
         }
-        c = feedback_auto(model_param_count(&t->spec.model), rate, rs->j.train_s,
-                          t->spec.codec.share);
+        int64_t params = model_param_count(&t->spec.model) / schedule_fragments(&t->spec);
+        c = feedback_auto(params, rate, rs->j.train_s, t->spec.codec.share);
     } else if (own) {
         struct err unused = {0};
         enum status st = codec_parse(&c, own, &unused); // checked as the program began
@@ -223,19 +224,18 @@ static void note_report(struct agent *a, const struct task *t, struct run_state 
 static enum status encode_coded(struct agent *a, const struct task *t, struct run_state *rs,
                                 enum codec codec, int base_fd, int64_t base_offset, struct err *e)
 {
-    char path[4][STATE_PATH_MAX];
+    char residual[STATE_PATH_MAX];
+    char path[3][STATE_PATH_MAX];
     char tmp[3][STATE_PATH_MAX];
-    static const char *const NAMES[] = {STATE_UPDATE, STATE_RESIDUAL_NEXT, STATE_RESIDUAL_LATE,
-                                        STATE_RESIDUAL};
+    static const char *const NAMES[] = {STATE_UPDATE, STATE_RESIDUAL_NEXT, STATE_RESIDUAL_LATE};
     static const char *const TMP[] = {"update.tmp", "residual.next.tmp", "residual.late.tmp"};
     struct arena *arena = arena_new(16 * 1024 * 1024);
-    struct layout layout = layout_update(arena, &t->spec);
+    struct layout layout = layout_update(arena, &t->spec, t->round);
     struct encoding c = {.a = a, .layout = &layout, .base_fd = base_fd, .base_offset = base_offset};
     struct feedback_result r = {0};
-    for (int i = 0; i < 4; i++) {
-        run_state_path(rs, NAMES[i], path[i]);
-    }
+    run_state_residual(rs, rs->j.key.fragment, residual);
     for (int i = 0; i < 3; i++) {
+        run_state_path(rs, NAMES[i], path[i]);
         run_state_path(rs, TMP[i], tmp[i]);
     }
     struct feedback_job job = {.delta = read_spans,
@@ -245,11 +245,12 @@ static enum status encode_coded(struct agent *a, const struct task *t, struct ru
                                .k = t->spec.codec.up_k,
                                .run_name = t->run_name,
                                .round = t->round,
+                               .period = schedule_fragments(&t->spec),
                                .base_sha256 = t->base_sha256,
                                .silo_name = a->id.name,
                                .tokens = rs->j.tokens,
                                .steps = t->local_steps,
-                               .residual = path[3],
+                               .residual = residual,
                                .update = tmp[0],
                                .next = tmp[1],
                                .late = tmp[2]};
@@ -306,7 +307,7 @@ enum status agent_encode(struct agent *a, const struct task *t, struct run_state
 {
     char residual[STATE_PATH_MAX];
     enum codec codec = choose(a, t, rs);
-    run_state_path(rs, STATE_RESIDUAL, residual);
+    run_state_residual(rs, rs->j.key.fragment, residual);
     bool waits = access(residual, F_OK) == 0; // a residual, for the next update to take along
     (void)snprintf(rs->j.codec, sizeof(rs->j.codec), "%s", codec_name(codec));
     rs->j.codec_error = rs->j.residual_ratio = rs->j.fallback_share = 0.0;

@@ -16,6 +16,7 @@
 #include "common/log.h"
 #include "common/mem.h"
 #include "common/safetensors.h"
+#include "common/schedule.h"
 
 enum {
     SNAP_LEAST_MS = 2000,
@@ -118,10 +119,10 @@ static enum status take_snapshot(struct training *w, struct err *e)
     return ST_OK;
 }
 
-/* What this silo kept of its own: moments, or the tensors that are its alone. */
+/* What this silo kept of its own: moments, or weights that are its alone. */
 static bool keeps_state(const struct run_spec *s)
 {
-    return s->inner_state == INNER_STATE_KEEP || s->personal.count > 0;
+    return s->inner_state == INNER_STATE_KEEP || schedule_keeps_weights(s);
 }
 
 static enum status load_own(struct trainer *t, const struct run_state *rs, const struct run_spec *s,
@@ -139,16 +140,18 @@ static enum status load_own(struct trainer *t, const struct run_state *rs, const
     return ST_OK;
 }
 
-/* All weights of the checkpoint, but for the tensors that this silo has its own of. */
+/* All weights of the checkpoint that the round starts from, but for those this silo has its own of.
+ */
 static enum status load_common(struct trainer *t, struct arena *arena, const struct run_state *rs,
-                               const struct run_spec *s, int fd, int64_t offset, struct err *e)
+                               const struct run_spec *s, int64_t round, int fd, int64_t offset,
+                               struct err *e)
 {
     char path[STATE_PATH_MAX];
     run_state_path(rs, STATE_MOMENTS, path);
-    if (s->personal.count == 0 || access(path, F_OK) != 0) {
+    if (!schedule_keeps_weights(s) || access(path, F_OK) != 0) {
         return trainer_load_weights(t, fd, offset, e);
     }
-    struct layout l = layout_common(arena, s);
+    struct layout l = layout_common(arena, s, rs->j.kept, round);
     return trainer_load_spans(t, fd, offset, l.spans, l.span_count, e);
 }
 
@@ -157,7 +160,7 @@ static enum status load_common(struct trainer *t, struct arena *arena, const str
 static enum status load_mean_moments(struct training *w, int fd, int64_t offset, struct err *e)
 {
     const struct run_spec *s = &w->t->spec;
-    struct layout update = layout_update(w->arena, s);
+    struct layout update = layout_update(w->arena, s, w->t->round);
     struct layout_span *spans =
         arena_alloc(w->arena, (size_t)(update.span_count + 1) * sizeof(*spans));
     for (int32_t i = 0; i < update.span_count; i++) {
@@ -192,7 +195,7 @@ static enum status load_start(struct training *w, int fd, int64_t offset, struct
     if (w->t->spec.inner_state == INNER_STATE_AVERAGE) {
         TRY(load_mean_moments(w, fd, offset, e));
     }
-    return load_common(t, w->arena, &w->rs, &w->t->spec, fd, offset, e);
+    return load_common(t, w->arena, &w->rs, &w->t->spec, w->t->round, fd, offset, e);
 }
 
 static void report_step(struct training *w, const struct step_report *r)
@@ -306,8 +309,8 @@ static enum status conclude(struct training *w, int fd, int64_t offset, struct e
     if (keeps_state(&w->t->spec)) {
         run_state_path(&w->rs, "moments.tmp", tmp);
         run_state_path(&w->rs, STATE_MOMENTS_NEXT, next);
-        // Between rounds the weights are the aggregator's, all but the personal ones.
-        TRY(trainer_save_state(w->a->trainer, tmp, w->t->spec.personal.count > 0, e));
+        // Between rounds the weights are the aggregator's, where none are this silo's own.
+        TRY(trainer_save_state(w->a->trainer, tmp, schedule_keeps_weights(&w->t->spec), e));
         TRY(file_place(tmp, next, e));
         FAULT("moments.placed");
     }
@@ -503,7 +506,7 @@ static enum status load_evaluated(struct agent *a, const struct task *t, struct 
     }
     TRY(run_state_open(&rs, a->config->state_dir, t->run, e));
     TRY(load_own(a->trainer, &rs, &t->spec, e));
-    return load_common(a->trainer, arena, &rs, &t->spec, fd, offset, e);
+    return load_common(a->trainer, arena, &rs, &t->spec, 0, fd, offset, e);
 }
 
 enum task_end agent_evaluate(struct agent *a, const struct task *t, struct beat *b,

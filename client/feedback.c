@@ -96,11 +96,11 @@ static void *residual_header(struct work *w, int64_t *len)
     return st_params_header(w->a, w->j->table, meta, sizeof(meta) / sizeof(meta[0]), len);
 }
 
-/* The rounds since the residual's, as a power of beta; a residual from a later round (the run went
- * back) counts as one from the round before. */
+/* The rounds of these tensors since the residual's, as a power of beta; a residual from a later
+ * round (the run went back) counts as one from the round before. */
 static float aged(const struct feedback_job *j, int64_t round)
 {
-    int64_t rounds = j->round - round;
+    int64_t rounds = (j->round - round) / (j->period > 1 ? j->period : 1);
     return (float)pow(codec_beta(j->codec), (double)(rounds < 1 ? 1 : rounds));
 }
 

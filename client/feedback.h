@@ -1,7 +1,7 @@
 /*
  * feedback.h - a silo's update on its rung, and what the rung left out.
  *
- * An update is made of u = beta^(1 + rounds missed) e + Delta, where e, the residual, is what
+ * An update is made of u = beta^(1 + its rounds missed) e + Delta, where e, the residual, is what
  * former updates left out; beta is 1 but for topk (codec.h). What is sent decodes to v; u - v is
  * the residual of the next round, once the server has counted the update. Until then three files
  * wait beside each other, and a rename decides (client/state.h):
@@ -34,6 +34,7 @@ struct feedback_job {
     /* The update's metadata. */
     const char *run_name;
     int64_t round;
+    int32_t period; /* rounds from one update of these tensors to the next; 1 without fragments */
     const char *base_sha256;
     const char *silo_name;
     int64_t tokens, steps;

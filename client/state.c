@@ -272,6 +272,23 @@ void run_state_path(const struct run_state *s, const char *name, char *out)
     name_in(s->dir, name, out);
 }
 
+/* The first fragment's has the name that the residual of a run without fragments has. */
+static void residual_name(int64_t fragment, char out[64])
+{
+    if (fragment > 0) {
+        (void)snprintf(out, 64, "residual-%" PRId64 ".safetensors", fragment);
+    } else {
+        (void)snprintf(out, 64, "%s", STATE_RESIDUAL);
+    }
+}
+
+void run_state_residual(const struct run_state *s, int64_t fragment, char *out)
+{
+    char name[64];
+    residual_name(fragment, name);
+    run_state_path(s, name, out);
+}
+
 bool round_key_equal(const struct round_key *a, const struct round_key *b)
 {
     return a->round == b->round && strcmp(a->base, b->base) == 0 &&
@@ -290,12 +307,15 @@ static enum status journal_write(const struct run_state *s, const struct journal
     jw_bool(&b, "keep", j->keep);
     jw_bool(&b, "late", j->late);
     jw_bool(&b, "carry", j->carry);
+    jw_int(&b, "carry_fragment", j->carry_fragment);
+    jw_int(&b, "kept", j->kept);
     jw_int(&b, "guard_until", j->guard_until);
     jw_int(&b, "round", j->key.round);
     jw_str(&b, "base", j->key.base);
     jw_int(&b, "global_step", j->key.global_step);
     jw_int(&b, "local_steps", j->key.local_steps);
     jw_int(&b, "silo_ordinal", j->key.silo_ordinal);
+    jw_int(&b, "fragment", j->key.fragment);
     jw_str(&b, "sha256", j->sha256);
     jw_int(&b, "bytes", j->bytes);
     jw_int(&b, "tokens", j->tokens);
@@ -318,6 +338,12 @@ static double number_or_zero(const struct json *o, const char *key)
 {
     const struct json *v = json_get(o, key);
     return v && json_kind(v) == JSON_NUMBER ? json_num(v) : 0.0;
+}
+
+static int64_t count_or_zero(const struct json *o, const char *key)
+{
+    const struct json *v = json_get(o, key);
+    return v && json_is_int(v, 0, (int64_t)1 << 53) ? json_int(v) : 0;
 }
 
 static bool flag(const struct json *o, const char *key)
@@ -356,8 +382,10 @@ static enum status journal_parse(const struct json *o, struct journal *j, struct
     j->codec_error = number_or_zero(o, "codec_error");
     j->residual_ratio = number_or_zero(o, "residual_ratio");
     j->fallback_share = number_or_zero(o, "fallback_share");
-    const struct json *guard = json_get(o, "guard_until");
-    j->guard_until = guard && json_is_int(guard, 0, most) ? json_int(guard) : 0;
+    j->guard_until = count_or_zero(o, "guard_until");
+    j->kept = count_or_zero(o, "kept");
+    j->key.fragment = count_or_zero(o, "fragment");
+    j->carry_fragment = count_or_zero(o, "carry_fragment");
     return ST_OK;
 }
 
@@ -404,15 +432,18 @@ static enum status lose(const struct run_state *s, const char *name, struct err 
 static enum status carry_out_residual(const struct run_state *s, struct err *e)
 {
     bool settled = s->j.phase == JOURNAL_SETTLED;
+    char residual[64];
     if (settled && s->j.late) {
         return ST_OK; // the next round's begin decides
     }
     if (settled && s->j.keep) {
-        TRY(take(s, STATE_RESIDUAL_NEXT, STATE_RESIDUAL, e));
+        residual_name(s->j.key.fragment, residual);
+        TRY(take(s, STATE_RESIDUAL_NEXT, residual, e));
         return lose(s, STATE_RESIDUAL_LATE, e);
     }
     if (s->j.phase == JOURNAL_TRAIN && s->j.carry) {
-        TRY(take(s, STATE_RESIDUAL_LATE, STATE_RESIDUAL, e));
+        residual_name(s->j.carry_fragment, residual);
+        TRY(take(s, STATE_RESIDUAL_LATE, residual, e));
         return lose(s, STATE_RESIDUAL_NEXT, e);
     }
     TRY(lose(s, STATE_RESIDUAL_NEXT, e));
@@ -567,6 +598,8 @@ enum status run_state_begin(struct run_state *s, const struct round_key *key, st
     struct journal j = {.phase = JOURNAL_TRAIN,
                         .key = *key,
                         .carry = s->j.phase == JOURNAL_SETTLED && s->j.late,
+                        .carry_fragment = s->j.key.fragment,
+                        .kept = s->j.kept,
                         .guard_until = s->j.guard_until};
     FAULT("journal.begin");
     TRY(journal_write(s, &j, e));
@@ -603,6 +636,7 @@ enum status run_state_settle(struct run_state *s, enum outcome o, struct err *e)
     j.phase = JOURNAL_SETTLED;
     j.keep = o != OUTCOME_REFUSED;
     j.late = o == OUTCOME_LATE;
+    j.kept = j.keep ? j.key.round : j.kept;
     FAULT("journal.settle");
     TRY(journal_write(s, &j, e));
     FAULT("journal.settled");

@@ -6,7 +6,7 @@
  *     STATE/status.json     what the agent does now, for `photon-client status`
  *     STATE/cache/          checkpoints by digest
  *     STATE/runs/<run>/     journal.json, moments.state, moments.next, snap-N.state/.json, update,
- *                           residual
+ *                           residual, one of each fragment
  *
  * Optimizer state belongs to the silo, never to a process, so a round is a small transaction over
  * files. journal.json is replaced by rename and says where it stands:
@@ -15,9 +15,9 @@
  *     trained  moments.next and the update are whole and synced; the server has not decided yet
  *     settled  keep: moments.next is renamed to moments.state, or about to be; else it is dropped
  *
- * What the codec left out follows the same decision: residual.next becomes the residual when the
- * update counted; when it came late, residual.late does, as the next round begins; when it was
- * refused, both go.
+ * What the codec left out follows the same decision: residual.next becomes the residual of the
+ * round's fragment (common/schedule.h) when the update counted; when it came late, residual.late
+ * does, as the next round begins; when it was refused, both go.
  *
  * Whatever instant a process dies at, run_state_open() finishes or undoes the step it was in, and
  * moments.state is either before or after the round, as the journal says. The key (round, base
@@ -82,6 +82,7 @@ struct round_key {
     int64_t global_step;
     int64_t local_steps;
     int64_t silo_ordinal;
+    int64_t fragment; /* that the update holds, a function of the round and the spec */
 };
 
 enum journal_phase { JOURNAL_NONE = 0, JOURNAL_TRAIN, JOURNAL_TRAINED, JOURNAL_SETTLED };
@@ -101,8 +102,10 @@ struct journal {
     double codec_error, residual_ratio, fallback_share; /* what the codec did to it */
     char upload[32];                                    /* id, once created; "" before */
     /* over rounds */
-    int64_t guard_until; /* up to this round updates go one rung up */
-    bool carry;          /* the former round's LATE is about to become the residual */
+    int64_t kept;           /* the round whose end moments.state is of; 0: there is none */
+    int64_t guard_until;    /* up to this round updates go one rung up */
+    bool carry;             /* the former round's LATE is about to become the residual */
+    int64_t carry_fragment; /* of that fragment */
 };
 
 /* What became of an update. */
@@ -142,9 +145,10 @@ void run_state_path(const struct run_state *s, const char *name, char *out);
 #define STATE_MOMENTS_NEXT "moments.next"
 #define STATE_UPDATE       "update.safetensors"
 /* Of error feedback (client/feedback.h): what former updates left out, and what it becomes. */
-#define STATE_RESIDUAL      "residual.safetensors"
+#define STATE_RESIDUAL      "residual.safetensors" /* of the first fragment */
 #define STATE_RESIDUAL_NEXT "residual.next"
 #define STATE_RESIDUAL_LATE "residual.late"
+void run_state_residual(const struct run_state *s, int64_t fragment, char *out);
 
 /* What a snapshot carries beside the trainer's own state. */
 struct snap {

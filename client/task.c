@@ -4,6 +4,7 @@
 
 #include "common/id.h"
 #include "common/limits.h"
+#include "common/schedule.h"
 
 static const int64_t COUNT_MAX = ((int64_t)1 << 53) - 1;
 
@@ -126,7 +127,8 @@ struct round_key task_key(const struct task *t)
     struct round_key k = {.round = t->round,
                           .global_step = t->global_step,
                           .local_steps = t->local_steps,
-                          .silo_ordinal = t->silo_ordinal};
+                          .silo_ordinal = t->silo_ordinal,
+                          .fragment = t->round > 0 ? schedule_fragment(&t->spec, t->round) : 0};
     (void)snprintf(k.base, sizeof(k.base), "%s", t->base_sha256);
     return k;
 }

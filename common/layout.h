@@ -10,6 +10,12 @@
  *
  * which is the order of names, as everywhere. A part is one of these three arrays. What a part
  * holds of the model's flat order is a list of spans; what is in none of them counts as zero.
+ *
+ * Where federation.fragments is P > 1, the tensors that travel are split into P fragments, and an
+ * update of round r holds fragment (r - 1) mod P alone; a silo keeps its own values of the others.
+ * Whole blocks go into a fragment, in turn (Douillard et al. 2025, "Streaming DiLoCo", stride
+ * them likewise); so do wte, wpe and the final norm. Each, the embeddings first, joins the fragment
+ * that is the smallest by then, which makes them as equal in bytes as whole blocks allow.
  */
 #ifndef COMMON_LAYOUT_H
 #define COMMON_LAYOUT_H
@@ -39,12 +45,23 @@ struct layout {
     const struct layout_span *spans; /* rising, as long as can be */
 };
 
-/* All live in the arena. */
-struct layout layout_update(struct arena *a, const struct run_spec *s);
+/* All live in the arena. Rounds count from 1. */
+struct layout layout_update(struct arena *a, const struct run_spec *s, int64_t round);
 struct layout layout_checkpoint(struct arena *a, const struct run_spec *s);
 
-/* What a silo takes from a checkpoint: all weights but the personal ones; at equals model. */
-struct layout layout_common(struct arena *a, const struct run_spec *s);
+/*
+ * What a silo that kept its weights at the end of round `kept` (0: none) takes from the checkpoint
+ * that `round` starts from; at equals model. All but the personal tensors, and but the fragments
+ * that no round from `kept` on has synchronised.
+ */
+struct layout layout_common(struct arena *a, const struct run_spec *s, int64_t kept, int64_t round);
+
+/* Which fragment each of the model's tensors is in, or -1: it does not travel. In the arena. */
+const int32_t *layout_fragments(struct arena *a, const struct run_spec *s,
+                                const struct param_table *model);
+
+/* The most fragments that what travels can be split into. */
+int32_t layout_fragments_max(const struct run_spec *s);
 
 /* Which of the model's tensors an optimizer moves. */
 bool layout_trains(const struct run_spec *s, const char *tensor);

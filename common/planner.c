@@ -6,6 +6,7 @@
 
 #include "common/layout.h"
 #include "common/limits.h"
+#include "common/schedule.h"
 
 static double comm_s(enum plan_topology t, const struct plan_round *r)
 {
@@ -118,10 +119,14 @@ static double table_bytes(const struct param_table *t, enum codec codec, int32_t
 double plan_update_bytes(const struct run_spec *s, enum codec codec, int32_t k)
 {
     struct arena *a = arena_new(LIMIT_REQUEST_ARENA);
-    struct layout l = layout_update(a, s);
-    double bytes = table_bytes(&l.table, codec, k);
+    double bytes = 0.0;
+    int32_t parts = schedule_fragments(s);
+    for (int32_t round = 1; round <= parts; round++) {
+        struct layout l = layout_update(a, s, round);
+        bytes += table_bytes(&l.table, codec, k);
+    }
     arena_free(a);
-    return bytes;
+    return bytes / parts;
 }
 
 double plan_checkpoint_bytes(const struct run_spec *s)

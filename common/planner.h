@@ -56,7 +56,8 @@ double plan_compute_s(int64_t params, int64_t tokens, double flops);
 double plan_break_even(double link, double rival_compute_s, double rival_comm_s, double compute_s,
                        double comm_s);
 
-/* The size of the tensors that travel on a rung, without headers and when nothing falls back. */
+/* The size of the tensors of an update on a rung, without headers and when nothing falls back;
+ * the mean over the fragments. */
 double plan_update_bytes(const struct run_spec *s, enum codec codec, int32_t k);
 
 /* The size of a checkpoint's tensors. */

@@ -6,6 +6,8 @@
 #include <string.h>
 
 #include "common/limits.h"
+#include "common/schedule.h"
+#include "common/spec_schedule.h"
 
 static const int64_t SEED_MAX = ((int64_t)1 << 53) - 1;
 enum {
@@ -53,7 +55,8 @@ static const struct spec_section SECTIONS[] = {
                "bias", "freeze", "personal", NULL}},
     {"tokenizer", {"sha256", NULL}},
     {"federation", {"rounds", "silos_per_round", "min_silos", "oversample", "local_steps",
-                    "local_steps_policy", "local_steps_min", "deadline_s", "deadline_k", NULL}},
+                    "local_steps_policy", "local_steps_min", "fragments", "deadline_s", "deadline_k",
+                    NULL}},
     {"inner", {"optimizer", "lr", "betas", "eps", "weight_decay", "clip_norm", "batch",
                "micro_batch", "warmup", "schedule_steps", "min_lr_ratio", NULL}},
     {"outer", {"name", "lr", "momentum", "betas", "eps", "clip_median", NULL}},
@@ -287,6 +290,8 @@ static void read_federation(struct spec_reader *r, const struct json *doc, struc
     spec_i32(&p, "oversample", 0, LIMIT_SILOS, &s->federation.oversample);
     spec_i32(&p, "local_steps", 1, LIMIT_STEPS, &s->federation.local_steps);
     read_steps_policy(&p, s);
+    s->federation.fragments = 1;
+    spec_i32(&p, "fragments", 1, LIMIT_ROUNDS, &s->federation.fragments);
     spec_i32(&p, "deadline_s", 1, DEADLINE_MAX_S, &s->federation.deadline_s);
     spec_rate(&p, "deadline_k", (struct spec_range){1.0, false, 1000.0, false},
               &s->federation.deadline_k);
@@ -496,6 +501,10 @@ enum status run_spec_parse(struct run_spec *out, const struct json *doc,
         read_inner(&r, doc, &s, preset);
         read_outer(&r, doc, &s);
         read_rest(&r, doc, &s);
+        if (r.total == 0) {
+            struct spec_part federation = spec_part(&r, doc, "federation");
+            spec_schedule_check(&federation, &s);
+        }
     }
     *count = r.count;
     if (r.total == 0) {
@@ -555,6 +564,9 @@ static void print_federation(struct buf *b, const struct run_spec *s)
     jw_str(b, "local_steps_policy", STEPS[s->federation.local_steps_policy]);
     if (s->federation.local_steps_policy == STEPS_DYLU) {
         jw_int(b, "local_steps_min", s->federation.local_steps_min);
+    }
+    if (schedule_fragments(s) > 1) { // at its default it is not printed: specs keep their digests
+        jw_int(b, "fragments", s->federation.fragments);
     }
     jw_end_object(b);
 }

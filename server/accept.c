@@ -100,7 +100,7 @@ static enum status read_plan(struct db *db, struct arena *a, const struct upload
     int count = 0;
     TRY(json_parse(&doc, a, text, strlen(text), e));
     TRY(run_spec_parse(&p->spec, doc, problems, &count, e));
-    p->update = layout_update(a, &p->spec);
+    p->update = layout_update(a, &p->spec, u->number);
     p->checkpoint = layout_checkpoint(a, &p->spec);
     p->want = (struct update_expected){.run_name = p->spec.name,
                                        .round = u->number,

@@ -349,18 +349,28 @@ static enum status write_arrays(const struct aggregate_job *j, struct bench *b, 
     return ST_OK;
 }
 
+/* Do updates hold this tensor? What they do not hold stays as it is, outer state and all. */
+static bool travels(const struct aggregate_job *j, int32_t tensor)
+{
+    return !j->layout || j->layout->index[LAYOUT_WEIGHTS][tensor] >= 0;
+}
+
 /* Weights and state of this block before and after the outer step. */
-static enum status step_block(struct work *w, struct bench *b, int64_t at, int64_t n, struct err *e)
+static enum status step_block(struct work *w, struct bench *b, const struct block *at,
+                              struct err *e)
 {
     const struct aggregate_job *j = w->job;
-    int64_t skip = at * (int64_t)sizeof(float);
+    int64_t n = at->n;
+    int64_t skip = at->at * (int64_t)sizeof(float);
     TRY(read_block(j->base_fd, j->base_offset + skip, b->raw, n, e));
     for (int64_t i = 0; i < n; i++) {
         b->x[i] = b->before[i] = (double)b->raw[i];
     }
     TRY(read_arrays(j, b, skip, n, e));
 
-    outer_step(&j->spec->outer, j->round, b->x, b->arrays, b->delta, n);
+    if (travels(j, at->tensor)) {
+        outer_step(&j->spec->outer, j->round, b->x, b->arrays, b->delta, n);
+    }
 
     for (int64_t i = 0; i < n; i++) {
         b->out_x[i] = (float)b->x[i];
@@ -529,7 +539,7 @@ static void *worker(void *arg)
             st = mean_moments(w, &b, at, &corrupt, &e);
         }
         if (!st && !w->measuring) {
-            st = step_block(w, &b, at->at, at->n, &e);
+            st = step_block(w, &b, at, &e);
         }
         if (!wait_turn(w, block)) {
             break;

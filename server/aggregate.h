@@ -15,7 +15,8 @@
  * measures them. An outer state's file holds its arrays one after the other (m, then v).
  *
  * Moments of the inner optimizer, where updates hold them, are averaged with the same weights and
- * go into the checkpoint. A tensor that does not travel has no delta, and no rule moves it.
+ * go into the checkpoint. A tensor that no update of this round holds (common/layout.h) keeps its
+ * weights and its outer state.
  */
 #ifndef SERVER_AGGREGATE_H
 #define SERVER_AGGREGATE_H
@@ -42,7 +43,7 @@ struct aggregate_input {
 struct aggregate_job {
     const struct run_spec *spec;
     const struct param_table *table;
-    int32_t round; /* the one that is closed, from 1: a bias correction needs it */
+    int32_t round; /* outer steps with this one (schedule.h): a bias correction needs it */
     int base_fd;   /* checkpoint's weights */
     int64_t base_offset;
     int state_fd; /* outer state of the base, or -1: its first values */

@@ -7,6 +7,7 @@
 #include "common/id.h"
 #include "common/limits.h"
 #include "common/run_spec.h"
+#include "common/schedule.h"
 #include "server/api.h"
 #include "server/api_run.h"
 #include "server/api_sql.h"
@@ -437,7 +438,9 @@ static enum status fork_once(struct request *rq, struct response *rs, struct err
     }
     const char *id = new_run_id(rq);
     draw_name(&spec, id);
-    of.same_optimizer = spec.outer.name == parent.outer.name;
+    // Fragments have seen different numbers of outer steps, which only their own run knows.
+    of.same_optimizer = spec.outer.name == parent.outer.name && schedule_fragments(&spec) == 1 &&
+                        schedule_fragments(&parent) == 1;
     bool stored = false;
     enum status st = store_run(rq, id, &spec, &of, &stored, e);
     if (st == ST_CONFLICT) {

@@ -248,7 +248,8 @@ static void print_plan(struct buf *b, const struct task *t, const struct run_spe
                t->steps_before + (int64_t)(t->number - 1) * spec->federation.local_steps);
         jw_int(b, "local_steps", t->steps);
         jw_str(b, "codec", spec->codec.up_auto ? "auto" : codec_name(spec->codec.up));
-        jw_int(b, "update_bytes", checkpoint_update_bytes(spec, silo_name, spec->codec.up));
+        jw_int(b, "update_bytes",
+               checkpoint_update_bytes(spec, silo_name, spec->codec.up, t->number));
         jw_int(b, "chunk_bytes", SILO_CHUNK_BYTES);
         jw_int(b, "silo_ordinal", inner_silo_ordinal(silo_name));
     }

@@ -80,21 +80,19 @@ static const char *upload_json(struct request *rq, const struct upload *u)
 static enum status may_create(struct request *rq, struct response *rs,
                               const struct upload_wanted *w, bool *may, struct err *e)
 {
-    const char *spec_text = NULL;
-    const char *silo_name = NULL;
+    struct upload_plan plan;
     struct run_spec spec;
     *may = false;
-    enum status st =
-        db_upload_plan(rq->db, rq->arena, w->task_id, rq->who.silo_id, &spec_text, &silo_name, e);
+    enum status st = db_upload_plan(rq->db, rq->arena, w->task_id, rq->who.silo_id, &plan, e);
     if (st == ST_NOT_FOUND) {
         return not_found(rq, rs, "training task");
     }
     TRY(st);
-    TRY(silo_parse_spec(&spec, rq->arena, spec_text, e));
+    TRY(silo_parse_spec(&spec, rq->arena, plan.spec_text, e));
     if (spec.inner_state == INNER_STATE_AVERAGE && w->codec != CODEC_F32) {
         return bad_member(rq, rs, "/codec", "must be f32 where moments are averaged");
     }
-    int64_t planned = checkpoint_update_bytes(&spec, silo_name, w->codec);
+    int64_t planned = checkpoint_update_bytes(&spec, plan.silo_name, w->codec, plan.round);
     bool exact = w->codec == CODEC_F32; // else some tensors may be one rung up, and gaps vary
     if (exact ? w->bytes != planned : w->bytes > planned) {
         struct refusal no;

@@ -15,6 +15,7 @@
 #include "common/limits.h"
 #include "common/mem.h"
 #include "common/safetensors.h"
+#include "common/schedule.h"
 #include "server/update.h"
 
 enum {
@@ -503,7 +504,7 @@ static void next_init(struct next *n, const struct checkpoint_job *job)
     n->out.fd = n->out_state.fd = -1;
     n->out.want = job->again ? &job->again->weights : NULL;
     n->out_state.want = job->again ? &job->again->state : NULL;
-    n->update_layout = layout_update(n->arena, job->spec);
+    n->update_layout = layout_update(n->arena, job->spec, job->round);
     n->checkpoint_layout = layout_checkpoint(n->arena, job->spec);
     n->state_table = state_table(n->arena, &n->table, job->spec->outer.name);
     n->keeps_state = n->state_table.count > 0;
@@ -596,7 +597,7 @@ static enum status next_aggregate(struct next *n, struct aggregate_stats *stats,
     struct sha256 *data_hash = sha256_new();
     struct aggregate_job job = {.spec = j->spec,
                                 .table = &n->table,
-                                .round = j->round + j->outer_before,
+                                .round = schedule_outer_step(j->spec, j->round) + j->outer_before,
                                 .base_fd = n->base->fd,
                                 .base_offset = n->base->data_offset + weights,
                                 .state_fd = n->state ? n->state->fd : -1,
@@ -678,10 +679,10 @@ int64_t checkpoint_weights_bytes(const struct run_spec *spec)
 }
 
 int64_t checkpoint_update_bytes(const struct run_spec *spec, const char *silo_name,
-                                enum codec codec)
+                                enum codec codec, int32_t round)
 {
     struct arena *a = arena_new(LIMIT_REQUEST_ARENA);
-    struct param_table table = layout_update(a, spec).table;
+    struct param_table table = layout_update(a, spec, round).table;
     struct update_expected u = {.run_name = spec->name, .silo_name = silo_name, .codec = codec};
     struct coded_meta meta = update_coded_meta(a, &u);
     int64_t bytes = coded_bytes_max(&table, codec, spec->codec.up_k, &meta);

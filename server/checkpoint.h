@@ -104,6 +104,6 @@ void checkpoint_spec_digest(const struct run_spec *spec, struct digest *out);
 int64_t checkpoint_weights_bytes(const struct run_spec *spec);
 /* The most on other rungs than f32: tensors may be one rung up, and gaps vary. */
 int64_t checkpoint_update_bytes(const struct run_spec *spec, const char *silo_name,
-                                enum codec codec);
+                                enum codec codec, int32_t round);
 
 #endif

@@ -48,19 +48,21 @@ static enum status read_upload(const struct db_rows *rows, struct upload *out, s
 /* ---- create and get ---- */
 
 enum status db_upload_plan(struct db *db, struct arena *a, const char *task_id, const char *silo_id,
-                           const char **spec_text, const char **silo_name, struct err *e)
+                           struct upload_plan *out, struct err *e)
 {
     struct db_rows rows;
     const char *argv[] = {task_id, silo_id};
     TRY(db_query(db, a,
-                 "SELECT r.spec_text, s.name FROM task t JOIN run r ON r.id = t.run_id"
+                 "SELECT r.spec_text, s.name, t.number FROM task t JOIN run r ON r.id = t.run_id"
                  "  JOIN silo s ON s.id = $2 WHERE t.id = $1 AND t.kind = 'train'",
                  2, argv, &rows, e));
     if (rows.count == 0) {
         return err_set(e, ST_NOT_FOUND, "there is no such training task");
     }
-    *spec_text = db_text(&rows, 0, 0);
-    *silo_name = db_text(&rows, 0, 1);
+    struct upload_plan plan = {.spec_text = db_text(&rows, 0, 0),
+                               .silo_name = db_text(&rows, 0, 1)};
+    TRY(db_int32(&rows, 0, 2, &plan.round, e));
+    *out = plan;
     return ST_OK;
 }
 

@@ -53,11 +53,16 @@ struct upload {
     enum codec codec;
 };
 
-/* What the task's plan says; for the size. Texts in the arena. ST_NOT_FOUND:
- * no such training task. */
+/* What the size of an update follows from; texts in the arena. */
+struct upload_plan {
+    const char *spec_text;
+    const char *silo_name;
+    int32_t round;
+};
+
+/* ST_NOT_FOUND: no such training task. */
 enum status db_upload_plan(struct db *db, struct arena *a, const char *task_id, const char *silo_id,
-                           const char **spec_text, const char **silo_name,
-                           struct err *e) MUST_CHECK;
+                           struct upload_plan *out, struct err *e) MUST_CHECK;
 
 /*
  * The upload of that file for that task: *fresh when it is new, else the one already there, in

@@ -5,6 +5,7 @@
 
 #include "common/json.h"
 #include "common/memory_plan.h"
+#include "common/schedule.h"
 #include "server/checkpoint.h"
 
 /* A silo's name of average length: the header is padded to 8 bytes, so it hardly matters. */
@@ -39,7 +40,14 @@ void plan_print(struct buf *b, struct arena *a, const struct run_spec *s)
 {
     int64_t params = model_param_count(&s->model);
     int64_t checkpoint = checkpoint_weights_bytes(s);
-    int64_t update = checkpoint_update_bytes(s, SOME_SILO, s->codec.up);
+    int64_t update = 0;
+    int64_t updates = 0;
+    int32_t parts = schedule_fragments(s);
+    for (int32_t round = 1; round <= parts; round++) {
+        int64_t bytes = checkpoint_update_bytes(s, SOME_SILO, s->codec.up, round);
+        update = bytes > update ? bytes : update;
+        updates += bytes;
+    }
     int64_t silos = s->federation.silos_per_round;
     int64_t seats = silos + s->federation.oversample;
     int64_t tokens = (int64_t)s->federation.local_steps * s->inner.batch * s->model.seq_len * silos;
@@ -49,7 +57,7 @@ void plan_print(struct buf *b, struct arena *a, const struct run_spec *s)
     jw_int(b, "params", params);
     jw_int(b, "checkpoint_bytes", checkpoint);
     jw_int(b, "update_bytes", update);
-    jw_int(b, "upload_bytes_per_round", update * seats);
+    jw_int(b, "upload_bytes_per_round", updates * seats / parts);
     jw_int(b, "download_bytes_per_round", checkpoint * seats);
     jw_int(b, "tokens_per_round", tokens);
     jw_int(b, "tokens", tokens * s->federation.rounds);

@@ -13,6 +13,7 @@
 #include "common/limits.h"
 #include "common/mem.h"
 #include "common/safetensors.h"
+#include "common/schedule.h"
 
 enum { BLOCK = 1 << 18, META = 8, META_CODEC = 4 };
 
@@ -74,9 +75,10 @@ static enum status take_deltas(struct encoding *c, struct err *e)
 }
 
 /* beta^(1 + skipped) e, or zeros. */
-static enum status take_residual(struct encoding *c, const char *former, int32_t skipped,
-                                 struct err *e)
+static enum status take_residual(struct encoding *c, const struct sim_residual *r, struct err *e)
 {
+    const char *former = r->former;
+    int32_t rounds = (c->base->round - r->round) / schedule_fragments(c->desk->spec);
     int fd = former ? open(former, O_RDONLY | O_CLOEXEC) : -1;
     if (fd < 0) {
         return former && errno != ENOENT ? io_error("open", former, e) : ST_OK;
@@ -87,7 +89,7 @@ static enum status take_residual(struct encoding *c, const char *former, int32_t
     if (n != size) {
         return err_set(e, ST_CORRUPT, "%s is cut short", former);
     }
-    float share = (float)pow(codec_beta(c->desk->spec->codec.up), 1.0 + (double)skipped);
+    float share = (float)pow(codec_beta(c->desk->spec->codec.up), (double)rounds);
     for (int64_t i = 0; i < c->total; i++) {
         c->carried[i] *= share;
     }
@@ -206,11 +208,11 @@ static enum status write_file(struct encoding *c, struct arena *a, const struct 
 }
 
 enum status sim_encode(struct sim_desk *d, const struct sim_silo *s, const struct sim_base *base,
-                       struct sim_update *update, const char *former, const char *next,
+                       struct sim_update *update, const struct sim_residual *residual,
                        struct err *e)
 {
     struct arena *a = arena_new(LIMIT_REQUEST_ARENA);
-    struct encoding c = {.desk = d, .base = base, .layout = layout_update(a, d->spec)};
+    struct encoding c = {.desk = d, .base = base, .layout = layout_update(a, d->spec, base->round)};
     c.total = c.layout.table.total;
     bool coded = d->spec->codec.up != CODEC_F32;
     void *p = NULL;
@@ -223,11 +225,11 @@ enum status sim_encode(struct sim_desk *d, const struct sim_silo *s, const struc
     }
     st = st ? st : take_deltas(&c, e);
     if (!st && coded) {
-        st = take_residual(&c, former, base->round - 1 - s->settled, e);
+        st = take_residual(&c, residual, e);
     }
     st = st ? st : write_file(&c, a, s, update, e);
     if (!st && coded) {
-        st = put_residual(&c, next, e);
+        st = put_residual(&c, residual->next, e);
     }
     mem_free(c.delta);
     mem_free(c.carried); // and left

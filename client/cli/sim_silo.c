@@ -9,6 +9,9 @@
 #include "client/cli/sim_encode.h"
 #include "client/state.h"
 #include "common/clock.h"
+#include "common/layout.h"
+#include "common/limits.h"
+#include "common/schedule.h"
 
 enum { DIVERGED_STEPS = 5 };
 
@@ -66,13 +69,27 @@ static void silo_path(const struct sim_desk *d, const struct sim_silo *s, const 
     (void)snprintf(out, STATE_PATH_MAX, "%.800s/silos/%s/%s", d->dir, s->name, name);
 }
 
-/* What a silo keeps from a round: moments, residual. */
+/* What a silo keeps from a round: moments, with the weights where they are its own; residual. */
 static void kept_path(const struct sim_desk *d, const struct sim_silo *s, const char *what,
                       int32_t round, char out[STATE_PATH_MAX])
 {
     char name[48];
     (void)snprintf(name, sizeof(name), "%s-%" PRId32, what, round);
     silo_path(d, s, name, out);
+}
+
+/* The newest round whose residual of this round's fragment the silo has, or 0. A round that did not
+ * count leaves none (sim_silo_tidy()), or one that is newer than what is settled. */
+static int32_t former_residual(const struct sim_desk *d, const struct sim_silo *s, int32_t round)
+{
+    char path[STATE_PATH_MAX];
+    for (int32_t r = round - schedule_fragments(d->spec); r > 0; r -= schedule_fragments(d->spec)) {
+        kept_path(d, s, RESIDUAL, r, path);
+        if (r <= s->settled && access(path, F_OK) == 0) {
+            return r;
+        }
+    }
+    return 0;
 }
 
 void sim_silo_settle(struct sim_silo *s, int32_t round)
@@ -83,28 +100,45 @@ void sim_silo_settle(struct sim_silo *s, int32_t round)
 void sim_silo_tidy(const struct sim_desk *d, const struct sim_silo *s, int32_t before, int32_t now)
 {
     char path[STATE_PATH_MAX];
-    const int32_t rounds[] = {before, now};
-    for (int i = 0; i < 2; i++) {
-        if (rounds[i] > 0 && rounds[i] != s->settled) {
-            kept_path(d, s, MOMENTS, rounds[i], path);
-            (void)unlink(path);
-            kept_path(d, s, RESIDUAL, rounds[i], path);
-            (void)unlink(path);
-        }
+    bool counted = s->settled == now;
+    int32_t moments = counted ? before : now;
+    int32_t residual = counted ? former_residual(d, s, now) : now;
+    if (moments > 0) {
+        kept_path(d, s, MOMENTS, moments, path);
+        (void)unlink(path);
     }
+    if (residual > 0) {
+        kept_path(d, s, RESIDUAL, residual, path);
+        (void)unlink(path);
+    }
+}
+
+static bool keeps_state(const struct run_spec *s)
+{
+    return s->inner_state == INNER_STATE_KEEP || schedule_keeps_weights(s);
 }
 
 static enum status load_start(struct sim_desk *d, const struct sim_silo *s,
                               const struct sim_base *base, struct err *e)
 {
     char path[STATE_PATH_MAX];
-    if (d->spec->inner_state == INNER_STATE_KEEP && s->settled > 0) {
+    trainer_reset_state(d->trainer);
+    if (s->settled > 0 && keeps_state(d->spec)) {
         kept_path(d, s, MOMENTS, s->settled, path);
         TRY(trainer_load_state(d->trainer, path, e));
-    } else {
+    }
+    if (d->spec->inner_state == INNER_STATE_RESET) {
         trainer_reset_state(d->trainer);
     }
-    return trainer_load_weights(d->trainer, base->fd, base->offset, e);
+    if (!schedule_keeps_weights(d->spec) || s->settled == 0) {
+        return trainer_load_weights(d->trainer, base->fd, base->offset, e);
+    }
+    struct arena *a = arena_new(LIMIT_REQUEST_ARENA);
+    struct layout l = layout_common(a, d->spec, s->settled, base->round);
+    enum status st =
+        trainer_load_spans(d->trainer, base->fd, base->offset, l.spans, l.span_count, e);
+    arena_free(a);
+    return st;
 }
 
 /* ---- a task ---- */
@@ -142,9 +176,11 @@ static enum status encode(struct sim_desk *d, const struct sim_silo *s, const st
     char former[STATE_PATH_MAX];
     char next[STATE_PATH_MAX];
     silo_path(d, s, "update.safetensors", u->path);
-    kept_path(d, s, RESIDUAL, s->settled, former);
+    int32_t before = former_residual(d, s, base->round);
+    kept_path(d, s, RESIDUAL, before, former);
     kept_path(d, s, RESIDUAL, base->round, next);
-    return sim_encode(d, s, base, u, s->settled > 0 ? former : NULL, next, e);
+    struct sim_residual r = {.former = before > 0 ? former : NULL, .round = before, .next = next};
+    return sim_encode(d, s, base, u, &r, e);
 }
 
 enum status sim_silo_train(struct sim_desk *d, const struct sim_silo *s,
@@ -160,9 +196,9 @@ enum status sim_silo_train(struct sim_desk *d, const struct sim_silo *s,
     TRY(load_start(d, s, base, e));
     TRY(train_steps(d, base, &u, e));
     TRY(encode(d, s, base, &u, e));
-    if (d->spec->inner_state == INNER_STATE_KEEP) {
+    if (keeps_state(d->spec)) {
         kept_path(d, s, MOMENTS, base->round, path);
-        TRY(trainer_save_state(d->trainer, path, false, e));
+        TRY(trainer_save_state(d->trainer, path, schedule_keeps_weights(d->spec), e));
     }
     u.seconds = clock_mono_s() - begin;
     *out = u;

@@ -29,6 +29,12 @@ SPEC = {
 # The same with error feedback in it: two seats for three silos, so residuals age.
 CODED = dict(SPEC, name="coded", codec={"up": "q4"})
 
+# The model in three parts that rounds synchronise in turn: kept weights, a residual for each, their own outer steps.
+FRAGMENTS = dict(SPEC, name="parts", codec={"up": "q4"}, federation=dict(SPEC["federation"], rounds=7, fragments=3),
+                 outer={"name": "fedadam"})
+
+STREAMED = {"killed-parts": {"fragments": 2, "local_steps": 60}}
+
 
 def text_of(path, pattern):
     with open(path, "w") as out:
@@ -86,6 +92,11 @@ def the_simulation_gives_the_checkpoint_of_the_federation(desk):
                                                   world.get("/api/v1/silos")["items"]) == len(SILOS))
         run = world.wait_finished(world.post("/api/v1/runs", SPEC)["id"])
         coded = world.wait_finished(world.post("/api/v1/runs", CODED)["id"])
+        parts = world.wait_finished(world.post("/api/v1/runs", FRAGMENTS)["id"])
+    report = desk.sim("parts", FRAGMENTS, *desk.silos())
+    assert report["sha256"] == parts["head_checkpoint"]["sha256"], (report, parts["head_checkpoint"])
+    each = coded["upload_bytes"] / 4, parts["upload_bytes"] / 7  # of a round; the headers of small updates count
+    assert each[1] < each[0] / 2, each
     report = desk.sim("coded", CODED, *desk.silos())
     assert report["sha256"] == coded["head_checkpoint"]["sha256"], (report, coded["head_checkpoint"])
     assert coded["upload_bytes"] < run["upload_bytes"] / 4, (coded["upload_bytes"], run["upload_bytes"])
@@ -95,6 +106,26 @@ def the_simulation_gives_the_checkpoint_of_the_federation(desk):
     assert abs(report["eval_loss"] - run["eval_loss"]) < 1e-12, (report["eval_loss"], run["eval_loss"])
     assert report["upload_bytes"] <= run["upload_bytes"], (report, run["upload_bytes"])
     desk.digest = report["sha256"]
+
+
+def a_federation_killed_at_any_time_gives_the_checkpoint_of_the_simulation(desk):
+    """Every silo has a seat in every round, so that nothing but the kills differs; two of them fall on each silo."""
+    for name, more in STREAMED.items():
+        spec = dict(SPEC, name=name, federation=dict(SPEC["federation"], rounds=6, silos_per_round=3, min_silos=3, **more))
+        with World(desk.build) as world:
+            world.start_server()
+            for silo, pattern in SILOS.items():
+                world.join(silo, text_of(world.path(silo + ".txt"), pattern))
+                world.start(silo)
+            run_id = world.post("/api/v1/runs", spec)["id"]
+            for i, silo in enumerate(list(SILOS) * 2):
+                until("round %d to be closed" % i, lambda: world.run(run_id)["round"] >= i)
+                time.sleep(0.07 * (i % 4))  # at another place of the round each time
+                world.kill(silo)
+                world.start(silo)
+            run = world.wait_finished(run_id)
+        report = desk.sim(name, spec, *desk.silos())
+        assert report["sha256"] == run["head_checkpoint"]["sha256"], (name, report, run["head_checkpoint"])
 
 
 def a_killed_simulation_goes_on_with_the_same_bits(desk):
@@ -175,7 +206,8 @@ def a_folder_of_another_simulation_is_refused(desk):
     assert done.returncode == 3 and "another" in done.stderr, (done.returncode, done.stderr)
 
 
-TESTS = [the_simulation_gives_the_checkpoint_of_the_federation, a_killed_simulation_goes_on_with_the_same_bits,
+TESTS = [the_simulation_gives_the_checkpoint_of_the_federation,
+         a_federation_killed_at_any_time_gives_the_checkpoint_of_the_simulation, a_killed_simulation_goes_on_with_the_same_bits,
          drop_outs_come_from_the_seed_and_cost_no_round, a_round_that_lacks_a_quorum_is_tried_again_with_what_came,
          silos_mix_the_sources_as_told, updates_on_lower_rungs_are_smaller_and_their_residuals_survive_a_stop,
          a_folder_of_another_simulation_is_refused]

@@ -229,6 +229,29 @@ static void every_rule_is_applied_to_its_own_arrays(void)
     }
 }
 
+/* Two tensors, of which this round's updates hold the second alone. */
+static void what_updates_do_not_hold_keeps_weights_and_state(void)
+{
+    struct param items[] = {{.name = "a", .rank = 1, .shape = {77, 1}, .count = 77},
+                            {.name = "b", .rank = 1, .shape = {TOTAL - 77, 1}, .offset = 77}};
+    items[1].count = TOTAL - 77;
+    int32_t index[] = {-1, 0};
+    struct layout layout = {.part_at = {-1, 0, -1}, .index = {NULL, index, NULL}};
+    for (int o = 0; o < OUTER_COUNT; o++) {
+        struct bed *b = bed_new((enum outer_optimizer)o);
+        b->table = (struct param_table){.count = 2, .total = TOTAL, .items = items};
+        b->job.layout = &layout;
+        CHECK_INT(bed_run(b, 2), ST_OK);
+        CHECK_MEM(b->got, b->base, 77 * sizeof(float));
+        CHECK(b->got[77] != b->base[77]);
+        for (int a = 0; a < outer_arrays((enum outer_optimizer)o); a++) {
+            CHECK_MEM(b->got_state + a * TOTAL, b->state + a * TOTAL, 77 * sizeof(float));
+            CHECK(b->got_state[a * TOTAL + 77] != b->state[a * TOTAL + 77]);
+        }
+        bed_free(b);
+    }
+}
+
 static void without_a_state_file_fedmom_starts_at_the_weights(void)
 {
     struct bed *b = bed_new(OUTER_FEDMOM);
@@ -593,6 +616,7 @@ int main(void)
     RUN(fednesterov_gives_what_plain_double_arithmetic_gives);
     RUN(without_a_state_file_the_momentum_starts_at_zero);
     RUN(every_rule_is_applied_to_its_own_arrays);
+    RUN(what_updates_do_not_hold_keeps_weights_and_state);
     RUN(without_a_state_file_fedmom_starts_at_the_weights);
     RUN(a_state_of_one_array_too_few_is_refused);
     RUN(one_loud_update_is_clipped_to_the_median);

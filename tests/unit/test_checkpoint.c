@@ -459,7 +459,7 @@ static void sizes_are_known_before_a_file_is_made(void)
     struct update_expected u = {.run_name = "tiny", .round = 1, .silo_name = "alpha", .tokens = 1};
     int64_t len = 0;
     (void)files_update(b->a, &b->table, &u, 1, 1.0, &len);
-    CHECK_INT(checkpoint_update_bytes(&b->spec, "alpha", CODEC_F32), len);
+    CHECK_INT(checkpoint_update_bytes(&b->spec, "alpha", CODEC_F32, 1), len);
     bed_free(b);
 }
 

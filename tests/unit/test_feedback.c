@@ -22,6 +22,7 @@ struct bed {
     struct param_table table;
     struct run_state rs;
     int64_t round;
+    int32_t fragments;
     struct feedback_result r;
     struct err e;
 };
@@ -47,6 +48,7 @@ static struct bed *bed_new(void)
     (void)snprintf(b->dir, sizeof(b->dir), "/tmp/test_feedback_XXXXXX");
     CHECK(mkdtemp(b->dir) != NULL);
     b->a = arena_new(64 << 20);
+    b->fragments = 1;
     struct model_spec m = {
         .d_model = 32, .n_heads = 2, .n_layers = 1, .vocab_size = 400, .seq_len = 8};
     b->table = params_table(b->a, &m);
@@ -70,11 +72,13 @@ static enum status code(struct bed *b, int64_t round, enum codec codec, struct e
                                         STATE_RESIDUAL_LATE};
     char path[4][STATE_PATH_MAX];
     struct round_key key = {.round = round, .base = "b", .local_steps = 1};
+    key.fragment = b->fragments > 1 ? (round - 1) % b->fragments : 0;
     b->round = round;
     if (!round_key_equal(&key, &b->rs.j.key) || b->rs.j.phase != JOURNAL_TRAIN) {
         TRY(run_state_begin(&b->rs, &key, e));
     }
-    for (int i = 0; i < 4; i++) {
+    run_state_residual(&b->rs, key.fragment, path[0]);
+    for (int i = 1; i < 4; i++) {
         run_state_path(&b->rs, NAMES[i], path[i]);
     }
     struct feedback_job j = {.delta = draw,
@@ -84,6 +88,7 @@ static enum status code(struct bed *b, int64_t round, enum codec codec, struct e
                              .k = CODEC_K,
                              .run_name = "r",
                              .round = round,
+                             .period = b->fragments,
                              .base_sha256 = "b",
                              .silo_name = "s",
                              .tokens = 64,
@@ -174,19 +179,23 @@ static void what_is_not_sent_stays_and_nothing_is_lost(void)
 
 static void a_residual_fades_with_the_rounds_that_were_missed(void)
 {
-    struct bed *b = bed_new();
-    CHECK_INT(code(b, 1, CODEC_TOPK, &b->e), ST_OK);
-    CHECK_INT(run_state_settle(&b->rs, OUTCOME_COUNTED, &b->e), ST_OK);
-    const float *e = values(b, STATE_RESIDUAL);
-    CHECK_INT(code(b, 4, CODEC_TOPK, &b->e), ST_OK); // not in 2 and 3
-    const float *u = values(b, STATE_RESIDUAL_LATE);
-    float beta = (float)pow(0.95, 3.0);
-    for (int64_t i = 0; i < b->table.total; i++) {
-        if (u[i] != drawn(4, i) + beta * e[i]) {
-            CHECK_NEAR(u[i], drawn(4, i) + beta * e[i], 0.0);
+    for (int32_t fragments = 1; fragments <= 2; fragments++) {
+        struct bed *b = bed_new();
+        b->fragments = fragments;
+        int64_t later = 1 + 3 * fragments; // not in the two of this fragment between
+        CHECK_INT(code(b, 1, CODEC_TOPK, &b->e), ST_OK);
+        CHECK_INT(run_state_settle(&b->rs, OUTCOME_COUNTED, &b->e), ST_OK);
+        const float *e = values(b, STATE_RESIDUAL);
+        CHECK_INT(code(b, later, CODEC_TOPK, &b->e), ST_OK);
+        const float *u = values(b, STATE_RESIDUAL_LATE);
+        float beta = (float)pow(0.95, 3.0);
+        for (int64_t i = 0; i < b->table.total; i++) {
+            if (u[i] != drawn(later, i) + beta * e[i]) {
+                CHECK_NEAR(u[i], drawn(later, i) + beta * e[i], 0.0);
+            }
         }
+        bed_free(b);
     }
-    bed_free(b);
 }
 
 static void a_late_update_rides_in_the_next_one(void)
@@ -208,6 +217,29 @@ static void a_late_update_rides_in_the_next_one(void)
     CHECK_INT(run_state_settle(&b->rs, OUTCOME_COUNTED, &b->e), ST_OK);
     CHECK(values(b, STATE_RESIDUAL_LATE) == NULL);
     CHECK_MEM(values(b, STATE_RESIDUAL), left, (size_t)b->table.total * sizeof(float));
+    bed_free(b);
+}
+
+/* Of two fragments each has a residual of its own, which its own updates alone go on from. */
+static void a_late_update_rides_in_the_next_of_its_fragment(void)
+{
+    struct bed *b = bed_new();
+    b->fragments = 2;
+    CHECK_INT(code(b, 1, CODEC_Q2, &b->e), ST_OK);
+    CHECK_INT(run_state_settle(&b->rs, OUTCOME_COUNTED, &b->e), ST_OK);
+    size_t size = (size_t)b->table.total * sizeof(float);
+    const float *first = values(b, STATE_RESIDUAL);
+    CHECK_INT(code(b, 2, CODEC_Q2, &b->e), ST_OK);
+    const float *u = values(b, STATE_RESIDUAL_LATE);
+    CHECK_INT(run_state_settle(&b->rs, OUTCOME_LATE, &b->e), ST_OK);
+    CHECK(values(b, "residual-1.safetensors") == NULL);
+    CHECK_INT(code(b, 3, CODEC_Q2, &b->e), ST_OK);
+    CHECK_MEM(values(b, "residual-1.safetensors"), u, size);
+    CHECK_MEM(values(b, STATE_RESIDUAL), first, size);
+    CHECK_INT(run_state_settle(&b->rs, OUTCOME_COUNTED, &b->e), ST_OK);
+    CHECK(memcmp(values(b, STATE_RESIDUAL), first, size) != 0);
+    CHECK_MEM(values(b, "residual-1.safetensors"), u, size);
+    CHECK_INT(b->rs.j.kept, 3);
     bed_free(b);
 }
 
@@ -301,6 +333,7 @@ int main(void)
     RUN(what_is_not_sent_stays_and_nothing_is_lost);
     RUN(a_residual_fades_with_the_rounds_that_were_missed);
     RUN(a_late_update_rides_in_the_next_one);
+    RUN(a_late_update_rides_in_the_next_of_its_fragment);
     RUN(a_refused_update_leaves_the_residual_as_it_was);
     RUN(a_crash_at_any_step_loses_and_doubles_nothing);
     RUN(a_damaged_residual_is_left_out);

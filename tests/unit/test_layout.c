@@ -56,7 +56,7 @@ static void an_update_of_everything_is_the_model(void)
     struct arena *a = arena_new(1 << 20);
     struct run_spec s = spec(NULL, NULL, INNER_STATE_KEEP);
     struct param_table model = params_table(a, &s.model);
-    struct layout l = layout_update(a, &s);
+    struct layout l = layout_update(a, &s, 1);
     CHECK_INT(l.table.count, model.count);
     CHECK_INT(l.table.total, model.total);
     CHECK_INT(l.part_at[LAYOUT_WEIGHTS], 0);
@@ -71,7 +71,7 @@ static void what_is_frozen_or_personal_does_not_travel(void)
     struct arena *a = arena_new(1 << 20);
     struct run_spec s = spec("wte.*", "blocks.1.norm_1.*", INNER_STATE_KEEP);
     struct param_table model = params_table(a, &s.model);
-    struct layout l = layout_update(a, &s);
+    struct layout l = layout_update(a, &s, 1);
     CHECK_INT(l.table.count, model.count - 3);
     CHECK(params_find(&l.table, "transformer.wte.weight") == NULL);
     CHECK(params_find(&l.table, "transformer.blocks.1.norm_1.bias") == NULL);
@@ -105,7 +105,7 @@ static void averaged_moments_lie_around_the_weights(void)
 {
     struct arena *a = arena_new(1 << 20);
     struct run_spec s = spec("wte.*", NULL, INNER_STATE_AVERAGE);
-    struct layout up = layout_update(a, &s);
+    struct layout up = layout_update(a, &s, 1);
     struct layout down = layout_checkpoint(a, &s);
     int64_t total = params_table(a, &s.model).total;
     CHECK_INT(up.table.total, 3 * (total - 88));
@@ -124,7 +124,7 @@ static void a_silo_takes_all_but_its_own_tensors(void)
 {
     struct arena *a = arena_new(1 << 20);
     struct run_spec s = spec("blocks.0.*", "norm_f.*", INNER_STATE_KEEP);
-    struct layout l = layout_common(a, &s);
+    struct layout l = layout_common(a, &s, 0, 1);
     int64_t sum = 0;
     for (int32_t i = 0; i < l.span_count; i++) {
         CHECK_INT(l.spans[i].at, l.spans[i].model);

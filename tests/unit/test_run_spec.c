@@ -183,6 +183,17 @@ static void slow_silos_may_take_fewer_steps(void)
                    "fixed, dylu");
 }
 
+static void fragments_must_fit_the_run(void)
+{
+    bad_federation("\"fragments\":0", "/federation/fragments", "from 1");
+    bad_federation("\"fragments\":300", "/federation/fragments", "blocks and embeddings; try");
+    bad_federation("\"fragments\":3", "/federation/fragments", "2 rounds never synchronise all");
+    bad("{\"model\":{" SIZES "},\"federation\":{\"rounds\":2,\"silos_per_round\":1,"
+        "\"local_steps\":8,\"fragments\":2},\"inner\":{\"batch\":8},"
+        "\"inner_state\":\"average\"}",
+        "/federation/fragments", "try inner_state keep");
+}
+
 static void patterns_must_name_tensors_and_leave_some(void)
 {
     struct run_spec s;
@@ -241,6 +252,8 @@ static void what_is_printed_parses_to_the_same_spec(void)
         "{\"model\":{" SIZES "}," REST ",\"codec\":{\"up\":\"auto\",\"down\":\"f32\",\"up_k\":32,"
         "\"down_k\":128,\"share\":0.25}}",
         "{\"model\":{" SIZES "}," REST ",\"codec\":{\"up\":\"q4\",\"down\":\"snapshot\"}}",
+        "{\"model\":{" SIZES "},\"federation\":{\"rounds\":4,\"silos_per_round\":1,"
+        "\"local_steps\":8,\"fragments\":3},\"inner\":{\"batch\":8}}",
     };
     for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++) {
         struct arena *a = arena_new(1 << 20);
@@ -368,6 +381,7 @@ int main(void)
     RUN(the_optimizer_chosen_brings_its_own_betas);
     RUN(every_outer_optimizer_has_its_own_defaults);
     RUN(slow_silos_may_take_fewer_steps);
+    RUN(fragments_must_fit_the_run);
     RUN(patterns_must_name_tensors_and_leave_some);
     RUN(the_quorum_is_two_thirds_and_two_at_least);
     RUN(a_short_run_warms_up_for_a_tenth);

@@ -107,6 +107,11 @@ static void a_refused_round_leaves_the_moments_of_before(void)
     CHECK_INT(run_state_settle(&s, false, &e), ST_OK);
     CHECK_STR(get(&s, STATE_MOMENTS), "one");
     CHECK_STR(get(&s, STATE_MOMENTS_NEXT), "");
+    CHECK_INT(s.j.kept, 1);
+    CHECK_INT(train(&s, 3, "three", &e), ST_OK);
+    CHECK_INT(s.j.kept, 1); // not before the server has decided
+    CHECK_INT(run_state_settle(&s, OUTCOME_LATE, &e), ST_OK);
+    CHECK_INT(s.j.kept, 3);
     remove_dir();
 }
 

@@ -1,0 +1,33 @@
+#include "common/spec_schedule.h"
+
+#include "common/layout.h"
+#include "common/schedule.h"
+
+static void check_fragments(const struct spec_part *p, const struct run_spec *s)
+{
+    int32_t parts = s->federation.fragments;
+    int32_t most = layout_fragments_max(s);
+    if (parts > most) {
+        spec_complain(p, "fragments", "%d is more than the model has blocks and embeddings; try %d",
+                      parts, most);
+    } else if (parts > s->federation.rounds) {
+        spec_complain(p, "fragments", "%d rounds never synchronise all of %d fragments; try %d",
+                      s->federation.rounds, parts, s->federation.rounds);
+    }
+    if (s->inner_state == INNER_STATE_AVERAGE) {
+        spec_complain(p, "fragments",
+                      "an update of a fragment has no moments of the others to average; try "
+                      "inner_state keep, or 1");
+    }
+    if (s->codec.down != CODEC_F32) {
+        spec_complain(p, "fragments",
+                      "coded steps on the way down are of the whole model; try codec.down f32");
+    }
+}
+
+void spec_schedule_check(const struct spec_part *federation, const struct run_spec *s)
+{
+    if (schedule_fragments(s) > 1) {
+        check_fragments(federation, s);
+    }
+}

@@ -108,7 +108,14 @@ struct created_run {
 enum status db_run_next_created(struct db *db, struct arena *a, const char *aside,
                                 struct created_run *out, struct err *e) MUST_CHECK;
 
-/* Others may take up the run's next work. */
+/*
+ * The lock of a run's next work, of the session: it saves two processes the same work, the epoch is
+ * what makes it safe. *mine false: somebody else has it.
+ */
+enum status db_work_lock(struct db *db, struct arena *a, const char *run_id, bool *mine,
+                         struct err *e) MUST_CHECK;
+
+/* Others may take it up. */
 void db_work_unlock(struct db *db, const char *run_id);
 
 /* Checkpoint 0 and the run is running. A run that was stopped meanwhile is left alone. */

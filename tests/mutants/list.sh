@@ -28,7 +28,7 @@ mutant 'a frozen tensor is stepped' client/trainer.c \
     's/if (t->config.freeze.count == 0) {/if (t->config.freeze.count >= 0) {/' tests/kernels/test_trainer
 mutant 'a star stops at a dot' common/patterns.c \
     "s/s = ++eaten;/s = *eaten == '.' ? \"?\" : ++eaten;/" tests/unit/test_layout
-mutant 'a slow silo takes as many steps as the fastest' server/db_round.c \
+mutant 'a slow silo takes as many steps as the fastest' server/db_open.c \
     's/o->fastest = fmax(/o->fastest = fmin(/' tests/api rounds.test_slow_silos_take_fewer_steps_when_the_spec_says_so
 mutant 'the floor of steps is forgotten' server/budget.c \
     's/steps < (double)floor_steps/false/' tests/unit/test_budget
@@ -36,7 +36,7 @@ mutant 'a plan forgets what comes down' common/planner.c \
     's/double shared = k \* (r->down_bytes + r->up_bytes)/double shared = k * (r->up_bytes)/' tests/unit/test_planner
 mutant 'all communication can be hidden' common/planner.c \
     's/hidden > compute ? hidden - compute : 0.0/0.0 * hidden/' tests/unit/test_planner
-mutant 'updates are folded as they came, not by slot' server/db_publish.c \
+mutant 'updates are folded as they came, not by slot' server/db_fold.c \
     "s/ORDER BY u.slot\"/ORDER BY u.id\"/" tests/api rounds.test_updates_are_folded_in_the_order_of_slots
 mutant 'every silo weighs the same' server/checkpoint.c \
     's/: (double)j->updates\[k\].tokens;/: 1.0;/' tests/unit/test_checkpoint

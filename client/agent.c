@@ -168,19 +168,6 @@ static int fatal(struct agent *a, const struct reply *r, const struct err *e)
     return -1;
 }
 
-static enum status open_bulk(struct agent *a, struct err *e)
-{
-    transport_close(a->bulk);
-    a->bulk = NULL;
-    struct transport_config c = {.url = a->bulk_url,
-                                 .token = a->id.token,
-                                 .ca_file = a->id.ca_file,
-                                 .pin = a->id.pin,
-                                 .max_bytes_per_s = (int64_t)(a->config->max_mbps * 1e6 / 8.0),
-                                 .cancelled = is_cancelled};
-    return transport_open(&a->bulk, &c, e);
-}
-
 static void hello_body(const struct agent *a, struct buf *b)
 {
     jw_object(b, NULL);
@@ -209,7 +196,7 @@ static enum status read_hello(struct agent *a, const struct reply *r, struct err
     a->hello_due = false;
     if (!a->bulk || strcmp(a->bulk_url, bulk) != 0) {
         (void)snprintf(a->bulk_url, sizeof(a->bulk_url), "%s", bulk);
-        return open_bulk(a, e);
+        return agent_bulk(a, e);
     }
     return ST_OK;
 }

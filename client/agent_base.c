@@ -71,8 +71,30 @@ static void cache_trim(const struct agent *a)
     }
 }
 
-static enum status fetch_base(struct agent *a, const struct task *t, struct beat *b,
-                              const char *path, struct arena *arena, struct err *e)
+/* A base may be gigabytes: it is not fetched to its end for a round that is over, or a task that is
+ * somebody else's. What is there of it stays, in case the next task has the same base. */
+static bool bulk_is_over(void *ctx)
+{
+    const struct agent *a = ctx;
+    return agent_stopping() || (a->fetching && beat_order(a->fetching) != BEAT_CONTINUE);
+}
+
+enum status agent_bulk(struct agent *a, struct err *e)
+{
+    transport_close(a->bulk);
+    a->bulk = NULL;
+    struct transport_config c = {.url = a->bulk_url,
+                                 .token = a->id.token,
+                                 .ca_file = a->id.ca_file,
+                                 .pin = a->id.pin,
+                                 .max_bytes_per_s = (int64_t)(a->config->max_mbps * 1e6 / 8.0),
+                                 .cancelled = bulk_is_over,
+                                 .cancel_ctx = a};
+    return transport_open(&a->bulk, &c, e);
+}
+
+static enum status fetch_base(struct agent *a, const struct task *t, const char *path,
+                              struct arena *arena, struct err *e)
 {
     struct download d = {.path = arena_fmt(arena, "/silo/v1/blobs/%s", t->base_sha256),
                          .file = path,
@@ -97,7 +119,7 @@ static enum status fetch_base(struct agent *a, const struct task *t, struct beat
         int64_t wait = retry_delay_ms(attempt, rng_unit(draw, 0), r.retry_after_s);
         log_info("%s; the download goes on in %.1f s", e->msg, (double)wait / 1000.0);
         for (int64_t until = clock_mono_ms() + wait; clock_mono_ms() < until;) {
-            if (agent_stopping() || beat_order(b) != BEAT_CONTINUE) {
+            if (bulk_is_over(a)) {
                 return err_set(e, ST_CONFLICT, "the task is not ours any more");
             }
             clock_sleep_ms(100);
@@ -124,7 +146,10 @@ static enum status have_base(struct agent *a, const struct task *t, struct beat 
     }
     double begin = clock_mono_s();
     FAULT("base.fetch");
-    TRY(fetch_base(a, t, b, path, arena, e));
+    a->fetching = b;
+    enum status st = fetch_base(a, t, path, arena, e);
+    a->fetching = NULL;
+    TRY(st);
     FAULT("base.fetched");
     *seconds = a->fetched_s = clock_mono_s() - begin;
     return ST_OK;

@@ -1,6 +1,6 @@
 /*
- * agent_int.h - what the agent's own files share: agent.c (loop), agent_train.c, agent_encode.c,
- * agent_upload.c.
+ * agent_int.h - what the agent's own files share: agent.c (loop), agent_base.c, agent_train.c,
+ * agent_encode.c, agent_upload.c.
  */
 #ifndef CLIENT_AGENT_INT_H
 #define CLIENT_AGENT_INT_H
@@ -38,6 +38,7 @@ struct agent {
     struct transport *control;
     struct transport *bulk;
     char bulk_url[256];
+    struct beat *fetching; /* of the task whose base is on its way; what it is told ends that */
     double poll_s;
     struct progress progress;
 
@@ -70,6 +71,10 @@ void agent_doing(struct agent *a, const struct task *t, const char *doing, int64
 
 /* Sets fail_code and fail_detail; returns TASK_FAILED. */
 enum task_end agent_fail(struct agent *a, const char *code, const struct err *e);
+
+/* The way to a->bulk_url, anew. Transfers end when we leave, or what a->fetching hears ends them.
+ */
+enum status agent_bulk(struct agent *a, struct err *e) MUST_CHECK;
 
 /* The base checkpoint as an open file and where its weights begin. */
 enum status agent_base(struct agent *a, const struct task *t, struct beat *b, struct arena *arena,

@@ -164,6 +164,8 @@ mutant 'the last byte of a range is left out' server/range.c \
 
 mutant 'two lengths of one request' server/guard.c \
     's/^        seen->lengths++;/        seen->lengths = 1;/' tests/unit/test_guard
+mutant 'a base is fetched to its end for a round that is over' client/agent_base.c \
+    's/ || (a->fetching \&\& beat_order(a->fetching) != BEAT_CONTINUE)//' tests/unit/test_agent_base
 mutant 'what was refused is tried again' client/reply.c \
     's/return st == ST_RETRY || st == ST_NET;/return st != ST_OK;/' tests/unit/test_transport
 mutant 'an event that commits late is skipped' server/stream.c \

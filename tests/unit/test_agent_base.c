@@ -1,0 +1,258 @@
+/* A base on its way: what the heartbeat hears ends it at once, what is there of it is kept. */
+#include <arpa/inet.h>
+#include <inttypes.h>
+#include <netinet/in.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "client/agent_int.h"
+#include "common/hash.h"
+#include "tests/support/check.h"
+
+enum { BASE_BYTES = 200000, HALF = BASE_BYTES / 2, REQUEST_MAX = 4096 };
+
+// ---- the server: half of the file, then silence; beats are told so much ----
+
+struct verdict {
+    const char *status;
+    const char *code;
+};
+
+static int listener = -1;
+static char url[64];
+static char base[BASE_BYTES];
+static atomic_bool whole;          // the file is sent to its end
+static _Atomic int64_t asked_from; // offset of the newest request
+
+static const struct verdict *_Atomic verdict; // on beats, once half of the base has come
+
+// The silo's side, which the server looks at.
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static char dir[64];
+static struct task task;
+
+static void cached(const char *suffix, char out[STATE_PATH_MAX])
+{
+    (void)snprintf(out, STATE_PATH_MAX, "%s/cache/%s.safetensors%s", dir, task.base_sha256, suffix);
+}
+
+static int64_t size_of(const char *suffix)
+{
+    char path[STATE_PATH_MAX];
+    struct stat s;
+    (void)pthread_mutex_lock(&lock);
+    cached(suffix, path);
+    (void)pthread_mutex_unlock(&lock);
+    return stat(path, &s) == 0 ? (int64_t)s.st_size : -1;
+}
+
+static void send_all(int fd, const char *bytes, size_t len)
+{
+    for (ssize_t n = 0; len > 0; bytes += n, len -= (size_t)n) {
+        n = send(fd, bytes, len, MSG_NOSIGNAL);
+        if (n <= 0) {
+            return;
+        }
+    }
+}
+
+static void reply(int fd, const char *status, const char *body)
+{
+    char text[512];
+    int n = snprintf(text, sizeof(text),
+                     "HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %zu\r\n"
+                     "Connection: close\r\n\r\n%s",
+                     status, strlen(body), body);
+    send_all(fd, text, (size_t)n);
+}
+
+static void serve_base(int fd, const char *request)
+{
+    const char *range = strstr(request, "Range: bytes=");
+    int64_t from = range ? strtoll(range + 13, NULL, 10) : 0;
+    char head[256];
+    int n = snprintf(head, sizeof(head),
+                     "HTTP/1.1 %s\r\nContent-Length: %" PRId64 "\r\nConnection: close\r\n",
+                     range ? "206 Partial Content" : "200 OK", BASE_BYTES - from);
+    if (range) {
+        n += snprintf(head + n, sizeof(head) - (size_t)n,
+                      "Content-Range: bytes %" PRId64 "-%d/%d\r\n", from, BASE_BYTES - 1,
+                      BASE_BYTES);
+    }
+    atomic_store(&asked_from, from);
+    send_all(fd, head, (size_t)n);
+    send_all(fd, "\r\n", 2);
+    int64_t until = atomic_load(&whole) ? BASE_BYTES : HALF;
+    send_all(fd, base + from, (size_t)(until - from));
+    char byte = 0;
+    (void)recv(fd, &byte, 1, 0); // until the silo hangs up
+}
+
+static void *answer(void *ctx)
+{
+    int fd = (int)(intptr_t)ctx;
+    char request[REQUEST_MAX];
+    size_t len = 0;
+    while (len < sizeof(request) - 1) {
+        ssize_t n = recv(fd, request + len, sizeof(request) - 1 - len, 0);
+        if (n <= 0) {
+            break;
+        }
+        len += (size_t)n;
+        request[len] = '\0';
+        if (strstr(request, "\r\n\r\n")) {
+            break;
+        }
+    }
+    request[len] = '\0';
+    const struct verdict *now = atomic_load(&verdict);
+    if (strncmp(request, "GET /silo/v1/blobs/", 19) == 0) {
+        serve_base(fd, request);
+    } else if (now && size_of(".part") == HALF) {
+        char body[128];
+        (void)snprintf(body, sizeof(body), "{\"code\":\"%s\",\"detail\":\"x\"}", now->code);
+        reply(fd, now->status, body);
+    } else {
+        reply(fd, "200 OK", "{\"order\":\"continue\",\"lease_s\":60}");
+    }
+    (void)shutdown(fd, SHUT_WR);
+    (void)close(fd);
+    return NULL;
+}
+
+static void *serve(void *ctx)
+{
+    (void)ctx;
+    for (;;) {
+        int fd = accept(listener, NULL, NULL);
+        pthread_t thread;
+        if (fd < 0 || pthread_create(&thread, NULL, answer, (void *)(intptr_t)fd) != 0) {
+            return NULL;
+        }
+        (void)pthread_detach(thread);
+    }
+}
+
+static void start_server(void)
+{
+    struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t len = sizeof(at);
+    listener = socket(AF_INET, SOCK_STREAM, 0);
+    if (bind(listener, (struct sockaddr *)&at, sizeof(at)) != 0 || listen(listener, 16) != 0 ||
+        getsockname(listener, (struct sockaddr *)&at, &len) != 0) {
+        abort();
+    }
+    (void)snprintf(url, sizeof(url), "http://127.0.0.1:%d", ntohs(at.sin_port));
+    for (int i = 0; i < BASE_BYTES; i++) {
+        base[i] = (char)((uint32_t)i * 2654435761u >> 24);
+    }
+    pthread_t thread;
+    (void)pthread_create(&thread, NULL, serve, NULL);
+    (void)pthread_detach(thread);
+}
+
+// ---- a silo with a task ----
+
+static struct agent agent;
+static struct agent_config config;
+
+static void begin(void)
+{
+    struct err e = {0};
+    char cache[STATE_PATH_MAX];
+    (void)pthread_mutex_lock(&lock);
+    (void)snprintf(dir, sizeof(dir), "/tmp/photon-base-XXXXXX");
+    CHECK(mkdtemp(dir) != NULL);
+    (void)snprintf(cache, sizeof(cache), "%s/cache", dir);
+    CHECK_INT(dir_make(cache, &e), ST_OK);
+    config = (struct agent_config){.state_dir = dir};
+    agent = (struct agent){.config = &config};
+    progress_init(&agent.progress, stderr);
+    (void)snprintf(agent.bulk_url, sizeof(agent.bulk_url), "%s", url);
+    CHECK_INT(agent_bulk(&agent, &e), ST_OK);
+    task =
+        (struct task){.id = "t_01J0000000000000000000000A", .epoch = 2, .base_bytes = BASE_BYTES};
+    sha256_of(base, BASE_BYTES, &task.base);
+    digest_hex(&task.base, task.base_sha256);
+    (void)pthread_mutex_unlock(&lock);
+}
+
+static void end(void)
+{
+    char command[128];
+    transport_close(agent.bulk);
+    (void)snprintf(command, sizeof(command), "rm -rf %s", dir);
+    CHECK_INT(system(command), 0);
+}
+
+/* What fetching the base gives when beats are told that; *order what the silo then knows. */
+static enum status fetch(const struct verdict *told, enum beat_order *order)
+{
+    struct beat_config c = {.url = url, .token = "secret", .task = task.id, .heartbeat_s = 0.1};
+    struct beat *b = NULL;
+    struct err e = {0};
+    int fd = -1;
+    int64_t offset = 0;
+    double seconds = 0.0;
+    atomic_store(&verdict, told);
+    CHECK_INT(beat_start(&b, &c, &e), ST_OK);
+    struct arena *arena = arena_new(1 << 20);
+    enum status st = agent_base(&agent, &task, b, arena, &fd, &offset, &seconds, &e);
+    arena_free(arena);
+    *order = beat_order(b);
+    beat_stop(b, 0.0);
+    return st;
+}
+
+static void a_base_is_not_fetched_for_a_round_that_is_over(void)
+{
+    static const struct {
+        struct verdict told;
+        enum beat_order order;
+    } cases[] = {
+        {{"409 Conflict", "ROUND_CLOSED"}, BEAT_CLOSED},
+        {{"410 Gone", "RUN_STOPPED"}, BEAT_STOPPED},
+        {{"404 Not Found", "NOT_FOUND"}, BEAT_STALE},
+    };
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        enum beat_order order = BEAT_CONTINUE;
+        begin();
+        atomic_store(&whole, false);
+        CHECK_INT(fetch(&cases[i].told, &order), ST_NET); // without the order it would wait on
+        CHECK_INT(order, cases[i].order);
+        CHECK_INT(size_of(""), -1);
+        CHECK_INT(size_of(".part"), HALF);
+        CHECK(agent.fetching == NULL);
+        end();
+    }
+}
+
+static void what_is_there_of_a_base_is_kept(void)
+{
+    static const struct verdict stale = {"409 Conflict", "STALE_LEASE"};
+    enum beat_order order = BEAT_CONTINUE;
+    begin();
+    atomic_store(&whole, false);
+    CHECK_INT(fetch(&stale, &order), ST_NET);
+    CHECK_INT(order, BEAT_STALE);
+    atomic_store(&whole, true); // claimed again
+    CHECK(fetch(NULL, &order) != ST_NET);
+    CHECK_INT(order, BEAT_CONTINUE);
+    CHECK_INT(atomic_load(&asked_from), HALF);
+    CHECK_INT(size_of(""), BASE_BYTES);
+    end();
+}
+
+int main(void)
+{
+    start_server();
+    RUN(a_base_is_not_fetched_for_a_round_that_is_over);
+    RUN(what_is_there_of_a_base_is_kept);
+    return check_end();
+}

@@ -318,6 +318,14 @@ static void show_waiting(struct agent *a)
     progress_show(&a->progress, &v, false);
 }
 
+static int device_is_lost(const struct agent *a)
+{
+    log_error("the device %s failed %d times in a row and is taken for lost; look at the driver's "
+              "log, try photon-client doctor",
+              a->device, a->device_failures);
+    return EXIT_NO_DEVICE;
+}
+
 /* One claim and what follows from it; an exit code, or -1 to go on. */
 static int turn(struct agent *a, int *failures)
 {
@@ -350,6 +358,7 @@ static int turn(struct agent *a, int *failures)
         } else {
             work(a, &t, arena);
             agent_doing(a, NULL, "waiting", 0);
+            rc = agent_lost_device(a) ? device_is_lost(a) : -1;
         }
     } else if (!st) {
         *failures = 0;
@@ -392,6 +401,7 @@ static int loop(struct agent *a)
 
 static void describe_device(struct agent *a, const struct backend *be)
 {
+    (void)snprintf(a->backend, sizeof(a->backend), "%s", be->ops->name);
     if (be->threads > 0) {
         (void)snprintf(a->device, sizeof(a->device), "%s, %d thread%s", be->ops->name, be->threads,
                        be->threads == 1 ? "" : "s");

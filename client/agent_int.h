@@ -46,6 +46,8 @@ struct agent {
      * or inner settings change. */
     struct trainer *trainer;
     char trainer_run[32];
+    char backend[16];    /* what the device's words opened at the start; "auto" stays with it */
+    int device_failures; /* in a row; a step or an evaluation that went well ends them */
     uint64_t row_seed;
     int32_t row_ordinal;
     char device[96];
@@ -90,6 +92,9 @@ enum task_end agent_evaluate(struct agent *a, const struct task *t, struct beat 
 
 /* Opens the trainer for this task's run unless it is open. */
 enum task_end agent_trainer(struct agent *a, const struct task *t);
+
+/* So many times in a row that only a new process, or a person, can help. */
+bool agent_lost_device(const struct agent *a);
 
 /* Writes the update of the weights in the trainer; sets bytes, sha256 of rs->j. */
 enum status agent_encode(struct agent *a, const struct task *t, struct run_state *rs, int base_fd,

@@ -22,6 +22,7 @@ enum {
     SNAP_LEAST_MS = 2000,
     SNAP_COST = 20,     // a snapshot may cost one part in so many of the time
     DIVERGED_STEPS = 5, // steps in a row without a finite loss and gradient
+    DEVICE_TRIES = 3,
     EVAL_SLICE = 16
 };
 
@@ -54,11 +55,33 @@ static enum task_end without_base(struct agent *a, struct beat *b, const struct 
     return agent_fail(a, e->st == ST_LIMIT ? "disk_full" : "transient", e);
 }
 
-/* A device that failed once is opened anew with the next task: what it holds may be damaged. */
 static void forget_trainer(struct agent *a)
 {
     trainer_close(a->trainer);
     a->trainer = NULL;
+}
+
+/* A device that failed is opened anew with the next task: what it holds may be damaged. */
+static void note_device(struct agent *a, enum status st)
+{
+    if (st == ST_DEVICE) {
+        a->device_failures++;
+        forget_trainer(a);
+    } else if (!st) {
+        a->device_failures = 0;
+    }
+}
+
+bool agent_lost_device(const struct agent *a)
+{
+    return a->device_failures >= DEVICE_TRIES;
+}
+
+/* "auto" may not turn into the cores when the GPU is gone: that would be a silo of other bits and a
+ * hundredth of the speed, and nobody would know. */
+static const char *device_of(const struct agent *a)
+{
+    return strcmp(a->config->device, "auto") == 0 ? a->backend : a->config->device;
 }
 
 enum task_end agent_trainer(struct agent *a, const struct task *t)
@@ -76,13 +99,16 @@ enum task_end agent_trainer(struct agent *a, const struct task *t)
                                .inner = t->spec.inner,
                                .freeze = t->spec.freeze,
                                .rows = {a, train_rows, heldout_row},
-                               .device = a->config->device,
+                               .device = device_of(a),
                                .dtype = a->config->dtype,
                                .threads = a->config->threads,
                                .sync_every = a->config->sync_every};
     enum status st = trainer_open(&a->trainer, &c, &e);
     if (st) {
+        // It was there at the start. A device that failed may also say that it has no memory.
+        bool lost = st == ST_NOT_FOUND || st == ST_DEVICE || a->device_failures > 0;
         a->trainer = NULL;
+        note_device(a, lost ? ST_DEVICE : st);
         return agent_fail(a, st == ST_NOMEM ? "oom" : "transient", &e);
     }
     (void)snprintf(a->trainer_run, sizeof(a->trainer_run), "%s", t->run);
@@ -229,11 +255,11 @@ static enum task_end one_step(struct training *w)
     struct step_report r;
     struct err e = {0};
     double begin = clock_mono_s();
-    enum status st = trainer_step(w->a->trainer, w->t->global_step + w->done.step, &r, &e);
+    enum status st = FAULT_ERR("train.device")
+                         ? err_set(&e, ST_DEVICE, "the device is lost, as asked for")
+                         : trainer_step(w->a->trainer, w->t->global_step + w->done.step, &r, &e);
+    note_device(w->a, st);
     if (st) {
-        if (st == ST_DEVICE) {
-            forget_trainer(w->a);
-        }
         const char *code = st == ST_NOMEM ? "oom" : st == ST_DEVICE ? "transient" : "bad_data";
         return agent_fail(w->a, code, &e);
     }
@@ -444,10 +470,8 @@ static enum task_end eval_windows(struct agent *a, const struct task *t, struct 
         struct eval_result r;
         int64_t n = count - at < EVAL_SLICE ? count - at : EVAL_SLICE;
         enum status st = trainer_eval(a->trainer, at, n, &r, &e);
+        note_device(a, st);
         if (st) {
-            if (st == ST_DEVICE) {
-                forget_trainer(a);
-            }
             return agent_fail(a, st == ST_DEVICE ? "transient" : "bad_data", &e);
         }
         sum->nll += r.nll;

@@ -167,6 +167,21 @@ class Walk:
             self.rig.start_client("alder")
         return hit
 
+    def lost_device(self):
+        """A device that fails each time ends the silo, with the code of the manual; a good one goes on."""
+        self.rig.kill_client("alder")
+        self.rig.start_client("alder", "train.device=errno:EIO")
+        process = self.rig.clients["alder"]
+
+        def ended():
+            self.hurry()
+            return process.poll() is not None
+        poll("the silo to give its device up", ended, 60, 0.1)
+        if process.returncode != 7:
+            raise Broken("a silo without its device ended with status %d" % process.returncode)
+        self.rig.start_client("alder")
+        self.progress()
+
     def step(self, side, name, action):
         hit = (self.at_server if side == "server" else self.at_client)(name, action)
         if not hit:
@@ -202,6 +217,7 @@ def walk(build, plain, text, seed, share, say=print):
                 w.step(side, name, action)
             except Broken as error:
                 raise Broken("%s=%s: %s" % (name, action, error)) from error
+        w.lost_device()
         same = rig.same_bits(real, 8 if share < 1.0 else 100)
         line = rig.verify()
         say("       %d of %d combinations of %d places acted in %.0f s, %d were not reached%s;"

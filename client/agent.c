@@ -389,6 +389,7 @@ static int loop(struct agent *a)
             }
             agent_doing(a, NULL, "waiting", 0);
         }
+        agent_sweep(a);
         int rc = turn(a, &failures);
         if (rc >= 0) {
             return rc;

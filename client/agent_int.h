@@ -1,6 +1,6 @@
 /*
  * agent_int.h - what the agent's own files share: agent.c (loop), agent_base.c, agent_train.c,
- * agent_encode.c, agent_upload.c.
+ * agent_encode.c, agent_upload.c, agent_sweep.c.
  */
 #ifndef CLIENT_AGENT_INT_H
 #define CLIENT_AGENT_INT_H
@@ -57,6 +57,7 @@ struct agent {
     double fetched_s;        // what fetching that checkpoint took; 0 when it was on disk already
     double link_bytes_per_s; /* of the last pieces sent; 0 before */
     bool hello_due;          /* what hello said has changed */
+    int64_t sweep_ms;        /* when ended runs are asked for again, clock_mono_ms() */
     const char *fail_code;   /* of TASK_FAILED: a literal of the release request */
     char fail_detail[240];
 
@@ -84,6 +85,9 @@ enum status agent_base(struct agent *a, const struct task *t, struct beat *b, st
 
 /* Fetches a file into the cache that a task will probably want; what fails is tried again then. */
 void agent_prefetch(struct agent *a, const char *base, struct arena *arena);
+
+/* Removes what is kept for runs that are over, now and then; no task is at work. */
+void agent_sweep(struct agent *a);
 
 enum task_end agent_train(struct agent *a, const struct task *t, struct beat *b,
                           struct arena *arena);

@@ -111,6 +111,9 @@ void trainer_set_steps(struct trainer *t, int64_t steps);
 enum status trainer_save_state(struct trainer *t, const char *path, bool with_weights,
                                struct err *e) MUST_CHECK;
 enum status trainer_load_state(struct trainer *t, const char *path, struct err *e) MUST_CHECK;
+
+/* Was that file saved with weights? False too when it is none. */
+bool trainer_state_has_weights(const char *path);
 void trainer_reset_state(struct trainer *t); /* zero moments, t = 0 */
 
 /*

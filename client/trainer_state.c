@@ -339,3 +339,14 @@ enum status trainer_load_state(struct trainer *t, const char *path, struct err *
     t->apart = t->apart || (head.arrays == 3 && head.sets > 1);
     return ranks_sync(t, e);
 }
+
+bool trainer_state_has_weights(const char *path)
+{
+    struct state_head head;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    bool whole = fd >= 0 && read(fd, &head, sizeof(head)) == (ssize_t)sizeof(head);
+    if (fd >= 0) {
+        (void)close(fd);
+    }
+    return whole && memcmp(head.magic, MAGIC, sizeof(MAGIC)) == 0 && head.arrays == 3;
+}

@@ -226,6 +226,26 @@ static enum status hello(struct request *rq, struct response *rs, struct err *e)
     return ST_OK;
 }
 
+/* May the silo forget it? */
+static enum status run_fate(struct request *rq, struct response *rs, struct err *e)
+{
+    const char *state = NULL;
+    bool forget = false;
+    if (!silo_protocol(rq, rs) || !silo_path_id(rq, rs, 'r', "run")) {
+        return ST_OK;
+    }
+    TRY(db_silo_run(rq->db, rq->arena, rq->who.silo_id, rq->params[0], &state, &forget, e));
+    struct buf b;
+    buf_init(&b, 512);
+    jw_object(&b, NULL);
+    jw_str(&b, "run", rq->params[0]);
+    jw_str(&b, "state", state);
+    jw_bool(&b, "forget", forget);
+    jw_end_object(&b);
+    respond_buf(rq, rs, 200, &b);
+    return ST_OK;
+}
+
 /* ---- tasks ---- */
 
 enum status silo_parse_spec(struct run_spec *out, struct arena *a, const char *text, struct err *e)
@@ -532,6 +552,7 @@ static enum status release(struct request *rq, struct response *rs, struct err *
 const struct route routes_silo[] = {
     {"POST", "/silo/v1/join",                    1U << ROLE_JOIN, LISTENER_CONTROL, LIMIT_CONTROL_BODY, join, NULL},
     {"POST", "/silo/v1/hello",                   ROLES_SILO, LISTENER_CONTROL, LIMIT_CONTROL_BODY, hello, NULL},
+    {"GET",  "/silo/v1/runs/{run}",              ROLES_SILO, LISTENER_CONTROL, 0, run_fate, NULL},
     {"POST", "/silo/v1/tasks/claim",             ROLES_SILO, LISTENER_CONTROL, LIMIT_CONTROL_BODY, claim, NULL},
     {"POST", "/silo/v1/tasks/{task}/heartbeat",  ROLES_SILO, LISTENER_CONTROL, LIMIT_CONTROL_BODY, heartbeat, NULL},
     {"POST", "/silo/v1/tasks/{task}/metrics",    ROLES_SILO, LISTENER_CONTROL, LIMIT_METRICS_BODY, metrics, NULL},

@@ -234,6 +234,26 @@ enum status db_silo_join(struct db *db, const char *join_token_id, const char *n
     return ST_OK;
 }
 
+/* ---- what became of a run ---- */
+
+static const char SQL_RUN[] =
+    "SELECT r.state, coalesce(r.finished_at < clock_timestamp() - make_interval(secs => $3), false)"
+    "  FROM run r JOIN run_silo x ON x.run_id = r.id AND x.silo_id = $2 WHERE r.id = $1";
+
+enum status db_silo_run(struct db *db, struct arena *a, const char *silo_id, const char *run_id,
+                        const char **state, bool *forget, struct err *e)
+{
+    struct db_rows rows;
+    const char *argv[] = {run_id, silo_id, db_arg_int(a, SILO_RUN_KEEP_S)};
+    TRY(db_query(db, a, SQL_RUN, 3, argv, &rows, e));
+    if (rows.count == 0) {
+        return err_set(e, ST_NOT_FOUND, "this silo takes part in no such run");
+    }
+    TRY(db_bool(&rows, 0, 1, forget, e));
+    *state = db_text(&rows, 0, 0);
+    return ST_OK;
+}
+
 /* ---- files and traffic ---- */
 
 enum status db_traffic_add(struct db *db, const char *run_id, int32_t number, const char *silo_id,

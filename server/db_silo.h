@@ -7,6 +7,7 @@
 #ifndef SERVER_DB_SILO_H
 #define SERVER_DB_SILO_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "common/hash.h"
@@ -41,6 +42,15 @@ enum status db_silo_join(struct db *db, const char *join_token_id, const char *n
 /* Bytes of bulk bodies that crossed the socket. Counted, never worth failing a request for. */
 enum status db_traffic_add(struct db *db, const char *run_id, int32_t number, const char *silo_id,
                            int64_t upload_bytes, int64_t download_bytes, struct err *e) MUST_CHECK;
+
+/*
+ * What became of a run of this silo. *forget: it ended, and so long ago that a server restored from
+ * a backup will hardly take it up again: the silo may drop what it keeps for it. ST_NOT_FOUND: no
+ * run that it takes part in.
+ */
+enum { SILO_RUN_KEEP_S = 24 * 3600 };
+enum status db_silo_run(struct db *db, struct arena *a, const char *silo_id, const char *run_id,
+                        const char **state, bool *forget, struct err *e) MUST_CHECK;
 
 /*
  * May this silo read that blob, and for which round would it? ST_NOT_FOUND when no run it takes

@@ -232,6 +232,26 @@ def test_another_silo_cannot_speak_for_a_task(server):
     assert answer.status == 200
 
 
+def test_a_silo_may_forget_a_run_a_day_after_its_end(server):
+    run, (silo,) = begin(server)
+    silo.task()
+    path = "/runs/" + run
+
+    def fate():
+        answer = silo.get(path)
+        assert answer.status == 200, answer.body
+        return answer.json()
+    assert fate() == {"run": run, "state": "running", "forget": False}
+    for action, state in (("pause", "paused"), ("stop", "stopped")):
+        assert server.post("/api/v1/runs/%s/actions" % run, {"action": action}).status == 200
+        assert fate() == {"run": run, "state": state, "forget": False}
+    psql("UPDATE run SET finished_at = finished_at - interval '25 hours' WHERE id = '%s'" % run)
+    assert fate() == {"run": run, "state": "stopped", "forget": True}
+    stranger = Silo(server, fresh_name("silo"))
+    assert stranger.get(path).status == 404, "it takes no part in it"
+    assert silo.get("/runs/r_" + "0" * 26).status == 404 and silo.get("/runs/other").status == 404
+
+
 def test_a_stopped_run_tells_its_silos(server):
     run, (silo,) = begin(server)
     task = silo.task()

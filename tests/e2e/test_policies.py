@@ -2,7 +2,9 @@
 personal ones stay at home, and a silo killed between rounds changes nothing."""
 
 import json
+import os
 import struct
+import subprocess
 import sys
 import time
 import traceback
@@ -100,8 +102,26 @@ def a_plan_stands_beside_what_was_measured(world):
     assert said["break_even_bytes_per_s"] is None, said
 
 
+def what_silos_keep_for_ended_runs_goes_in_a_day(world):
+    """But for the tensors that nobody else has."""
+    runs = {r["name"]: r["id"] for r in world.get("/api/v1/runs")["items"]}
+    old = [runs["average"], runs["parts"]]
+    socket_dir = world.path("server", "pg-socket")
+    subprocess.run(["psql", "-X", "-q", "-h", socket_dir, "-U", "photon", "-v", "ON_ERROR_STOP=1", "postgres", "-c",
+                    "UPDATE run SET finished_at = finished_at - interval '2 days' WHERE id IN ('%s', '%s')" % tuple(old)],
+                   check=True)
+    world.kill("alder")
+    world.start("alder")
+    until("alder to forget a run", lambda: not os.path.exists(world.path("alder", "runs", runs["average"])))
+    parts = world.path("alder", "runs", runs["parts"])
+    until("alder to keep what is its own", lambda: sorted(os.listdir(parts)) == ["journal.json", "moments.state"])
+    assert os.path.exists(world.path("alder", "runs", runs["own-1"], "moments.state")), "it ended just now"
+    assert os.path.exists(world.path("birch", "runs", runs["average"])), "birch asks each hour"
+
+
 TESTS = [moments_are_averaged, frozen_tensors_stand_still_and_personal_ones_stay_at_home,
-         a_killed_silo_still_has_its_own_tensors, a_plan_stands_beside_what_was_measured]
+         a_killed_silo_still_has_its_own_tensors, a_plan_stands_beside_what_was_measured,
+         what_silos_keep_for_ended_runs_goes_in_a_day]
 
 
 def main(build):

@@ -7,6 +7,7 @@
 #   make bench       how fast                    make cover         lines and branches
 #   make bench-claims  the paper's claims, on real text: DATA=folder
 #   make deps        packages that are missing   make format, lint  the house style
+#   make install     programs and page under PREFIX (/usr/local)
 #   make mutants     do tests see planted bugs   make test-fault    kills, cuts, full disks; LONG=1
 #   make config      what was detected
 #   make clean
@@ -119,7 +120,7 @@ C_HEADERS    := $(shell find $(FOLDERS) -name '*.h')
 C_FILES      := $(shell find $(FOLDERS) -name '*.[ch]' -o -name '*.cu')
 
 # ---- programs -----------------------------------------------------------------------
-.PHONY: all engine web deps demo demo-clean check-gpu test test-all test-c test-engine test-schema test-store test-api test-web test-page test-load test-e2e check check-all asan tsan \
+.PHONY: all engine web install deps demo demo-clean check-gpu test test-all test-c test-engine test-schema test-store test-api test-web test-page test-load test-e2e check check-all asan tsan \
         cover mutants fuzz fuzz-all bench bench-engine bench-claims format format-check lint check-headers config clean FORCE
 all: $(B)/bin/photon-server $(B)/bin/photon-client $(B)/bin/photon $(PLUGIN)
 engine: $(ENGINE_TESTS) $(B)/tests/bench/bench_engine $(PLUGIN)
@@ -229,6 +230,18 @@ $(UPLOT)/uPlot.esm.js: web/package-lock.json
 	else echo 'make web: uPlot was not fetched; the dashboard will show tables instead of curves'; fi
 
 # ---- what people type ----------------------------------------------------------------
+# Programs, page and migrations where the programs look for them; then the units of docs/systemd.
+PREFIX ?= /usr/local
+install: all web
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib $(DESTDIR)$(PREFIX)/share/photon/sql
+	install $(B)/bin/photon-server $(B)/bin/photon-client $(B)/bin/photon $(DESTDIR)$(PREFIX)/bin
+	$(if $(PLUGIN),install -m 644 $(PLUGIN) $(DESTDIR)$(PREFIX)/lib)
+	rm -f $(DESTDIR)$(PREFIX)/share/photon/sql/*.sql
+	install -m 644 sql/*.sql $(DESTDIR)$(PREFIX)/share/photon/sql
+	rm -rf $(DESTDIR)$(PREFIX)/share/photon/web
+	install -d $(DESTDIR)$(PREFIX)/share/photon/web
+	install -m 644 web/*.html web/*.css web/*.js web/*.svg $(DESTDIR)$(PREFIX)/share/photon/web
+	[ ! -d web/vendor ] || cp -r web/vendor $(DESTDIR)$(PREFIX)/share/photon/web
 # On all cores, unless the person said how many.
 SUBMAKE = $(MAKE) --no-print-directory $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(shell nproc))
 # What deps installs is detected when make starts: hence a second make, after it.
@@ -266,7 +279,7 @@ FAULT_SUITES = \
   hostile 'tests/support/pg_temp.sh python3 -B tests/fault/hostile.py $(B) --flips 150 --updates 40' -- \
   rig 'python3 -B tests/fault/rig.py $(if $(LONG),--long )$(if $(SEED),--seed $(SEED) )kills points power nth two'
 test-fault: all $(FAULT_TESTS) $(FAULT_TOOLS) rig-programs
-	@tests/all.sh $(FAULT_SUITES)
+	@tests/all.sh $(FAULT_SUITES) -- restore 'tests/e2e/run.sh $(B) restore'
 
 PAGE_TESTS := $(wildcard tests/web/page/*.test.mjs)
 test-all: all web rig-programs $(C_TESTS) $(FAULT_TOOLS) $(STORE_TESTS)
@@ -306,7 +319,8 @@ test-load: all
 	@python3 -B tests/fault/load.py $(B)
 test-e2e: all
 	@tests/all.sh programs 'tests/e2e/run.sh $(B) programs' -- sim 'tests/e2e/run.sh $(B) sim' -- \
-	  e2e 'tests/e2e/run.sh $(B) loop' -- policies 'tests/e2e/run.sh $(B) policies'
+	  e2e 'tests/e2e/run.sh $(B) loop' -- policies 'tests/e2e/run.sh $(B) policies' -- \
+	  restore 'tests/e2e/run.sh $(B) restore'
 asan tsan:
 	@$(SUBMAKE) VARIANT=$@ test-c
 cover:

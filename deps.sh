@@ -34,6 +34,7 @@ if [ "${1-}" = --test ] || [ "${1-}" = --dev ]; then
     need python3 python3
     need python3-jsonschema '/usr/lib/python3/dist-packages/jsonschema'
     need procps ps
+    need rsync rsync
 fi
 if [ "${1-}" = --dev ]; then
     for p in clang clang-format cppcheck pmccabe shellcheck; do need "$p" "$p"; done

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import traceback
+import urllib.request
 
 from harness import ROOT, World, free_ports
 
@@ -49,6 +50,18 @@ def the_spec_of_the_manual_is_accepted(world):
         spec = re.search(r"^## Run spec\n+```json\n(.*?)^```", f.read(), re.M | re.S).group(1)
     rc, plan, said = run(world, "photon", "run", "submit", "-f", "-", "--dry-run", stdin=spec, PHOTON_TOKEN=world.token)
     assert rc == 0 and "parameters           125M" in plan, (rc, plan, said)
+
+
+def the_metrics_of_the_manual_are_all(world):
+    request = urllib.request.Request(world.url + "/metrics", headers={"Authorization": "Bearer " + world.token})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        told = set(re.findall(r"^# TYPE (\w+)", answer.read().decode(), re.M))
+    with open(os.path.join(ROOT, "docs", "OPERATIONS.md")) as f:
+        section = f.read().split("\n## Monitoring\n")[1].split("\n## ")[0]
+    known = set(re.findall(r"\b(photon_\w+)", section))
+    with open(os.path.join(ROOT, "server", "api_misc.c")) as f:
+        possible = set(re.findall(r'\{"(photon_\w+)", "', f.read())) | told
+    assert len(told) > 6 and known == possible, known ^ possible
 
 
 def a_wrong_command_line_is_2(world):
@@ -127,7 +140,8 @@ def a_silo_does_not_spin_at_barriers(world):
     assert len(found) == 1 and found[0] != "0", found  # a person's choice stands
 
 
-TESTS = [help_names_the_codes_of_the_manual, the_spec_of_the_manual_is_accepted, a_wrong_command_line_is_2,
+TESTS = [help_names_the_codes_of_the_manual, the_spec_of_the_manual_is_accepted,
+         the_metrics_of_the_manual_are_all, a_wrong_command_line_is_2,
          a_wrong_file_or_setting_is_3, a_token_that_is_not_good_is_4, no_server_is_4_and_no_database_75,
          what_is_not_there_is_1, no_usable_device_is_7, a_silo_does_not_spin_at_barriers]
 

@@ -2,6 +2,7 @@
 #include <new>
 
 #include "kernels/cuda/cuda.cuh"
+#include "kernels/cuda/pins.cuh"
 
 void cuda_fail(struct cuda *c, const char *why)
 {
@@ -179,6 +180,7 @@ static const char *look_at_device(struct cuda *c)
         (void)cudaStreamDestroy(c->stream);
         return "the GPU is older than compute capability 8.0";
     }
+    pins_open(c);
     // The context, the libraries' own memory and working space live in the rest.
     const size_t reserve = (size_t)768 << 20;
     c->memory = (int64_t)(total > 2 * reserve ? total - total / 32 - reserve : total / 2);

@@ -32,6 +32,8 @@ struct cuda {
     void *scratch;
     size_t scratch_size;
     struct lt *lt;
+    const char *pins;  /* file of choices, or NULL: pins.cuh */
+    char machine[320]; /* what they are valid for */
 };
 
 static inline struct cuda *cuda_of(struct backend *be)
@@ -78,6 +80,9 @@ static void cuda_launch(struct cuda *c, void (*kernel)(P...), dim3 grid, dim3 bl
 #endif
     cuda_check(c, cudaGetLastError());
 }
+
+/* Random numbers up to `most` in size: random.cu */
+void cuda_fill(struct cuda *c, void *p, enum dtype t, int64_t n, float most);
 
 /* ---- the ops; kernels/backend.h is their manual ---- */
 

@@ -12,25 +12,21 @@
  * stay fp32. What is slow, descriptors and the choice of an algorithm, is done once per product and
  * kept. The same algorithm on the same device gives the same bits.
  *
- * The algorithm is the first that cuBLASLt proposes. With PHOTON_CUDA_ALGOS set to the name of a
- * file, plan_gemm() times the first sixteen on random operands instead, and the winner is noted in
- * the file and used from then on: timing again could choose another, and with it other bits, so
- * the file belongs to a silo's state.
+ * The algorithm is the first that cuBLASLt proposes. Where there is a file of choices (pins.cuh),
+ * plan_gemm() times the first sixteen on random operands instead, and the winner is noted and used
+ * from then on.
  */
 #include <cublasLt.h>
-#include <fcntl.h>
+#include <math.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
-#include <unistd.h>
 
 #include <new>
 
 #include "kernels/cuda/cuda.cuh"
-#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/pins.cuh"
 
-enum { CANDIDATES = 16, TIMINGS = 5, LINE = 1024 };
+enum { CANDIDATES = 16, TIMINGS = 5 };
 
 static const size_t WORKSPACE = (size_t)32 << 20;
 static const size_t FLUSH = (size_t)128 << 20; // more than any L2 holds today
@@ -49,8 +45,6 @@ struct lt {
     cublasLtHandle_t handle;
     void *workspace;
     struct plan *plans;
-    const char *file;  /* of tuned algorithms, or NULL */
-    char machine[320]; /* what they are valid for */
 };
 
 // ---- opening ----------------------------------------------------------------------------------
@@ -72,23 +66,6 @@ const char *lt_open(struct cuda *c)
         (void)cudaGetLastError();
         lt_close(c);
         return "out of device memory";
-    }
-    lt->file = getenv("PHOTON_CUDA_ALGOS");
-    if (lt->file && !*lt->file) {
-        lt->file = nullptr;
-    }
-    struct cudaDeviceProp prop;
-    int driver = 0;
-    if (cudaGetDeviceProperties(&prop, 0) != cudaSuccess ||
-        cudaDriverGetVersion(&driver) != cudaSuccess) {
-        (void)cudaGetLastError();
-        lt->file = nullptr; // unknown machine: nothing to note
-    } else {
-        (void)snprintf(lt->machine, sizeof(lt->machine), "%s/%d/%zu", prop.name, driver,
-                       cublasLtGetVersion());
-        for (char *p = lt->machine; *p; p++) {
-            *p = *p == ' ' ? '_' : *p;
-        }
     }
     return nullptr;
 }
@@ -238,29 +215,6 @@ static cublasStatus_t multiply(struct cuda *c, const struct plan *p,
                           p->d, algo, c->lt->workspace, WORKSPACE, c->stream);
 }
 
-/* Numbers of both signs and of many sizes: zeros would draw less power, and so run faster. */
-template <typename T> static __global__ void fill_random(T *p, int64_t n)
-{
-    int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < n) {
-        uint32_t x = (uint32_t)i * 2654435761u + 12345u;
-        x ^= x >> 15;
-        x *= 2246822519u;
-        x ^= x >> 13;
-        p[i] = narrow<T>((float)(int32_t)x * 4.656612873e-10f);
-    }
-}
-
-static void fill(struct cuda *c, void *p, enum dtype t, int64_t n)
-{
-    const int THREADS = 256;
-    if (t == DTYPE_BF16) {
-        cuda_launch(c, fill_random<bf16>, cuda_blocks(n, THREADS), THREADS, 0, (bf16 *)p, n);
-    } else {
-        cuda_launch(c, fill_random<float>, cuda_blocks(n, THREADS), THREADS, 0, (float *)p, n);
-    }
-}
-
 /* The fastest of several runs, each with a cold L2. */
 static float time_one(struct cuda *c, const struct plan *p, const cublasLtMatmulAlgo_t *algo,
                       void *const memory[4], cudaEvent_t begin, cudaEvent_t end)
@@ -297,7 +251,7 @@ static int fastest(struct cuda *c, struct plan *p, const cublasLtMatmulHeuristic
     for (int i = 0; i < 3 && room; i++) {
         room = cudaMalloc(&memory[i], (size_t)sizes[i] * dtype_size(types[i])) == cudaSuccess;
         if (room) {
-            fill(c, memory[i], types[i], sizes[i]);
+            cuda_fill(c, memory[i], types[i], sizes[i], 1.0f);
         }
     }
     cudaEvent_t begin = nullptr;
@@ -328,69 +282,55 @@ static int fastest(struct cuda *c, struct plan *p, const cublasLtMatmulHeuristic
     return best;
 }
 
-// ---- the file of algorithms: one line each, "machine product hex"
-// ---------------------------------
+// ---- noted choices ----------------------------------------------------------------------------
 
-static void name_product(char out[LINE], const struct lt *lt, const struct plan *p)
+static void name_product(char out[PIN_LINE], const struct cuda *c, const struct plan *p)
 {
     const struct gemm *g = &p->g;
-    (void)snprintf(out, LINE, "%s %d:%d:%d:%d:%d:%lld:%lld:%lld:%d ", lt->machine, (int)g->use,
-                   (int)g->a_type, g->bias, g->accumulate, g->out_f32, (long long)g->M,
-                   (long long)g->N, (long long)g->K, p->align);
+    (void)snprintf(out, PIN_LINE, "%s/%zu %d:%d:%d:%d:%d:%lld:%lld:%lld:%d", c->machine,
+                   cublasLtGetVersion(), (int)g->use, (int)g->a_type, g->bias, g->accumulate,
+                   g->out_f32, (long long)g->M, (long long)g->N, (long long)g->K, p->align);
 }
 
 static bool algo_read(FILE *f, const char *name, cublasLtMatmulAlgo_t *algo)
 {
-    char line[LINE];
-    size_t len = strlen(name);
-    rewind(f);
-    while (fgets(line, sizeof(line), f)) {
-        if (strncmp(line, name, len) != 0) {
-            continue;
-        }
-        const char *hex = line + len;
-        unsigned char bytes[sizeof(*algo)];
-        size_t i = 0;
-        for (unsigned v; i < sizeof(bytes) && sscanf(hex + 2 * i, "%2x", &v) == 1; i++) {
-            bytes[i] = (unsigned char)v;
-        }
-        if (i == sizeof(bytes)) {
-            memcpy(algo, bytes, sizeof(bytes));
-            return true;
-        }
+    char hex[PIN_LINE];
+    unsigned char bytes[sizeof(*algo)];
+    if (!pins_find(f, name, hex)) {
+        return false;
     }
-    return false;
+    size_t i = 0;
+    for (unsigned v; i < sizeof(bytes) && sscanf(hex + 2 * i, "%2x", &v) == 1; i++) {
+        bytes[i] = (unsigned char)v;
+    }
+    if (i < sizeof(bytes)) {
+        return false;
+    }
+    memcpy(algo, bytes, sizeof(bytes));
+    return true;
 }
 
 static void algo_write(FILE *f, const char *name, const cublasLtMatmulAlgo_t *algo)
 {
     unsigned char bytes[sizeof(*algo)];
+    char hex[2 * sizeof(bytes) + 1];
     memcpy(bytes, algo, sizeof(bytes));
-    (void)fseek(f, 0, SEEK_END);
-    (void)fputs(name, f);
-    for (unsigned char b : bytes) {
-        (void)fprintf(f, "%02x", b);
+    for (size_t i = 0; i < sizeof(bytes); i++) {
+        (void)snprintf(hex + 2 * i, 3, "%02x", bytes[i]);
     }
-    (void)fputc('\n', f);
-    (void)fflush(f);
+    pins_note(f, name, hex);
 }
 
-/* The noted algorithm, or the fastest now, noted. The lock makes processes that race agree. */
+/* The noted algorithm, or the fastest now, noted. */
 static void choose_by_file(struct cuda *c, struct plan *p,
                            const cublasLtMatmulHeuristicResult_t *found, int count)
 {
-    int fd = open(c->lt->file, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-    FILE *f = fd >= 0 ? fdopen(fd, "r+") : nullptr;
+    FILE *f = pins_lock(c);
     if (!f) {
-        if (fd >= 0) {
-            (void)close(fd);
-        }
-        cuda_fail(c, "the file named by PHOTON_CUDA_ALGOS cannot be opened");
         return;
     }
-    char name[LINE];
-    name_product(name, c->lt, p);
-    (void)flock(fd, LOCK_EX);
+    char name[PIN_LINE];
+    name_product(name, c, p);
     cublasLtMatmulAlgo_t noted;
     cublasLtMatmulHeuristicResult_t checked;
     if (algo_read(f, name, &noted) &&
@@ -402,7 +342,7 @@ static void choose_by_file(struct cuda *c, struct plan *p,
         p->algo = found[fastest(c, p, found, count)].algo;
         algo_write(f, name, &p->algo);
     }
-    (void)fclose(f); // and unlocks
+    pins_unlock(f);
 }
 
 // ---- preparing and doing ------------------------------------------------------------------------
@@ -444,11 +384,11 @@ static struct plan *prepare(struct cuda *c, const struct gemm *g, int align)
     cublasLtMatmulHeuristicResult_t found[CANDIDATES];
     // The heuristic looks at the bias's address: any that is aligned like the real one.
     bool good = describe(p) && set_bias(p, (const char *)c->lt->workspace + align % 256);
-    int count = good ? candidates(c, p, found, c->lt->file ? (int)CANDIDATES : 1) : 0;
+    int count = good ? candidates(c, p, found, c->pins ? (int)CANDIDATES : 1) : 0;
     if (count > 0) {
         p->usable = true;
         p->algo = found[0].algo;
-        if (c->lt->file && align == 256) {
+        if (c->pins && align == 256) {
             choose_by_file(c, p, found, count);
         }
     }

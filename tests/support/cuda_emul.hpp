@@ -52,6 +52,10 @@ enum { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaStreamNonBlocking };
 enum { cudaFuncAttributeMaxDynamicSharedMemorySize };
 enum { cudaDevAttrComputeCapabilityMajor, cudaDevAttrMaxSharedMemoryPerBlockOptin };
 
+struct cudaDeviceProp {
+    char name[256];
+};
+
 cudaError_t cudaMalloc(void **p, size_t size);
 cudaError_t cudaFree(void *p);
 cudaError_t cudaMemsetAsync(void *p, int value, size_t size, cudaStream_t s);
@@ -63,6 +67,8 @@ cudaError_t cudaGetLastError();
 cudaError_t cudaGetDeviceCount(int *n);
 cudaError_t cudaDeviceGetAttribute(int *value, int attr, int device);
 cudaError_t cudaSetDevice(int device);
+cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *prop, int device);
+cudaError_t cudaDriverGetVersion(int *version);
 cudaError_t cudaMemGetInfo(size_t *free_now, size_t *total);
 cudaError_t cudaFuncSetAttribute(const void *kernel, int attr, int value);
 const char *cudaGetErrorString(cudaError_t err);

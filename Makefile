@@ -84,9 +84,11 @@ CFLAGS  = $(BASE) $(OPT) $(WARN) $(if $(WERROR),-Werror) $(INC)
 LDFLAGS = $(filter -fsanitize% --coverage,$(OPT)) -Wl,-rpath,'$$ORIGIN/../lib:$$ORIGIN/../../lib'
 # Machine code for each of $(SM), and PTX of the last for the GPUs that come after. Never
 # --use_fast_math. The step has the CPU's bits: no fused multiply-add. A kernel on tensor cores
-# that spills registers is no faster than one without: that is an error.
-NVCCFLAGS := -O3 -std=c++20 -I. -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra$(if $(WERROR),$(comma)-Werror) \
-             $(foreach s,$(SM),-gencode arch=compute_$(s),code=sm_$(s)) \
+# that spills registers is no faster than one without: that is an error, and so is what ptxas only
+# notes, products of a warpgroup that wait where nobody asked them to (C75..). Hopper's own
+# instructions are machine code for it alone; attn_op.cu asks the device before it goes there.
+NVCCFLAGS := -O3 -std=c++20 -I. -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra$(if $(WERROR),$(comma)-Werror)
+NVARCH    := $(foreach s,$(SM),-gencode arch=compute_$(s),code=sm_$(s)) \
              -gencode arch=compute_$(lastword $(SM)),code=compute_$(lastword $(SM))
 
 LIBS_engine := $(if $(filter 1,$(DNNL)),-ldnnl) $(OPENMP) -ldl -lm -lpthread
@@ -109,7 +111,7 @@ SERVER  := $(filter-out server/main.c,$(wildcard server/*.c))
 PLUGIN  := $(if $(filter 1,$(CUDA)),$(if $(wildcard kernels/cuda/*.cu),$(B)/lib/photon-cuda.so))
 
 # The CUDA kernels run on the host too, emulated by fibers, of which sanitizers know nothing.
-EMULATED     := $(if $(CXX_FOUND),$(if $(filter release debug,$(VARIANT)),$(B)/tests/kernels/test_cuda_emulated))
+EMULATED     := $(if $(CXX_FOUND),$(if $(filter release debug,$(VARIANT)),$(patsubst %,$(B)/tests/kernels/test_%_emulated,cuda wgmma)))
 ENGINE_TESTS := $(filter-out %_emulated,$(patsubst %.c,$(B)/%,$(wildcard tests/kernels/test_*.c))) $(EMULATED)
 UNIT_TESTS   := $(patsubst %.c,$(B)/%,$(wildcard tests/unit/test_*.c))
 FAULT_TESTS  := $(patsubst %.c,$(B)/%,$(wildcard tests/fault/test_*.c))
@@ -130,7 +132,7 @@ stamp = mkdir -p $(@D) && { echo '$(1)' | cmp -s - $@ || echo '$(1)' > $@; }
 $(B)/flags: FORCE
 	@$(call stamp,$(CC) $(CFLAGS) $(DNNL))
 $(B)/nvflags: FORCE
-	@$(call stamp,$(NVCC) $(NVCCFLAGS))
+	@$(call stamp,$(NVCC) $(NVCCFLAGS) $(NVARCH))
 FORCE:
 
 # Without OpenMP's pragmas the engine still gives the same bits, on one thread.
@@ -150,11 +152,14 @@ $(B)/server/api_misc.c.o: CFLAGS += -DPHOTON_COMMIT='"$(COMMIT)"'
 $(B)/server/openapi.c.o: docs/openapi.json
 
 $(B)/kernels/cuda/step.cu.o: NVCCFLAGS += -fmad=false
-$(B)/kernels/cuda/attn.cu.o: NVCCFLAGS += -Xptxas -Werror,-warn-spills,-warn-lmem-usage
+HOPPER := $(call objs,$(wildcard kernels/cuda/attn_wgmma*.cu))
+$(HOPPER) $(B)/kernels/cuda/attn.cu.o: NVCCFLAGS += -Xptxas -Werror,-warn-spills,-warn-lmem-usage
+$(HOPPER): NVARCH := -gencode arch=compute_90a,code=sm_90a
 $(B)/%.cu.o: %.cu $(B)/nvflags
 	@mkdir -p $(@D)
 	$(if $(V),,@echo '  NVCC $<')
-	$(Q)$(NVCC) $(NVCCFLAGS) -MMD -MP -MF $(@:.o=.d) -c $< -o $@
+	$(Q)$(NVCC) $(NVCCFLAGS) $(NVARCH) -MMD -MP -MF $(@:.o=.d) -c $< -o $@ 2>$(@:.o=.notes) || { cat $(@:.o=.notes) >&2; exit 1; }
+	@cat $(@:.o=.notes) >&2; ! grep -q '(C75' $(@:.o=.notes) || { rm -f $@; exit 1; }
 
 $(B)/lib/photon-cuda.so: $(call objs,$(wildcard kernels/cuda/*.cu))
 	@mkdir -p $(@D)
@@ -163,7 +168,7 @@ $(B)/lib/photon-cuda.so: $(call objs,$(wildcard kernels/cuda/*.cu))
 
 EMULFLAGS := -std=c++20 -O2 -g -U_FORTIFY_SOURCE -ffp-contract=off -fno-strict-aliasing -I. -Wall -Wextra \
              -Wno-unknown-pragmas $(if $(WERROR),-Werror) -include tests/support/cuda_emul.hpp -x c++
-EMUL_OBJS := $(patsubst %,$(B)/emulated/%.o,$(filter-out %/gemm_lt.cu,$(wildcard kernels/cuda/*.cu)) tests/support/cuda_emul.cpp)
+EMUL_OBJS := $(patsubst %,$(B)/emulated/%.o,$(filter-out %/gemm_lt.cu,$(wildcard kernels/cuda/*.cu)) $(wildcard tests/support/cuda_emul*.cpp))
 $(EMUL_OBJS): $(B)/emulated/%.o: %
 	@mkdir -p $(@D)
 	$(if $(V),,@echo '  CXX  $<')

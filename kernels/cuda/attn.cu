@@ -102,25 +102,6 @@ static __device__ __forceinline__ void add_product(float acc[D / 8][4], const fl
     }
 }
 
-/* Two neighbouring elements of a row, rounded. */
-static __device__ __forceinline__ void put2(bf16 *p, float lo, float hi)
-{
-    *reinterpret_cast<uint32_t *>(p) = narrow2(lo, hi);
-}
-
-/* Over the four lanes of a row. */
-static __device__ __forceinline__ float quad_sum(float v)
-{
-    v += __shfl_xor_sync(ALL_LANES, v, 1);
-    return v + __shfl_xor_sync(ALL_LANES, v, 2);
-}
-
-static __device__ __forceinline__ float quad_max(float v)
-{
-    v = fmaxf(v, __shfl_xor_sync(ALL_LANES, v, 1));
-    return fmaxf(v, __shfl_xor_sync(ALL_LANES, v, 2));
-}
-
 // ---- forward ----------------------------------------------------------------------------------
 
 /*

@@ -86,6 +86,25 @@ static __device__ __forceinline__ bool attn_skips(const struct attn &x, int64_t 
     return attn_can_skip(q[i], k[j], k[i], x.scale, slope, (float)((i - j - 1) * NORM_ROWS + 1));
 }
 
+/* Two neighbouring elements of a row, rounded. */
+static __device__ __forceinline__ void put2(bf16 *p, float lo, float hi)
+{
+    *reinterpret_cast<uint32_t *>(p) = narrow2(lo, hi);
+}
+
+/* Over the four lanes of a row. */
+static __device__ __forceinline__ float quad_sum(float v)
+{
+    v += __shfl_xor_sync(ALL_LANES, v, 1);
+    return v + __shfl_xor_sync(ALL_LANES, v, 2);
+}
+
+static __device__ __forceinline__ float quad_max(float v)
+{
+    v = fmaxf(v, __shfl_xor_sync(ALL_LANES, v, 1));
+    return fmaxf(v, __shfl_xor_sync(ALL_LANES, v, 2));
+}
+
 /* norms (B, H, 2, tiles): the largest norm of each tile's rows of q, then of k. */
 void attn_norms(struct cuda *c, float *norms, const void *qkv, const struct attn &x, int64_t B);
 
@@ -93,10 +112,24 @@ void attn_norms(struct cuda *c, float *norms, const void *qkv, const struct attn
 void attn_delta(struct cuda *c, enum dtype at, float *delta, const void *o, const void *dout,
                 const struct attn &x, int64_t B);
 
+/* Any dtype and D: attn_any.cu */
+void attn_fwd_plain(struct cuda *c, enum dtype at, void *o, void *lse, const void *qkv,
+                    const struct attn &x, int64_t B);
+void attn_bwd_plain(struct cuda *c, enum dtype at, void *dqkv, const void *qkv, const void *dout,
+                    const void *lse, const float *delta, const struct attn &x, int64_t B);
+
 /* bf16 with D = 64 or 128, by tensor cores: attn.cu */
 void attn_fwd_tiled(struct cuda *c, void *o, float *lse, const void *qkv, const struct attn &x,
                     int64_t B);
 void attn_bwd_tiled(struct cuda *c, void *dqkv, const void *qkv, const void *dout, const float *lse,
                     const float *delta, const struct attn &x, int64_t B);
+
+/* The same on Hopper: attn_wgmma.cu, attn_wgmma_bwd.cu */
+void attn_fwd_ring(struct cuda *c, void *o, float *lse, const void *qkv, const struct attn &x,
+                   int64_t B);
+void attn_bwd_ring(struct cuda *c, void *dqkv, const void *qkv, const void *o, const void *dout,
+                   const float *lse, float *terms, const struct attn &x, int64_t B);
+/* Bytes of `terms`, working space on a multiple of 16. */
+size_t attn_terms_size(const struct attn &x, int64_t B);
 
 #endif

@@ -1,6 +1,6 @@
 /*
  * Attention for any dtype and head size, plainly: a block per row, keys or queries a chunk at a
- * time, one thread each. And the door to the tiled kernels, which do bf16 heads of 64 and 128.
+ * time, one thread each.
  */
 #include "kernels/cuda/attn.cuh"
 
@@ -258,69 +258,20 @@ static void bwd_any(struct cuda *c, void *dqkv, const void *qkv, const void *dou
                 (const T *)dout, (const float *)lse, delta, x);
 }
 
-static struct attn describe(const float *slopes, int64_t T, int64_t H, int64_t D)
+void attn_fwd_plain(struct cuda *c, enum dtype at, void *o, void *lse, const void *qkv,
+                    const struct attn &x, int64_t B)
 {
-    return {.T = T,
-            .H = H,
-            .D = D,
-            .tiles = T,
-            .slopes = slopes,
-            .norms = nullptr,
-            .scale = (float)(1.0 / sqrt((double)D))};
-}
-
-/* Tiles move 16 bytes at a time. */
-static bool tiled(enum dtype at, int64_t D, const void *qkv, const void *o)
-{
-    return at == DTYPE_BF16 && (D == 64 || D == 128) && moves_wide<bf16>(D, qkv, o);
-}
-
-static size_t norms_size(const struct attn &x, int64_t B)
-{
-    return (size_t)(B * x.H * 2 * attn_norm_tiles(x)) * sizeof(float);
-}
-
-void cuda_attn_fwd(struct backend *be, enum dtype at, void *o, void *lse, const void *qkv,
-                   const float *slopes, int64_t B, int64_t T, int64_t H, int64_t D)
-{
-    struct cuda *c = cuda_of(be);
-    struct attn x = describe(slopes, T, H, D);
-    if (tiled(at, D, qkv, o)) {
-        if (slopes) {
-            float *norms = (float *)cuda_scratch(c, norms_size(x, B));
-            if (!norms) {
-                return;
-            }
-            attn_norms(c, norms, qkv, x, B);
-            x.norms = norms;
-        }
-        attn_fwd_tiled(c, o, (float *)lse, qkv, x, B);
-    } else if (at == DTYPE_BF16) {
+    if (at == DTYPE_BF16) {
         fwd_any<bf16>(c, o, lse, qkv, x, B);
     } else {
         fwd_any<float>(c, o, lse, qkv, x, B);
     }
 }
 
-void cuda_attn_bwd(struct backend *be, enum dtype at, void *dqkv, const void *qkv, const void *o,
-                   const void *dout, const void *lse, const float *slopes, int64_t B, int64_t T,
-                   int64_t H, int64_t D)
+void attn_bwd_plain(struct cuda *c, enum dtype at, void *dqkv, const void *qkv, const void *dout,
+                    const void *lse, const float *delta, const struct attn &x, int64_t B)
 {
-    struct cuda *c = cuda_of(be);
-    struct attn x = describe(slopes, T, H, D);
-    float *norms = (float *)cuda_scratch(c, norms_size(x, B) + (size_t)(B * H * T) * sizeof(float));
-    if (!norms) {
-        return;
-    }
-    float *delta = norms + norms_size(x, B) / sizeof(float);
-    attn_delta(c, at, delta, o, dout, x, B);
-    if (tiled(at, D, qkv, dout) && moves_wide<bf16>(D, dqkv)) {
-        if (slopes) {
-            attn_norms(c, norms, qkv, x, B);
-            x.norms = norms;
-        }
-        attn_bwd_tiled(c, dqkv, qkv, dout, (const float *)lse, delta, x, B);
-    } else if (at == DTYPE_BF16) {
+    if (at == DTYPE_BF16) {
         bwd_any<bf16>(c, dqkv, qkv, dout, lse, delta, x, B);
     } else {
         bwd_any<float>(c, dqkv, qkv, dout, lse, delta, x, B);

@@ -157,11 +157,15 @@ static const struct backend_ops CUDA_OPS = {
 static const char *look_at_device(struct cuda *c)
 {
     int major = 0;
+    int minor = 0;
     size_t free_now = 0;
     size_t total = 0;
     cudaError_t err = cudaSetDevice(c->device);
     if (err == cudaSuccess) {
         err = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, c->device);
+    }
+    if (err == cudaSuccess) {
+        err = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, c->device);
     }
     if (err == cudaSuccess) {
         err = cudaDeviceGetAttribute(&c->shared_max, cudaDevAttrMaxSharedMemoryPerBlockOptin,
@@ -180,6 +184,7 @@ static const char *look_at_device(struct cuda *c)
         (void)cudaStreamDestroy(c->stream);
         return "the GPU is older than compute capability 8.0";
     }
+    c->capability = 10 * major + minor;
     pins_open(c);
     // The context, the libraries' own memory and working space live in the rest.
     const size_t reserve = (size_t)768 << 20;
@@ -210,7 +215,8 @@ extern "C" __attribute__((visibility("default"))) struct backend *photon_backend
     c->device = device;
     const char *text = look_at_device(c);
     if (!text) {
-        text = lt_open(c);
+        text = attn_open(c);
+        text = text ? text : lt_open(c);
         if (text) {
             (void)cudaStreamDestroy(c->stream);
         }

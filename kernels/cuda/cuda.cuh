@@ -19,6 +19,9 @@
 
 #include "kernels/backend.h"
 
+/* Which attention was asked for (attn_op.cu), and what a head size takes. */
+enum attn_kind { ATTN_OPEN = 0, ATTN_MMA, ATTN_WGMMA, ATTN_UNTRIED };
+
 struct lt; /* cuBLASLt's handle and the products prepared so far: gemm_lt.cu */
 
 struct cuda {
@@ -32,8 +35,11 @@ struct cuda {
     void *scratch;
     size_t scratch_size;
     struct lt *lt;
+    int capability;    /* 90 is 9.0 */
     const char *pins;  /* file of choices, or NULL: pins.cuh */
     char machine[320]; /* what they are valid for */
+    enum attn_kind attn_wish;
+    enum attn_kind attn[2]; /* of heads of 64 and of 128 */
 };
 
 static inline struct cuda *cuda_of(struct backend *be)
@@ -83,6 +89,9 @@ static void cuda_launch(struct cuda *c, void (*kernel)(P...), dim3 grid, dim3 bl
 
 /* Random numbers up to `most` in size: random.cu */
 void cuda_fill(struct cuda *c, void *p, enum dtype t, int64_t n, float most);
+
+/* What PHOTON_CUDA_ATTN asks for. NULL, or why it cannot be had. */
+const char *attn_open(struct cuda *c);
 
 /* ---- the ops; kernels/backend.h is their manual ---- */
 

@@ -248,3 +248,23 @@ mutant 'rig: no fence at publish' server/round.c \
 mutant 'rig: a silo notes an acceptance that it was not told' client/agent_upload.c \
     's/^        TRY(run_state_upload(s->rs, id, e));/&\n        TRY(acks_note(s->a->config->state_dir, id, s->rs->j.sha256, "run", s->rs->j.key.round, e));/' \
     tests/rig 'kills --server 25 --client 40 --database 0 --stops 5 --seed 1'
+
+# ---- attention on Hopper, emulated ----
+mutant 'the next panel is sought behind the next row' kernels/cuda/attn_ring.h \
+    's/(uint32_t)(rows \* PANEL_ROW),$/(uint32_t)PANEL_ROW,/' tests/kernels/test_attn_ring
+mutant 'a slot is written again before it was read' kernels/cuda/attn_ring.h \
+    's/(n \/ stages \& 1) ^ 1/n \/ stages \& 1/' tests/kernels/test_attn_ring
+mutant 'a last turn is given to nobody' kernels/cuda/attn_ring.h \
+    's/return who == 0 || !last;/return true;/' tests/kernels/test_attn_ring
+mutant 'a tile of k is given back while it is multiplied' kernels/cuda/attn_wgmma.cu \
+    's/wgmma_wait<1>();/ring_release(rings.k, n + 1); wgmma_wait<1>();/; s/^        ring_release(rings.k, n + 1);//' \
+    tests/kernels/test_wgmma_emulated
+mutant 'probabilities change while they are multiplied' kernels/cuda/attn_wgmma_bwd.cu \
+    's/wgmma_wait<2>();/wgmma_wait<3>();/; s/^        if (n > 0) {/        if (false) {/' \
+    tests/kernels/test_wgmma_emulated
+mutant 'a copy brings more than its barrier expects' kernels/cuda/attn_wgmma_bwd.cu \
+    's/2 \* S::TILE + TERMS_BYTES/2 * S::TILE/' tests/kernels/test_wgmma_emulated
+mutant 'a trial is noted as passed before it is' kernels/cuda/attn_op.cu \
+    's/pins_note(f, name, "mma")/pins_note(f, name, "wgmma")/' tests/kernels/test_wgmma_emulated
+mutant 'who asks for nothing gets a trial' kernels/cuda/attn_op.cu \
+    's/kind == ATTN_MMA \&\& c->attn_wish == ATTN_WGMMA/kind == ATTN_MMA/' tests/kernels/test_wgmma_emulated

@@ -1,4 +1,4 @@
-#include "tests/support/cuda_emul.hpp"
+#include "tests/support/cuda_emul_int.hpp"
 
 #include <setjmp.h>
 #include <stdio.h>
@@ -14,7 +14,7 @@
 
 dim3 threadIdx, blockIdx, blockDim, gridDim;
 
-static void stop(const char *why)
+void emul_stop(const char *why)
 {
     (void)fprintf(stderr, "cuda_emul: %s (block %u,%u thread %u,%u)\n", why, blockIdx.x, blockIdx.y,
                   threadIdx.x, threadIdx.y);
@@ -55,7 +55,7 @@ cudaError_t cudaFree(void *p)
     if (p) {
         auto it = mappings.find(p);
         if (it == mappings.end()) {
-            stop("freed what was not allocated");
+            emul_stop("freed what was not allocated");
         }
         (void)munmap(it->second.base, it->second.size);
         mappings.erase(it);
@@ -106,9 +106,18 @@ cudaError_t cudaGetDeviceCount(int *n)
     return cudaSuccess;
 }
 
+static int capability = 90;
+
+void emul_capability(int c)
+{
+    capability = c;
+}
+
 cudaError_t cudaDeviceGetAttribute(int *value, int attr, int)
 {
-    *value = attr == cudaDevAttrComputeCapabilityMajor ? 9 : 227 * 1024;
+    *value = attr == cudaDevAttrComputeCapabilityMajor   ? capability / 10
+             : attr == cudaDevAttrComputeCapabilityMinor ? capability % 10
+                                                         : 227 * 1024;
     return cudaSuccess;
 }
 
@@ -135,6 +144,12 @@ cudaError_t cudaMemGetInfo(size_t *free_now, size_t *total)
     return cudaSuccess;
 }
 
+cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes *out, const void *)
+{
+    out->numRegs = 168; // what nvcc says of the kernels that ask
+    return cudaSuccess;
+}
+
 cudaError_t cudaFuncSetAttribute(const void *, int, int)
 {
     return cudaSuccess;
@@ -147,7 +162,7 @@ const char *cudaGetErrorString(cudaError_t)
 
 // ---- fibers -----------------------------------------------------------------------------------
 
-enum { THREADS_MAX = 1024, STACK = 96 * 1024, SLOT = 32 };
+enum { STACK = 96 * 1024 };
 
 /* One lane's copy, not delivered yet. */
 struct copy {
@@ -168,16 +183,16 @@ struct fiber {
 struct meeting {
     unsigned alive, arrived, generation;
     int kind;
-    unsigned char slots[2][32][SLOT]; /* of a warp: what each lane brought, this time and last */
+    unsigned char slots[2][32][EMUL_SLOT]; /* of a warp: what each lane brought, this time and last */
 };
 
-static fiber fibers[THREADS_MAX];
-static meeting warps[THREADS_MAX / 32];
+static fiber fibers[EMUL_THREADS];
+static meeting warps[EMUL_THREADS / 32];
 static meeting block_meeting;
 static unsigned char *stacks;
 static unsigned char *shared_memory;
-static unsigned current;
-static uint64_t progress;
+unsigned emul_current;
+uint64_t emul_progress;
 static jmp_buf scheduler;
 static ucontext_t scheduler_context;
 static const std::function<void()> *body;
@@ -187,9 +202,9 @@ unsigned char *emul_shared()
     return shared_memory;
 }
 
-static void yield()
+void emul_yield()
 {
-    if (_setjmp(fibers[current].back) == 0) {
+    if (_setjmp(fibers[emul_current].back) == 0) {
         _longjmp(scheduler, 1);
     }
 }
@@ -198,7 +213,7 @@ static void complete(meeting *m)
 {
     m->arrived = 0;
     m->generation++;
-    progress++;
+    emul_progress++;
 }
 
 /* Wait for all who are still alive. */
@@ -207,7 +222,7 @@ static void meet(meeting *m, int kind)
     if (m->arrived == 0) {
         m->kind = kind;
     } else if (m->kind != kind) {
-        stop("lanes of a warp are at different collectives");
+        emul_stop("lanes of a warp are at different collectives");
     }
     unsigned mine = m->generation;
     m->arrived++;
@@ -216,7 +231,7 @@ static void meet(meeting *m, int kind)
         return;
     }
     while (m->generation == mine) {
-        yield();
+        emul_yield();
     }
 }
 
@@ -231,17 +246,17 @@ static void leave(meeting *m)
 static void run_fiber()
 {
     (*body)();
-    fiber *f = &fibers[current];
+    fiber *f = &fibers[emul_current];
     f->done = true;
-    progress++;
-    leave(&warps[current / 32]);
+    emul_progress++;
+    leave(&warps[emul_current / 32]);
     leave(&block_meeting);
     _longjmp(scheduler, 1);
 }
 
 static void resume(unsigned n)
 {
-    current = n;
+    emul_current = n;
     threadIdx = dim3(n % blockDim.x, n / blockDim.x % blockDim.y, n / blockDim.x / blockDim.y);
     if (_setjmp(scheduler) == 0) {
         fiber *f = &fibers[n];
@@ -256,6 +271,7 @@ static void resume(unsigned n)
 static void run_block(unsigned threads, size_t shared)
 {
     memset(shared_memory, 0xff, shared);
+    emul_block_begins();
     block_meeting.alive = threads;
     block_meeting.arrived = 0;
     for (unsigned w = 0; w * 32 < threads; w++) {
@@ -274,7 +290,7 @@ static void run_block(unsigned threads, size_t shared)
         makecontext(&f->context, run_fiber, 0);
     }
     for (bool left = true; left;) {
-        uint64_t before = progress;
+        uint64_t before = emul_progress;
         left = false;
         for (unsigned n = 0; n < threads; n++) {
             if (!fibers[n].done) {
@@ -282,22 +298,23 @@ static void run_block(unsigned threads, size_t shared)
                 left = left || !fibers[n].done;
             }
         }
-        if (left && progress == before) {
-            stop("threads wait for each other for ever");
+        if (left && emul_progress == before && !emul_deliver()) {
+            emul_stop("threads wait for each other for ever");
         }
     }
+    emul_block_ends();
 }
 
 void emulate_grid(dim3 grid, dim3 block, size_t shared, const std::function<void()> &kernel)
 {
     unsigned threads = block.x * block.y * block.z;
-    if (threads == 0 || threads > THREADS_MAX || shared > 227 * 1024 || grid.y > 65535 ||
+    if (threads == 0 || threads > EMUL_THREADS || shared > 227 * 1024 || grid.y > 65535 ||
         grid.x == 0 || grid.y == 0 || grid.x > 0x7fffffffu) {
         last_error = 9;
         return;
     }
     if (!stacks) {
-        stacks = (unsigned char *)mmap(nullptr, (size_t)THREADS_MAX * STACK, PROT_READ | PROT_WRITE,
+        stacks = (unsigned char *)mmap(nullptr, (size_t)EMUL_THREADS * STACK, PROT_READ | PROT_WRITE,
                                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         shared_memory = (unsigned char *)aligned_alloc(1024, 228 * 1024);
     }
@@ -318,11 +335,11 @@ void __syncthreads()
 }
 
 /* Everyone's value to everyone: the slots, valid until the lane's next exchange but one. */
-static unsigned char (*exchange(const void *value, size_t size, int kind))[SLOT]
+unsigned char (*emul_exchange(const void *value, size_t size, int kind))[EMUL_SLOT]
 {
-    meeting *w = &warps[current / 32];
+    meeting *w = &warps[emul_current / 32];
     unsigned parity = w->generation % 2;
-    memcpy(w->slots[parity][current % 32], value, size);
+    memcpy(w->slots[parity][emul_current % 32], value, size);
     meet(w, kind);
     return w->slots[parity];
 }
@@ -330,10 +347,10 @@ static unsigned char (*exchange(const void *value, size_t size, int kind))[SLOT]
 float __shfl_xor_sync(unsigned mask, float v, int lane_mask)
 {
     if (mask != 0xffffffffu) {
-        stop("a shuffle of less than a warp");
+        emul_stop("a shuffle of less than a warp");
     }
     float other;
-    memcpy(&other, exchange(&v, sizeof(v), 2)[(current % 32) ^ (unsigned)lane_mask], sizeof(other));
+    memcpy(&other, emul_exchange(&v, sizeof(v), 2)[(emul_current % 32) ^ (unsigned)lane_mask], sizeof(other));
     return other;
 }
 
@@ -361,21 +378,21 @@ uint32_t shared_address(const void *p)
 void copy_async(uint32_t shared, const void *global, bool there)
 {
     if (shared % 16 || (uintptr_t)global % 16) {
-        stop("cp.async is not aligned");
+        emul_stop("cp.async is not aligned");
     }
-    fibers[current].open.push_back({shared, global, there});
+    fibers[emul_current].open.push_back({shared, global, there});
 }
 
 void copy_commit()
 {
-    fiber *f = &fibers[current];
+    fiber *f = &fibers[emul_current];
     f->groups.push_back(f->open);
     f->open.clear();
 }
 
 void emul_copy_wait(int left)
 {
-    fiber *f = &fibers[current];
+    fiber *f = &fibers[emul_current];
     while (f->groups.size() > (size_t)left) {
         for (const copy &c : f->groups.front()) {
             static const unsigned char zeros[16] = {};
@@ -386,12 +403,12 @@ void emul_copy_wait(int left)
 }
 
 /* The address of row `row` of matrix m, as the lane that is in charge of it said. */
-static const uint16_t *matrix_row(unsigned char (*slots)[SLOT], unsigned m, unsigned row)
+static const uint16_t *matrix_row(unsigned char (*slots)[EMUL_SLOT], unsigned m, unsigned row)
 {
     uint32_t at;
     memcpy(&at, slots[m * 8 + row], sizeof(at));
     if (at % 16) {
-        stop("ldmatrix is not aligned");
+        emul_stop("ldmatrix is not aligned");
     }
     return (const uint16_t *)(shared_memory + at);
 }
@@ -399,8 +416,8 @@ static const uint16_t *matrix_row(unsigned char (*slots)[SLOT], unsigned m, unsi
 /* PTX manual, ldmatrix: lane l holds elements 2 (l % 4), +1 of row l / 4 of each matrix. */
 void load_matrices(uint32_t r[4], uint32_t row)
 {
-    unsigned lane = current % 32;
-    unsigned char(*slots)[SLOT] = exchange(&row, sizeof(row), 3);
+    unsigned lane = emul_current % 32;
+    unsigned char(*slots)[EMUL_SLOT] = emul_exchange(&row, sizeof(row), 3);
     for (unsigned m = 0; m < 4; m++) {
         const uint16_t *p = matrix_row(slots, m, lane / 4) + 2 * (lane % 4);
         r[m] = (uint32_t)p[0] | (uint32_t)p[1] << 16;
@@ -409,8 +426,8 @@ void load_matrices(uint32_t r[4], uint32_t row)
 
 void load_transposed(uint32_t r[4], uint32_t row)
 {
-    unsigned lane = current % 32;
-    unsigned char(*slots)[SLOT] = exchange(&row, sizeof(row), 4);
+    unsigned lane = emul_current % 32;
+    unsigned char(*slots)[EMUL_SLOT] = emul_exchange(&row, sizeof(row), 4);
     for (unsigned m = 0; m < 4; m++) {
         uint32_t lo = matrix_row(slots, m, 2 * (lane % 4))[lane / 4];
         uint32_t hi = matrix_row(slots, m, 2 * (lane % 4) + 1)[lane / 4];
@@ -434,7 +451,7 @@ static double half_of(const unsigned char *slot, unsigned i)
 void mma(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
 {
     const uint32_t mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
-    unsigned char(*slots)[SLOT] = exchange(mine, sizeof(mine), 5);
+    unsigned char(*slots)[EMUL_SLOT] = emul_exchange(mine, sizeof(mine), 5);
     double A[16][16];
     double B[16][8];
     for (unsigned lane = 0; lane < 32; lane++) {
@@ -448,7 +465,7 @@ void mma(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
             B[2 * t + i % 2 + (i >= 2 ? 8 : 0)][g] = half_of(slots[lane] + 16, i);
         }
     }
-    unsigned lane = current % 32;
+    unsigned lane = emul_current % 32;
     for (unsigned i = 0; i < 4; i++) {
         unsigned row = lane / 4 + (i < 2 ? 0 : 8);
         unsigned column = 2 * (lane % 4) + i % 2;
@@ -458,6 +475,18 @@ void mma(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
         }
         c[i] = (float)((double)c[i] + sum);
     }
+}
+
+void warp_meet()
+{
+    meet(&warps[emul_current / 32], 6);
+}
+
+int same_in_warp(int v)
+{
+    int first;
+    memcpy(&first, emul_exchange(&v, sizeof(v), 7)[0], sizeof(first));
+    return first;
 }
 
 // ---- cuBLASLt, which has no way here ------------------------------------------------------------

@@ -50,10 +50,18 @@ typedef void *cudaStream_t;
 enum { cudaSuccess = 0, cudaErrorMemoryAllocation = 2 };
 enum { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaStreamNonBlocking };
 enum { cudaFuncAttributeMaxDynamicSharedMemorySize };
-enum { cudaDevAttrComputeCapabilityMajor, cudaDevAttrMaxSharedMemoryPerBlockOptin };
+enum {
+    cudaDevAttrComputeCapabilityMajor,
+    cudaDevAttrComputeCapabilityMinor,
+    cudaDevAttrMaxSharedMemoryPerBlockOptin
+};
 
 struct cudaDeviceProp {
     char name[256];
+};
+
+struct cudaFuncAttributes {
+    int numRegs;
 };
 
 cudaError_t cudaMalloc(void **p, size_t size);
@@ -71,6 +79,7 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *prop, int device);
 cudaError_t cudaDriverGetVersion(int *version);
 cudaError_t cudaMemGetInfo(size_t *free_now, size_t *total);
 cudaError_t cudaFuncSetAttribute(const void *kernel, int attr, int value);
+cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes *out, const void *kernel);
 const char *cudaGetErrorString(cudaError_t err);
 
 /* ---- kernels ---- */
@@ -124,5 +133,7 @@ static inline uint32_t float_bits(float f)
     memcpy(&bits, &f, sizeof(bits));
     return bits;
 }
+
+#include "tests/support/cuda_emul_wgmma.hpp"
 
 #endif

@@ -359,6 +359,56 @@ static void memory_is_zeroed_aligned_and_refused_when_it_is_not_there(void)
     CHECK(!op_be->ops->supports(op_be, DTYPE_F64));
 }
 
+static bool attention_repeats(const struct attn_case *k)
+{
+    int64_t n = k->B * k->T * k->H * k->D;
+    float slopes[64];
+    float *dev_slopes = draw_slopes(slopes, k->H);
+    struct pair qkv = draw(k->t, 3 * n, 0, 1, 1);
+    struct pair dout = draw(k->t, n, 0, 1, 2);
+    struct result all[2][3];
+    bool same = true;
+    for (int i = 0; i < 2; i++) {
+        struct result *o = &all[i][0];
+        struct result *lse = &all[i][1];
+        struct result *dqkv = &all[i][2];
+        *o = expect(k->t, n, NULL);
+        *lse = expect(wide(k->t), k->B * k->H * k->T, NULL);
+        *dqkv = expect(k->t, 3 * n, NULL);
+        op_be->ops->attn_fwd(op_be, k->t, o->dev, lse->dev, qkv.dev, dev_slopes, k->B, k->T, k->H,
+                             k->D);
+        op_be->ops->attn_bwd(op_be, k->t, dqkv->dev, qkv.dev, o->dev, dout.dev, lse->dev,
+                             dev_slopes, k->B, k->T, k->H, k->D);
+        for (int r = 0; r < 3; r++) {
+            fetch(&all[i][r]);
+        }
+    }
+    for (int r = 0; r < 3; r++) {
+        struct result *a = &all[0][r];
+        struct result *b = &all[1][r];
+        same = same && memcmp(a->got, b->got, (size_t)a->n * dtype_size(a->t)) == 0;
+        forget(a);
+        forget(b);
+    }
+    drop(&qkv);
+    drop(&dout);
+    release(dev_slopes);
+    return same;
+}
+
+/* Several tiles of each kind, two heads side by side; whoever arrives first must not show. */
+static void attention_gives_the_same_bits_again(void)
+{
+    if (!op_be->ops->supports(op_be, DTYPE_BF16)) {
+        SKIP("no bf16 here");
+    }
+    int64_t T = op_scale > OP_SMALL ? 1500 : 150;
+    for (int64_t D = 64; D <= 128; D += 64) {
+        struct attn_case k = {DTYPE_BF16, 1, T, 2, D, true};
+        CHECK(attention_repeats(&k));
+    }
+}
+
 /* Atomics, tuning and order of arrival must not show. */
 static void the_same_ops_give_the_same_bits_again(void)
 {
@@ -410,10 +460,16 @@ static void the_same_ops_give_the_same_bits_again(void)
     CHECK(same);
 }
 
-void op_parity_step(void)
+void op_parity_attention(void)
 {
     RUN(attention_is_right_forward_and_backward);
     RUN(a_later_token_changes_no_earlier_row);
+    RUN(attention_gives_the_same_bits_again);
+}
+
+void op_parity_step(void)
+{
+    op_parity_attention();
     RUN(losses_and_their_gradients_are_right);
     RUN(an_optimizer_step_has_the_bits_of_the_reference);
     RUN(the_norm_is_summed_by_chunks_and_clips);

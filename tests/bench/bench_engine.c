@@ -2,7 +2,7 @@
  * bench_engine.c - how fast kernels and whole training steps are, against ceilings of the same run.
  *
  *     bench_engine [--device D] [--dtype T] [--threads N] [--size S]... [--seconds S] [--only
- * ops|steps]
+ * ops|steps|attn]
  *
  * First what the machine can do: the matrix products of each model's own shapes by themselves, and
  * copying. Then every op, and steps of the whole trainer. Medians with p10 and p90; one JSON line
@@ -45,6 +45,7 @@ static struct {
     bool size[SIZE_COUNT];
     double seconds;
     bool ops, steps;
+    bool attn; /* of the ops attention alone: for backends that have more than one way to do it */
 } opt = {.device = "cpu", .dtype = "auto", .seconds = 12, .ops = true, .steps = true};
 
 // ---- timing -----------------------------------------------------------------------------------
@@ -441,6 +442,11 @@ static void bench_ops(struct bench_op *b)
     double p = (double)optim_elements(b);
     double pairs = (double)b->N * m->seq_len * m->d_model; // causal: half of 2 N T d, twice
     double xv = (double)xent_rows(b) * m->vocab_size;
+    one(b, "attn_fwd", op_attn_fwd, 2 * pairs, 4 * e * nd);
+    one(b, "attn_bwd", op_attn_bwd, 5 * pairs, 8 * e * nd);
+    if (opt.attn) {
+        return;
+    }
     one(b, "embed_fwd", op_embed_fwd, 0, 3 * e * nd);
     one(b, "embed_bwd", op_embed_bwd, 0, (e + 16) * nd);
     one(b, "norm_fwd", op_norm_fwd, 0, 4 * e * nd);
@@ -448,8 +454,6 @@ static void bench_ops(struct bench_op *b)
     one(b, "bias_bwd 4d", op_bias_bwd, 0, 4 * e * nd);
     one(b, "gelu_fwd", op_gelu_fwd, 0, 8 * e * nd);
     one(b, "gelu_bwd", op_gelu_bwd, 0, 12 * e * nd);
-    one(b, "attn_fwd", op_attn_fwd, 2 * pairs, 4 * e * nd);
-    one(b, "attn_bwd", op_attn_bwd, 5 * pairs, 8 * e * nd);
     random_fill(b->be, b->mem[0], b->at, (int64_t)xv);
     one(b, "xent 512 rows", op_xent, 0, 2 * e * xv);
     for (int i = 0; i < 5; i++) {
@@ -591,10 +595,11 @@ static enum status bench_size(struct backend *be, enum dtype at, const struct si
         operands_free(&b);
         return err_set(e, ST_NOMEM, "no memory for the operands of %s", s->name);
     }
-    double products_s = bench_products(&b, 0.1, opt.ops);
-    double rate = step_gemm_flops(s) / products_s;
-    (void)printf("%s: the products of a step alone: %.1f ms, %.1f GFLOP/s\n", s->name,
-                 products_s * 1e3, rate * 1e-9);
+    double products_s = opt.attn ? 0 : bench_products(&b, 0.1, opt.ops);
+    if (!opt.attn) {
+        (void)printf("%s: the products of a step alone: %.1f ms, %.1f GFLOP/s\n", s->name,
+                     products_s * 1e3, step_gemm_flops(s) / products_s * 1e-9);
+    }
     if (opt.ops) {
         bench_ops(&b);
     }
@@ -623,7 +628,8 @@ static bool parse(int argc, char **argv)
         } else if (!strcmp(key, "--seconds")) {
             opt.seconds = strtod(value, NULL);
         } else if (!strcmp(key, "--only")) {
-            opt.ops = !strcmp(value, "ops");
+            opt.attn = !strcmp(value, "attn");
+            opt.ops = opt.attn || !strcmp(value, "ops");
             opt.steps = !strcmp(value, "steps");
             known = opt.ops || opt.steps;
         } else if (!strcmp(key, "--size")) {
@@ -653,13 +659,14 @@ static enum status bench_all(struct err *e)
     bool bf16 =
         strcmp(opt.dtype, "auto") ? !strcmp(opt.dtype, "bf16") : be->ops->supports(be, DTYPE_BF16);
     const char *wait = getenv("OMP_WAIT_POLICY");
+    const char *attention = getenv("PHOTON_CUDA_ATTN");
     double copy = copy_rate(be);
     (void)printf("device %s, %d threads, %s, copy %.1f GB/s, load %.1f, OMP_WAIT_POLICY %s\n",
                  be->ops->name, be->threads, bf16 ? "bf16" : "f32", copy * 1e-9, load_now(),
                  wait ? wait : "unset");
     (void)printf("{\"bench\":\"machine\",\"device\":\"%s\",\"threads\":%d,\"copy_gbps\":%.4g,"
-                 "\"load\":%.2f}\n",
-                 be->ops->name, be->threads, copy * 1e-9, load_now());
+                 "\"load\":%.2f,\"attention\":\"%s\"}\n",
+                 be->ops->name, be->threads, copy * 1e-9, load_now(), attention ? attention : "");
     enum status st = ST_OK;
     for (int k = 0; k < SIZE_COUNT && !st; k++) {
         if (opt.size[k]) {
@@ -678,7 +685,7 @@ int main(int argc, char **argv)
         (void)fprintf(stderr,
                       "usage: %s [--device D] [--dtype T] [--threads N] [--size "
                       "5.8m|29m|125m|125m-2k|1b-2k]... "
-                      "[--seconds S] [--only ops|steps]\n",
+                      "[--seconds S] [--only ops|steps|attn]\n",
                       argv[0]);
         return 2;
     }

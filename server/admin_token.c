@@ -57,9 +57,11 @@ static enum status is_good(struct db *db, struct arena *a, const char *secret, b
 
 static const char SQL_TOKEN[] =
     "WITH t AS (INSERT INTO token (id, hash, role, name) VALUES ($1, $2, 'admin', 'first admin')"
-    "           RETURNING id)"
-    " INSERT INTO event (kind, message, detail) SELECT 'token_created',"
-    "        'the first admin token was made', jsonb_build_object('token', id) FROM t";
+    "           RETURNING id),"
+    " said AS (INSERT INTO event (kind, message, detail) SELECT 'token_created',"
+    "          'the first admin token was made', jsonb_build_object('token', id) FROM t)"
+    " INSERT INTO audit (role, name, address, action, object, status, request)"
+    "        SELECT 'nobody', 'photon-server', '', 'token_create', id, 201, '' FROM t";
 
 static enum status ensure(struct db *db, struct arena *a, const char *path, char *secret,
                           bool *fresh, struct err *e)

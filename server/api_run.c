@@ -4,11 +4,13 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "common/hash.h"
 #include "common/limits.h"
 #include "server/api.h"
 #include "server/api_sql.h"
+#include "server/audit.h"
 #include "server/blob.h"
 #include "server/mend.h"
 #include "server/range.h"
@@ -274,6 +276,15 @@ static void respond_part(struct request *rq, struct response *rs, int64_t bytes,
     response_header(rs, "Accept-Ranges", "bytes");
 }
 
+/* Weights that leave are worth a line, as changes are. */
+static enum status audit_weights(struct request *rq, struct err *e)
+{
+    return strcmp(rq->method, "GET") != 0
+               ? ST_OK
+               : audit_taken(rq, "checkpoint_download",
+                             arena_fmt(rq->arena, "%s/%s", rq->params[0], rq->params[1]), e);
+}
+
 enum status api_weights(struct request *rq, struct response *rs, struct err *e)
 {
     struct db_rows rows;
@@ -296,6 +307,12 @@ enum status api_weights(struct request *rq, struct response *rs, struct err *e)
                        "the numbers of this checkpoint remain, its file was removed");
     }
     TRY(st);
+    st = audit_weights(rq, e);
+    if (st) {
+        (void)close(rs->fd);
+        rs->fd = 0;
+        return st;
+    }
     respond_part(rq, rs, bytes, arena_fmt(rq->arena, "\"%s\"", hex));
     if (rs->status != 416) {
         response_header(rs, "Content-Disposition",

@@ -11,6 +11,7 @@
 #include "server/api.h"
 #include "server/api_run.h"
 #include "server/api_sql.h"
+#include "server/audit.h"
 #include "server/hub.h"
 #include "server/idempotent.h"
 #include "server/plan.h"
@@ -290,6 +291,7 @@ static enum status create_once(struct request *rq, struct response *rs, struct e
         return ST_OK;
     }
     bool stored = false;
+    audit_as(rq, "run_create", id);
     enum status st = store_run(rq, id, &spec, NULL, &stored, e);
     if (st == ST_CONFLICT) {
         return name_taken(rq, rs, &spec);
@@ -441,6 +443,7 @@ static enum status fork_once(struct request *rq, struct response *rs, struct err
     // Fragments have seen different numbers of outer steps, which only their own run knows.
     of.same_optimizer = spec.outer.name == parent.outer.name && schedule_fragments(&spec) == 1 &&
                         schedule_fragments(&parent) == 1;
+    audit_as(rq, "run_fork", id);
     bool stored = false;
     enum status st = store_run(rq, id, &spec, &of, &stored, e);
     if (st == ST_CONFLICT) {
@@ -489,6 +492,7 @@ static enum status act_once(struct request *rq, struct response *rs, struct err 
     if (!act) {
         return bad_member(rq, rs, "/action", "must be pause, resume or stop");
     }
+    audit_as(rq, arena_fmt(rq->arena, "run_%s", act->name), rq->params[0]);
     const char *argv[] = {rq->params[0], act->to, act->from, act->kind, act->said, rq->who.name};
     struct db_rows rows;
     TRY(db_query(rq->db, rq->arena, SQL_ACT, 6, argv, &rows, e));
@@ -503,6 +507,8 @@ static enum status act_once(struct request *rq, struct response *rs, struct err 
     if (changed) {
         hub_wake(rq->server->hub, "events");
         hub_wake(rq->server->hub, "tasks");
+    } else if (rs->status == 200) {
+        audit_as(rq, NULL, NULL);
     }
     return ST_OK;
 }
@@ -515,10 +521,10 @@ static enum status act_on_run(struct request *rq, struct response *rs, struct er
 // clang-format off
 const struct route routes_runs[] = {
     {"GET", "/api/v1/runs", ROLES_PEOPLE, LISTENER_CONTROL, 0, list_runs, NULL},
-    {"POST", "/api/v1/runs", ROLES_ADMIN, LISTENER_CONTROL, LIMIT_CONTROL_BODY, create_run, NULL},
+    {"POST", "/api/v1/runs", ROLES_ADMIN | ROUTE_AUDITED, LISTENER_CONTROL, LIMIT_CONTROL_BODY, create_run, NULL},
     {"GET", "/api/v1/runs/{run}", ROLES_PEOPLE, LISTENER_CONTROL, 0, get_run, NULL},
-    {"POST", "/api/v1/runs/{run}/actions", ROLES_ADMIN, LISTENER_CONTROL, LIMIT_CONTROL_BODY, act_on_run, NULL},
-    {"POST", "/api/v1/runs/{run}/fork", ROLES_ADMIN, LISTENER_CONTROL, LIMIT_CONTROL_BODY, fork_run, NULL},
+    {"POST", "/api/v1/runs/{run}/actions", ROLES_ADMIN | ROUTE_AUDITED, LISTENER_CONTROL, LIMIT_CONTROL_BODY, act_on_run, NULL},
+    {"POST", "/api/v1/runs/{run}/fork", ROLES_ADMIN | ROUTE_AUDITED, LISTENER_CONTROL, LIMIT_CONTROL_BODY, fork_run, NULL},
     {"GET", "/api/v1/runs/{run}/spec", ROLES_PEOPLE, LISTENER_CONTROL, 0, get_spec, NULL},
     {"GET", "/api/v1/experiments", ROLES_PEOPLE, LISTENER_CONTROL, 0, list_experiments, NULL},
     {"GET", "/api/v1/diff", ROLES_PEOPLE, LISTENER_CONTROL, 0, api_diff, NULL},

@@ -11,6 +11,7 @@
 #include "common/log.h"
 #include "common/version.h"
 #include "server/api.h"
+#include "server/audit.h"
 #include "server/auth.h"
 #include "server/checkpoint.h"
 #include "server/db_silo.h"
@@ -159,10 +160,12 @@ static enum status join(struct request *rq, struct response *rs, struct err *e)
     struct digest hash;
     struct refusal no = {0};
     secret_new(secret, &hash);
+    audit_as(rq, "silo_join", name);
     TRY(db_silo_join(rq->db, rq->who.token_id, name, &hash, silo_id, &no, e));
     if (no.code) {
         return respond_refusal(rq, rs, &no);
     }
+    audit_as(rq, "silo_join", silo_id);
     log_info("silo joined silo=%s name=%s", silo_id, name);
     struct buf b;
     buf_init(&b, 1024);
@@ -550,7 +553,7 @@ static enum status release(struct request *rq, struct response *rs, struct err *
 
 // clang-format off
 const struct route routes_silo[] = {
-    {"POST", "/silo/v1/join",                    1U << ROLE_JOIN, LISTENER_CONTROL, LIMIT_CONTROL_BODY, join, NULL},
+    {"POST", "/silo/v1/join",                    (1U << ROLE_JOIN) | ROUTE_AUDITED, LISTENER_CONTROL, LIMIT_CONTROL_BODY, join, NULL},
     {"POST", "/silo/v1/hello",                   ROLES_SILO, LISTENER_CONTROL, LIMIT_CONTROL_BODY, hello, NULL},
     {"GET",  "/silo/v1/runs/{run}",              ROLES_SILO, LISTENER_CONTROL, 0, run_fate, NULL},
     {"POST", "/silo/v1/tasks/claim",             ROLES_SILO, LISTENER_CONTROL, LIMIT_CONTROL_BODY, claim, NULL},

@@ -5,6 +5,7 @@
 #include "common/limits.h"
 #include "server/api.h"
 #include "server/api_sql.h"
+#include "server/audit.h"
 #include "server/auth.h"
 #include "server/hub.h"
 #include "server/server.h"
@@ -97,6 +98,7 @@ static enum status act_on_silo(struct request *rq, struct response *rs, struct e
     if (!act) {
         return bad_member(rq, rs, "/action", "must be pause, resume or revoke");
     }
+    audit_as(rq, arena_fmt(rq->arena, "silo_%s", act->name), rq->params[0]);
     const char *argv[] = {rq->params[0], act->to, act->from, act->kind, act->said, rq->who.name};
     struct db_rows rows;
     TRY(db_query(rq->db, rq->arena, SQL_ACT, 6, argv, &rows, e));
@@ -113,6 +115,9 @@ static enum status act_on_silo(struct request *rq, struct response *rs, struct e
     if (changed && strcmp(act->to, "revoked") == 0) {
         hub_wake(rq->server->hub, "tokens");
     }
+    if (!changed) {
+        audit_as(rq, NULL, NULL);
+    }
     respond_json(rq, rs, 200, now); // asked for what it is already: the same answer, no event
     return ST_OK;
 }
@@ -121,7 +126,7 @@ static enum status act_on_silo(struct request *rq, struct response *rs, struct e
 const struct route routes_silos[] = {
     {"GET", "/api/v1/silos", ROLES_PEOPLE, LISTENER_CONTROL, 0, list_silos, NULL},
     {"GET", "/api/v1/silos/{silo}", ROLES_PEOPLE, LISTENER_CONTROL, 0, get_silo, NULL},
-    {"POST", "/api/v1/silos/{silo}/actions", ROLES_ADMIN, LISTENER_CONTROL, LIMIT_CONTROL_BODY, act_on_silo, NULL},
+    {"POST", "/api/v1/silos/{silo}/actions", ROLES_ADMIN | ROUTE_AUDITED, LISTENER_CONTROL, LIMIT_CONTROL_BODY, act_on_silo, NULL},
     {NULL, NULL, 0, 0, 0, NULL, NULL},
 };
 // clang-format on

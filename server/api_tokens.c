@@ -7,6 +7,7 @@
 #include "common/limits.h"
 #include "server/api.h"
 #include "server/api_sql.h"
+#include "server/audit.h"
 #include "server/auth.h"
 #include "server/hub.h"
 #include "server/server.h"
@@ -151,6 +152,7 @@ static enum status create_token(struct request *rq, struct response *rs, struct 
     id_new('k', id);
     secret_new(secret, &d);
     digest_hex(&d, hex);
+    audit_as(rq, "token_create", id);
     const char *argv[] = {id,           hex,   role, name, arena_fmt(rq->arena, "%" PRId64, ttl_s),
                           rq->who.name, secret};
     struct db_rows rows;
@@ -163,6 +165,7 @@ static enum status create_token(struct request *rq, struct response *rs, struct 
 
 static enum status revoke_token(struct request *rq, struct response *rs, struct err *e)
 {
+    audit_as(rq, "token_revoke", rq->params[0]);
     const char *argv[] = {rq->params[0], rq->who.name};
     struct db_rows rows;
     TRY(db_query(rq->db, rq->arena, SQL_REVOKE, 2, argv, &rows, e));
@@ -198,6 +201,7 @@ static enum status login(struct request *rq, struct response *rs, struct err *e)
         return err_set(e, ST_RETRY, "no database connection");
     }
     struct principal who;
+    audit_as(rq, "login", "");
     enum status st = auth_lookup(&who, rq->db, rq->arena, secret, e);
     if (st == ST_NOT_FOUND) {
         (void)problem(rq, rs, 401, "UNAUTHENTICATED", "ask an admin for a new one",
@@ -206,6 +210,7 @@ static enum status login(struct request *rq, struct response *rs, struct err *e)
         return ST_OK;
     }
     TRY(st);
+    rq->who = who;
     if (who.role != ROLE_VIEWER && who.role != ROLE_ADMIN) {
         return problem(rq, rs, 403, "FORBIDDEN", "use a viewer's or an admin's token",
                        "a %s token opens no page", role_name(who.role));
@@ -236,6 +241,11 @@ static enum status logout(struct request *rq, struct response *rs, struct err *e
         char hex[DIGEST_HEX + 1];
         sha256_of(session, strlen(session), &d);
         digest_hex(&d, hex);
+        enum status st = auth_lookup(&rq->who, rq->db, rq->arena, session, e);
+        if (st != ST_OK && st != ST_NOT_FOUND) {
+            return st;
+        }
+        audit_as(rq, st == ST_OK ? "logout" : NULL, "");
         const char *argv[] = {hex};
         struct db_rows rows;
         TRY(db_query(rq->db, rq->arena, SQL_LOGOUT, 1, argv, &rows, e));
@@ -248,12 +258,12 @@ static enum status logout(struct request *rq, struct response *rs, struct err *e
 
 // clang-format off
 const struct route routes_tokens[] = {
-    {"POST", "/api/v1/login", ROLES_ANYBODY, LISTENER_CONTROL, 4096, login, NULL},
-    {"DELETE", "/api/v1/login", ROLES_ANYBODY, LISTENER_CONTROL, 0, logout, NULL},
+    {"POST", "/api/v1/login", ROLES_ANYBODY | ROUTE_AUDITED, LISTENER_CONTROL, 4096, login, NULL},
+    {"DELETE", "/api/v1/login", ROLES_ANYBODY | ROUTE_AUDITED, LISTENER_CONTROL, 0, logout, NULL},
     {"GET", "/api/v1/me", ROLES_PEOPLE, LISTENER_CONTROL, 0, get_me, NULL},
     {"GET", "/api/v1/tokens", ROLES_ADMIN, LISTENER_CONTROL, 0, list_tokens, NULL},
-    {"POST", "/api/v1/tokens", ROLES_ADMIN, LISTENER_CONTROL, 4096, create_token, NULL},
-    {"DELETE", "/api/v1/tokens/{token}", ROLES_ADMIN, LISTENER_CONTROL, 0, revoke_token, NULL},
+    {"POST", "/api/v1/tokens", ROLES_ADMIN | ROUTE_AUDITED, LISTENER_CONTROL, 4096, create_token, NULL},
+    {"DELETE", "/api/v1/tokens/{token}", ROLES_ADMIN | ROUTE_AUDITED, LISTENER_CONTROL, 0, revoke_token, NULL},
     {NULL, NULL, 0, 0, 0, NULL, NULL},
 };
 // clang-format on

@@ -468,6 +468,7 @@ static void *keeper_main(void *arg)
         if (!st && clock_mono_ms() >= reap_at_ms) {
             reap_at_ms = clock_mono_ms() + jittered(REAP_EVERY_MS);
             st = reap(c, db, &e);
+            st = st ? st : db_tend_audit(db, c->server->audit_days, &e);
         }
         say_once(&said, "files", st, &e);
         worker_sleep(w, jittered(KEEP_MS));

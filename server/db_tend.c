@@ -219,3 +219,16 @@ enum status db_tend_files(struct db *db, struct blob_store *blobs, struct err *e
     arena_free(a);
     return st;
 }
+
+enum status db_tend_audit(struct db *db, int days, struct err *e)
+{
+    char text[16];
+    const char *argv[] = {text};
+    (void)snprintf(text, sizeof(text), "%d", days);
+    return days == 0 ? ST_OK
+                     : db_exec(db,
+                               "DELETE FROM audit WHERE id IN (SELECT id FROM audit WHERE at <"
+                               " clock_timestamp() - make_interval(days => $1) ORDER BY at"
+                               " LIMIT 10000)",
+                               1, argv, NULL, e);
+}

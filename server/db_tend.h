@@ -30,4 +30,7 @@ enum status db_tend_silos(struct db *db, const char *boot_id, struct err *e) MUS
  */
 enum status db_tend_files(struct db *db, struct blob_store *blobs, struct err *e) MUST_CHECK;
 
+/* Forget rows of the audit table older than days, some thousands at a time. 0: none is too old. */
+enum status db_tend_audit(struct db *db, int days, struct err *e) MUST_CHECK;
+
 #endif

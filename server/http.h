@@ -55,7 +55,9 @@ struct request {
     const char *path;
     const char *params[4]; /* the {…} parts of the route, in order; NULL beyond */
     const char *id;        /* request id, the problem document's instance */
-    const char *body;      /* control only; NUL-terminated */
+    const char *action;    /* server/audit.h's own: what the handler does, and to what */
+    const char *object;
+    const char *body; /* control only; NUL-terminated */
     size_t body_len;
     const struct json *json; /* control with a body: the parsed object */
     int attempt;             /* 0 first; grows each time a parked request is tried again */
@@ -67,6 +69,9 @@ struct request {
 /* NULL when absent. Borrowed. */
 const char *request_header(const struct request *rq, const char *name);
 const char *request_query(const struct request *rq, const char *name);
+
+/* The peer's address, without a port; "" when that cannot be told. In the request's arena. */
+const char *request_address(const struct request *rq);
 
 struct response {
     int status;
@@ -150,10 +155,14 @@ struct route {
 #define ROLES_SILO    (1U << ROLE_SILO)
 #define ROLES_ANYBODY (1U << ROLE_NONE)
 
+/* Beside them: what the route changes is a row of the audit table (server/audit.h). */
+#define ROUTE_AUDITED (1U << 8)
+
 /* Each api_*.c exports one table; server/route.c lists them. Ends with a NULL method. */
 extern const struct route routes_runs[];
 extern const struct route routes_silos[];
 extern const struct route routes_tokens[];
+extern const struct route routes_audit[];
 extern const struct route routes_series[];
 extern const struct route routes_misc[];
 extern const struct route routes_silo[]; /* /silo/v1, control */

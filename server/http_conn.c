@@ -5,6 +5,7 @@
  * connection for ever. Here each phase has a limit of its own. A connection over its limit is shut
  * down, never closed: the descriptor belongs to libmicrohttpd, which sees the end and cleans up.
  */
+#include <arpa/inet.h>
 #include <errno.h>
 #include <linux/tcp.h> // glibc's struct tcp_info ends before tcpi_bytes_acked
 #include <netinet/in.h>
@@ -48,6 +49,24 @@ struct conn *conn_opened(struct conns *c, int fd, enum listener listener)
     c->counts[listener]++;
     (void)pthread_mutex_unlock(&c->lock);
     return conn;
+}
+
+const char *request_address(const struct request *rq)
+{
+    const struct exchange *x = rq->conn;
+    union {
+        struct sockaddr any;
+        struct sockaddr_in v4;
+        struct sockaddr_in6 v6;
+    } peer = {0};
+    socklen_t size = sizeof(peer);
+    char text[INET6_ADDRSTRLEN] = "";
+    if (getpeername(x->conn->fd, &peer.any, &size) == 0) {
+        bool v4 = peer.any.sa_family == AF_INET;
+        const void *address = v4 ? (const void *)&peer.v4.sin_addr : &peer.v6.sin6_addr;
+        (void)inet_ntop(v4 ? AF_INET : AF_INET6, address, text, sizeof(text));
+    }
+    return arena_fmt(rq->arena, "%s", text);
 }
 
 void conn_closed(struct conns *c, struct conn *conn)

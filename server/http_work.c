@@ -20,6 +20,7 @@
 #include "common/hash.h"
 #include "common/log.h"
 #include "common/mem.h"
+#include "server/audit.h"
 #include "server/auth.h"
 #include "server/http_int.h"
 #include "server/hub.h"
@@ -296,7 +297,14 @@ void exchange_db_give(struct exchange *x)
 enum status exchange_authenticate(struct exchange *x, struct err *e)
 {
     unsigned roles = x->match.route->roles;
-    return (roles & ROLES_ANYBODY) || x->known ? ST_OK : auth_check(&x->rq, &x->rs, roles, e);
+    if ((roles & ROLES_ANYBODY) || x->known) {
+        return ST_OK;
+    }
+    TRY(auth_check(&x->rq, &x->rs, roles, e));
+    if (x->rs.status) {
+        audit_refused(&x->rq, &x->rs);
+    }
+    return ST_OK;
 }
 
 /* The one table from status to HTTP. The reader of a 5xx finds the reason in our log, by its id. */
@@ -416,7 +424,12 @@ static enum status call_handler(struct exchange *x, struct err *e)
     if (x->rs.status == 0) {
         parse_body(x);
     }
-    return x->rs.status ? ST_OK : x->match.route->handler(&x->rq, &x->rs, e);
+    const struct route *r = x->match.route;
+    if (x->rs.status) {
+        return ST_OK;
+    }
+    return r->roles & ROUTE_AUDITED ? audit_run(r->handler, &x->rq, &x->rs, e)
+                                    : r->handler(&x->rq, &x->rs, e);
 }
 
 /* Transient failures (a deadlock, a lost connection) are repeated here, a bounded

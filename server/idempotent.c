@@ -101,11 +101,5 @@ enum status idempotent(handler_fn *fn, struct request *rq, struct response *rs, 
         return problem(rq, rs, 400, "BAD_PARAMETER", NULL,
                        "Idempotency-Key must be 1 to %d visible ASCII characters", KEY_MAX);
     }
-    TRY(db_begin(rq->db, e));
-    enum status st = within(fn, rq, rs, key, e);
-    if (st == ST_OK && rs->status < 300) {
-        return db_commit(rq->db, e);
-    }
-    db_rollback(rq->db);
-    return st;
+    return within(fn, rq, rs, key, e);
 }

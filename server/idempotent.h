@@ -1,9 +1,10 @@
 /*
  * idempotent.h - a change asked for twice under one key happens once.
  *
- * With the header Idempotency-Key the handler runs inside a transaction that also stores its
- * answer; the same key again gets that answer word for word, whatever has happened since. So a
- * client that lost a reply just asks again. Keys belong to a token and are kept for two days.
+ * With the header Idempotency-Key the handler's answer is stored in the transaction of its change
+ * (of a route marked ROUTE_AUDITED); the same key again gets that answer word for word, whatever
+ * has happened since. So a client that lost a reply just asks again. Keys belong to a token and are
+ * kept for two days.
  */
 #ifndef SERVER_IDEMPOTENT_H
 #define SERVER_IDEMPOTENT_H

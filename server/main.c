@@ -227,6 +227,7 @@ static enum status start(struct program *p, struct err *e)
     p->server.started_ms = clock_wall_ms();
     p->server.aggregate_threads = p->o.aggregate_threads;
     p->server.orphan_age_s = (int64_t)p->o.orphan_hours * 3600;
+    p->server.audit_days = p->o.audit_days;
     p->server.hub = hub_new();
     TRY(coordinator_start(&p->coordinator, &p->server, p->conninfo, e));
     FAULT("start.coordinator");

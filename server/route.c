@@ -5,7 +5,8 @@
 #include <string.h>
 
 static const struct route *const tables[] = {
-    routes_runs, routes_silos, routes_tokens, routes_series, routes_misc, routes_silo, routes_bulk,
+    routes_runs,   routes_silos, routes_tokens, routes_audit,
+    routes_series, routes_misc,  routes_silo,   routes_bulk,
 };
 
 enum { TABLES = sizeof(tables) / sizeof(tables[0]) };

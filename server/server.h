@@ -29,6 +29,7 @@ struct server {
     int64_t started_ms;   /* Unix time */
     int aggregate_threads;
     int64_t orphan_age_s; /* files that no row knows are reaped at this age */
+    int audit_days;       /* rows of the audit table are kept so long; 0: for ever */
     struct db_pool *pool;
     struct blob_store *blobs;
     struct hub *hub;

@@ -14,7 +14,25 @@
 
 enum kind { FLAG, TEXT, NUMBER };
 
-enum { RATE_MAX = 1000000, THREADS_MAX = 256, ORPHAN_HOURS = 24 };
+enum {
+    RATE_MAX = 1000000,
+    THREADS_MAX = 256,
+    ORPHAN_HOURS = 24,
+    AUDIT_DAYS = 400,
+    AUDIT_DAYS_MIN = 90, // sql/0012_audit.sql refuses to forget sooner
+    AUDIT_DAYS_MAX = 36500,
+};
+
+/* What a number may be, where it is not 1 to THREADS_MAX. */
+static const struct bounds {
+    const char *name;
+    long least, most;
+    bool or_zero;
+} bounds[] = {
+    {"orphan-hours", 0, 24 * 366, false},
+    {"bulk-rate", 1, RATE_MAX, false},
+    {"audit-days", AUDIT_DAYS_MIN, AUDIT_DAYS_MAX, true},
+};
 
 /* One table makes the arrays for getopt_long and the text of --help, so they cannot differ. */
 static const struct row {
@@ -62,6 +80,8 @@ static const struct row {
      "check: updates that silos were told count, as `photon-client acks` prints them"},
     {"orphan-hours", NUMBER, "N", AT(orphan_hours),
      "age at which files that no row knows are removed, or told by check (default 24)"},
+    {"audit-days", NUMBER, "N", AT(audit_days),
+     "how long the audit log is kept, 90 at least; 0: for ever (default 400)"},
     {"version", FLAG, NULL, 0, "say the version and end"},
     {"help", FLAG, NULL, 0, "say this and end"},
 #undef AT
@@ -107,15 +127,17 @@ static bool usage(int *rc, const char *fmt, ...)
 
 static bool set_number(int *out, const char *name, const char *text, int *rc)
 {
-    bool hours = strcmp(name, "orphan-hours") == 0;
-    long least = hours ? 0 : 1;
-    bool rate = strcmp(name, "bulk-rate") == 0;
-    long most = hours ? 24 * 366 : rate ? RATE_MAX : THREADS_MAX;
+    struct bounds b = {name, 1, THREADS_MAX, false};
+    for (size_t i = 0; i < sizeof(bounds) / sizeof(bounds[0]); i++) {
+        b = strcmp(bounds[i].name, name) == 0 ? bounds[i] : b;
+    }
     char *end = NULL;
     errno = 0;
     long v = strtol(text, &end, 10);
-    if (errno || end == text || *end || v < least || v > most) {
-        return usage(rc, "--%s is no number from %ld to %ld: '%s'", name, least, most, text);
+    bool fits = (v >= b.least && v <= b.most) || (b.or_zero && v == 0);
+    if (errno || end == text || *end || !fits) {
+        return usage(rc, "--%s is no number from %ld to %ld%s: '%s'", name, b.least, b.most,
+                     b.or_zero ? ", or 0" : "", text);
     }
     *out = (int)v;
     return true;
@@ -179,6 +201,7 @@ static void defaults(struct server_options *o)
         .listen = "127.0.0.1:8080",
         .workers = 8,
         .orphan_hours = ORPHAN_HOURS,
+        .audit_days = AUDIT_DAYS,
         .aggregate_threads = cores < 1             ? 1
                              : cores > THREADS_MAX ? THREADS_MAX
                                                    : (int)cores,

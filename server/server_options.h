@@ -41,6 +41,7 @@ struct server_options {
     bool unsafe_database;
     int bulk_mbps;    /* weights in and out together, megabit per second; 0: unlimited */
     int orphan_hours; /* files that no row knows are left alone for so long */
+    int audit_days;   /* 0: for ever */
     const char *acks; /* check: what silos were told is accepted */
     bool check;
     bool repair; /* check: make damaged checkpoints again */

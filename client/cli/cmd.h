@@ -29,5 +29,6 @@ extern const struct cmd cmds_data[];
 extern const struct cmd cmds_train[];
 extern const struct cmd cmds_sim[];
 extern const struct cmd cmds_plan[];
+extern const struct cmd cmds_audit[];
 
 #endif

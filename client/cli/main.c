@@ -14,7 +14,7 @@
 
 static const struct cmd *const tables[] = {cmds_demo, cmds_run,   cmds_silo,  cmds_token,
                                            cmds_data, cmds_model, cmds_train, cmds_sim,
-                                           cmds_plan, cmds_doctor};
+                                           cmds_plan, cmds_audit, cmds_doctor};
 
 enum { TABLES = sizeof(tables) / sizeof(tables[0]), WORDS_MAX = 64 };
 

@@ -55,6 +55,7 @@ def test_a_fork_begins_with_its_parents_weights_and_goes_on_from_its_steps(serve
         wait_round(child, number, "closed")
     series = server.get("/api/v1/series?run=%s&metric=delta_norm&x=step" % child).json()["series"][0]
     assert series["xs"] == [4, 6], series
+    assert server.get("/api/v1/audit?action=run_fork").json()["items"][0]["object"] == child
     assert "was forked from" in one("SELECT message FROM event WHERE run_id = '%s' AND kind = 'run_created'" % child)
     no_violations()
 

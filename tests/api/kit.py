@@ -143,6 +143,18 @@ class Server:
         self.process = None
         self.token = None
 
+    @classmethod
+    def beside(cls, other):
+        """Another one over the same database and folder."""
+        self = cls.__new__(cls)
+        self.program, self.dir, self.api, self.process = other.program, other.dir, other.api, None
+        return self
+
+    def refuses(self, *options):
+        """The exit code of a start that must fail at once."""
+        return subprocess.run([self.program, "--data", os.path.join(self.dir, "data"), *options], capture_output=True,
+                              cwd=ROOT, timeout=60).returncode
+
     def start(self, *options, ready=True):
         self.port, self.bulk_port = free_port(), free_port()
         database = "host=%s user=%s dbname=%s" % (os.environ["PGHOST"], os.environ["PGUSER"], os.environ["PGDATABASE"])

@@ -318,6 +318,23 @@ SELECT pg_temp.refused('idempotency_key_request', $q$INSERT INTO idempotency_key
 SELECT pg_temp.refused('idempotency_key_answer', $q$INSERT INTO idempotency_key (token_id, key, request, status) VALUES (pg_temp.id('k', 1), 'x', pg_temp.d('x'), 200)$q$);
 SELECT pg_temp.refused('idempotency_key_pk', $q$INSERT INTO idempotency_key (token_id, key, request) SELECT pg_temp.id('k', 1), 'x', pg_temp.d('x') FROM generate_series(1, 2)$q$);
 
+-- ---- the audit log ----
+INSERT INTO audit (role, token_id, name, address, action, object, status, request, at) VALUES
+    ('admin', pg_temp.id('k', 1), 'a', '::1', 'run_pause', 'r', 200, 'q', DEFAULT),
+    ('nobody', NULL, '', '::1', 'access', 'GET /', 401, 'q', clock_timestamp() - interval '91 days');
+SELECT pg_temp.refused('audit_token_fk', $q$INSERT INTO audit (role, token_id, name, address, action, object, status, request) VALUES ('admin', pg_temp.id('k', 7), 'a', '', 'x', '', 200, '')$q$);
+SELECT pg_temp.refused('audit_role_known', $q$INSERT INTO audit (role, token_id, name, address, action, object, status, request) VALUES ('king', pg_temp.id('k', 1), 'a', '', 'x', '', 200, '')$q$);
+SELECT pg_temp.refused('audit_who', $q$INSERT INTO audit (role, name, address, action, object, status, request) VALUES ('admin', 'a', '', 'x', '', 200, '')$q$);
+SELECT pg_temp.refused('audit_action_plain', $q$INSERT INTO audit (role, name, address, action, object, status, request) VALUES ('nobody', '', '', 'Do it', '', 200, '')$q$);
+SELECT pg_temp.refused('audit_texts_short', $q$INSERT INTO audit (role, name, address, action, object, status, request) VALUES ('nobody', '', '', 'x', repeat('x', 201), 200, '')$q$);
+SELECT pg_temp.refused('audit_status_http', $q$INSERT INTO audit (role, name, address, action, object, status, request) VALUES ('nobody', '', '', 'x', '', 0, '')$q$);
+SELECT pg_temp.refused('audit_left_out_count', $q$INSERT INTO audit (role, name, address, action, object, status, request, left_out) VALUES ('nobody', '', '', 'x', '', 401, '', -1)$q$);
+SELECT pg_temp.refused('audit_append_only', $q$UPDATE audit SET name = 'somebody else'$q$);
+SELECT pg_temp.refused('audit_append_only', $q$UPDATE audit SET at = at - interval '1 year'$q$);
+SELECT pg_temp.refused('audit_kept', $q$DELETE FROM audit WHERE action = 'run_pause'$q$);
+SELECT pg_temp.refused('audit_not_emptied', $q$TRUNCATE audit$q$);
+DELETE FROM audit WHERE at < clock_timestamp() - interval '90 days'; -- what is old may be forgotten
+
 -- ---- which rules were never seen at work? ----
 CREATE TEMP VIEW rule AS
     SELECT conname::text AS name FROM pg_constraint

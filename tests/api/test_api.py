@@ -2,6 +2,7 @@
 
 import sys
 
+import audit
 import cluster
 import drain
 import fixture
@@ -27,7 +28,7 @@ def main():
         server.start()
         fixture.load(server)
         passed, failed = kit.run_tests(server, [generic, people, pages, framing, streams, silos, rounds, store, forks,
-                                                participation, tls, pins, drain, cluster],
+                                                participation, audit, tls, pins, drain, cluster],
                                        sys.argv[2:])
         server.stop()
     except Exception as error:  # the counts must come out whatever happens

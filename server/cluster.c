@@ -23,6 +23,7 @@
 #include "common/log.h"
 #include "common/mem.h"
 #include "server/db.h"
+#include "server/db_role.h"
 
 enum {
     START_MS = 60000,  // after a kill of everything a postmaster may refuse for a while
@@ -42,7 +43,7 @@ struct cluster {
     const char *log;
     const char *sockets;
     const char *bin;
-    const char *conninfo;
+    const char *conninfo, *server_conninfo;
     char *argv[POSTGRES_ARGS];
     int lock_fd;
     pid_t pid;   // the postmaster; 0: none
@@ -459,6 +460,8 @@ static enum status start(struct cluster *c, const char *data_dir, bool share, st
     c->sockets = choose_sockets(c);
     c->conninfo =
         arena_fmt(c->arena, "host=%s user=photon dbname=postgres", quoted(c->arena, c->sockets));
+    c->server_conninfo = arena_fmt(c->arena, "host=%s user=" DB_ROLE_SERVER " dbname=postgres",
+                                   quoted(c->arena, c->sockets));
     enum status locked = lock_folder(c, e);
     if (locked == ST_CONFLICT && share) {
         c->shared = true;
@@ -490,6 +493,11 @@ enum status cluster_start(struct cluster **out, const char *data_dir, bool share
 const char *cluster_conninfo(const struct cluster *c)
 {
     return c->conninfo;
+}
+
+const char *cluster_server_conninfo(const struct cluster *c)
+{
+    return c->server_conninfo;
 }
 
 int cluster_pid(const struct cluster *c)

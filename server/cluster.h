@@ -33,8 +33,10 @@ struct cluster;
 enum status cluster_start(struct cluster **out, const char *data_dir, bool share,
                           struct err *e) MUST_CHECK;
 
-/* For db_open(). Lives as long as the cluster. */
+/* For db_open(), as the owner of everything and as the role that serves (server/db_role.h), which
+ * the caller makes. They live as long as the cluster. */
 const char *cluster_conninfo(const struct cluster *c);
+const char *cluster_server_conninfo(const struct cluster *c);
 
 /* The postmaster's process, 0 when there is none of ours. */
 int cluster_pid(const struct cluster *c);

@@ -21,6 +21,7 @@
 #include "server/cluster.h"
 #include "server/coordinator.h"
 #include "server/db.h"
+#include "server/db_role.h"
 #include "server/http.h"
 #include "server/http_listen.h"
 #include "server/hub.h"
@@ -48,6 +49,7 @@ struct program {
     struct cluster *cluster;
     struct coordinator *coordinator;
     struct http *http;
+    const char *owner; // of the database's tables, as a conninfo
     const char *conninfo;
     char data[PATH_MAX];
     char web[PATH_MAX];
@@ -132,11 +134,12 @@ static enum status open_data(struct program *p, struct err *e)
 
 /* ---- the database ---- */
 
-static enum status connect_patiently(struct program *p, struct db **db, struct err *e)
+static enum status connect_patiently(struct program *p, const char *conninfo, struct db **db,
+                                     struct err *e)
 {
     int64_t until = clock_mono_ms() + DATABASE_WAIT_MS;
     for (;;) {
-        enum status st = db_open(db, p->conninfo, e);
+        enum status st = db_open(db, conninfo, e);
         if (st != ST_RETRY || p->cluster) {
             return st;
         }
@@ -157,6 +160,22 @@ static enum status as_config(enum status st)
     return st == ST_CONFLICT || st == ST_DENIED ? ST_INVALID : st;
 }
 
+/* Another role serves, where there is one. */
+static enum status prepare_role(struct program *p, struct db *owner, struct err *e)
+{
+    if (p->owner == p->conninfo) {
+        return ST_OK;
+    }
+    if (p->cluster) {
+        TRY(db_role_make(owner, e));
+    }
+    struct db *server = NULL;
+    TRY(connect_patiently(p, p->conninfo, &server, e));
+    enum status st = db_role_let_serve(owner, server, e);
+    db_close(server);
+    return st;
+}
+
 static enum status prepare_database(struct program *p, struct db *db, struct err *e)
 {
     TRY(as_config(settings_check(db, p->o.unsafe_database, e)));
@@ -165,6 +184,7 @@ static enum status prepare_database(struct program *p, struct db *db, struct err
         return as_config(migrate_check(db, sql, e));
     }
     TRY(as_config(migrate(db, sql, e)));
+    TRY(as_config(prepare_role(p, db, e)));
     return admin_token_ensure(db, p->data, p->secret, &p->fresh, e);
 }
 
@@ -172,12 +192,14 @@ static enum status open_database(struct program *p, struct err *e)
 {
     if (p->o.database) {
         p->conninfo = p->o.database;
+        p->owner = p->o.migrate_database ? p->o.migrate_database : p->o.database;
     } else {
         TRY(cluster_start(&p->cluster, p->data, p->o.check, e));
-        p->conninfo = cluster_conninfo(p->cluster);
+        p->owner = cluster_conninfo(p->cluster);
+        p->conninfo = p->o.check ? p->owner : cluster_server_conninfo(p->cluster);
     }
     struct db *db = NULL;
-    TRY(connect_patiently(p, &db, e));
+    TRY(connect_patiently(p, p->owner, &db, e));
     enum status st = prepare_database(p, db, e);
     db_close(db);
     p->server.pool = db_pool_new(p->conninfo, p->o.workers + BULK_CONNECTIONS);

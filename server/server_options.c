@@ -47,6 +47,9 @@ static const struct row {
      "where everything lives (default /var/lib/photon as root, else ./photon-data)"},
     {"database", TEXT, "URL", AT(database),
      "a PostgreSQL to use instead of a private one (or PHOTON_DATABASE)"},
+    {"migrate-database", TEXT, "URL", AT(migrate_database),
+     "the same one as its owner, where --database may not change tables (or\n"
+     "                             PHOTON_MIGRATE_DATABASE)"},
     {"listen", TEXT, "HOST:PORT", AT(listen), "control and dashboard (default 127.0.0.1:8080)"},
     {"bulk-listen", TEXT, "HOST:PORT", AT(bulk_listen),
      "weights and updates (default: the next port)"},
@@ -198,6 +201,7 @@ static void defaults(struct server_options *o)
     *o = (struct server_options){
         .data = geteuid() == 0 ? "/var/lib/photon" : "photon-data",
         .database = getenv("PHOTON_DATABASE"),
+        .migrate_database = getenv("PHOTON_MIGRATE_DATABASE"),
         .listen = "127.0.0.1:8080",
         .workers = 8,
         .orphan_hours = ORPHAN_HOURS,
@@ -258,6 +262,9 @@ bool server_options_parse(struct server_options *o, int argc, char **argv, int *
     }
     if (optind < argc) {
         return usage(rc, "what is '%s'", argv[optind]);
+    }
+    if (o->migrate_database && !o->database) {
+        return usage(rc, "--migrate-database belongs to --database");
     }
     if (!o->tls_cert != !o->tls_key) {
         return usage(rc, "--tls-cert and --tls-key belong together");

@@ -20,7 +20,8 @@ enum exit_code {
 
 struct server_options {
     const char *data;
-    const char *database; /* NULL: a private cluster */
+    const char *database;         /* NULL: a private cluster */
+    const char *migrate_database; /* as its owner; NULL: one role does both */
     const char *listen;
     const char *bulk_listen; /* NULL: the same host, the next port */
     const char *tls_cert;

@@ -198,6 +198,28 @@ def test_a_half_made_cluster_is_made_anew(server):
         own.start()
 
 
+def test_the_role_that_serves_owns_nothing(server):
+    with Own(server.program) as own:
+        own.start()
+        at = ["psql", "-X", "-q", "-A", "-t", "-h", os.path.join(own.data, "pg-socket"), "-d", "postgres", "-v", "ON_ERROR_STOP=1"]
+
+        def ask(role, sql):
+            return subprocess.run([*at, "-U", role, "-c", sql], capture_output=True, text=True, timeout=20)
+        serving = ask("photon", "SELECT DISTINCT usename FROM pg_stat_activity WHERE application_name LIKE 'photon-server%'"
+                                " OR application_name LIKE 'p\\_%'")
+        assert serving.stdout.split() == ["photon_server"], serving
+        assert ask("photon", "SELECT count(*) FROM pg_shdepend WHERE deptype = 'o' AND refobjid = 'photon_server'::regrole"
+                   ).stdout.strip() == "0"
+        for sql in ("DROP TABLE audit", "ALTER TABLE token ADD COLUMN secret text", "ALTER TABLE audit DISABLE TRIGGER ALL",
+                    "UPDATE audit SET name = 'nobody'", "TRUNCATE audit", "SET session_replication_role = replica",
+                    "SET ROLE photon", "CREATE TABLE own (x text)"):
+            done = ask("photon_server", sql)
+            assert done.returncode != 0 and ("permission denied" in done.stderr or "must be owner" in done.stderr), (sql, done)
+        done = ask("photon_server", "DELETE FROM audit")
+        assert "kept for 90 days" in done.stderr, done
+        assert ask("photon_server", "SELECT count(*) FROM audit WHERE action = 'token_create'").stdout.strip() == "1"
+
+
 def test_two_servers_do_not_share_a_folder(server):
     with Own(server.program) as own:
         own.start()
@@ -225,11 +247,14 @@ def test_what_is_wrong_at_the_start_has_its_exit_code(server):
                 (["--workers", "0"], 2, "--workers"),
                 (["--log-format", "xml"], 2, "xml"),
                 (["--tls-cert", "x"], 2, "belong together"),
+                (["--migrate-database", ours], 2, "belongs to --database"),
                 (["surprise"], 2, "surprise"),
                 (["check", "--data", own.data], 3, "no data folder of a photon-server"),
                 (["check", "--data", os.path.join(own.dir, "none")], 3, "--data"),
                 (["--data", "/proc/nowhere"], 3, "/proc/nowhere"),
                 (["--data", own.data, "--database", ours, *listen], 3, "fsync = off"),
+                (["--data", own.data, "--database", ours, "--migrate-database", ours + " ", "--unsafe-database", *listen], 3,
+                 "try a role of its own"),
                 (["--data", own.data, "--database", ours, "--unsafe-database", "--sql", own.dir, *listen], 3, "--sql"),
                 (["--data", own.data, "--database", ours, "--unsafe-database", "--listen", "0.0.0.0:0"], 3, "TLS"),
                 (["--data", own.data, "--database", "host=%s user=nobody_we_know" % os.environ["PGHOST"], *listen], 4,

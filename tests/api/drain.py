@@ -120,7 +120,7 @@ def test_a_stop_takes_ten_seconds_at_most_whatever_hangs(server):
 def test_a_dead_servers_lock_is_taken_over(server):
     """As of one that was stopped in mid-work: its session lives, its sign of life does not come."""
     run, (silo,) = begin(server, rounds=1)
-    held = subprocess.Popen(["psql", "-X", "-q", "-v", "ON_ERROR_STOP=1"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+    held = subprocess.Popen(["psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-U", "photon_server"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
                             stderr=subprocess.DEVNULL, text=True)
     try:
         held.stdin.write("SET application_name = 'p_00000000000000000000000000';\n"

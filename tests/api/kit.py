@@ -47,6 +47,14 @@ def psql(sql):
     return [line.split("\t") for line in done.stdout.splitlines()]
 
 
+def roles():
+    """--database as a role that owns nothing, --migrate-database as the owner."""
+    psql("DO $$ BEGIN CREATE ROLE photon_server LOGIN; EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$")
+    url = "host=%s user=%s dbname=%s"
+    at, owner, name = os.environ["PGHOST"], os.environ["PGUSER"], os.environ["PGDATABASE"]
+    return ["--database", url % (at, "photon_server", name), "--migrate-database", url % (at, owner, name)]
+
+
 class OpenApi:
     """Which answers the document allows. Unknown members of an answer are failures here, so that it stays complete."""
 
@@ -157,10 +165,9 @@ class Server:
 
     def start(self, *options, ready=True):
         self.port, self.bulk_port = free_port(), free_port()
-        database = "host=%s user=%s dbname=%s" % (os.environ["PGHOST"], os.environ["PGUSER"], os.environ["PGDATABASE"])
         log = open(os.path.join(self.dir, "server.log"), "a")
         self.process = subprocess.Popen(
-            [self.program, "--data", os.path.join(self.dir, "data"), "--database", database, "--unsafe-database",
+            [self.program, "--data", os.path.join(self.dir, "data"), *roles(), "--unsafe-database",
              "--listen", "127.0.0.1:%d" % self.port, "--bulk-listen", "127.0.0.1:%d" % self.bulk_port,
              "--web", os.path.join(ROOT, "web"), *options],
             stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=ROOT)

@@ -127,7 +127,8 @@ def two_servers(build, plain, seed, rounds, say=print, groups=3):
             rig.submit(SCRIPTED, name="scripted-%d" % i, tokenizer={"sha256": "%02x" % (i + 1) * 32},
                        federation=dict(SCRIPTED["federation"], silos_per_round=2, min_silos=2))
         rig.kill_server()
-        rig.env["PHOTON_DATABASE"] = "host=%s user=photon dbname=postgres" % rig.path("data", "pg-socket")
+        at = "host=%s user=%%s dbname=postgres" % rig.path("data", "pg-socket")
+        rig.env["PHOTON_DATABASE"], rig.env["PHOTON_MIGRATE_DATABASE"] = at % "photon_server", at % "photon"
         twins = [Twin(rig, name, rig.env["PHOTON_DATABASE"]) for name in ("left", "right")]
         fight = Struggle(rig, twins, rng)
         try:

@@ -18,6 +18,7 @@
 #include "server/mend.h"
 #include "server/multipart.h"
 #include "server/pace.h"
+#include "server/quota.h"
 #include "server/range.h"
 #include "server/server.h"
 #include "server/upload_file.h"
@@ -227,8 +228,12 @@ static enum status chunk_failed(struct request *rq, struct response *rs, struct 
 static enum status chunk_begin(struct request *rq, struct response *rs, int64_t content_length,
                                struct err *e)
 {
-    (void)content_length; // the route's limit has been applied
+    bool allows = false;
     if (!silo_protocol(rq, rs)) {
+        return ST_OK;
+    }
+    TRY(quota_allows(rq, rs, QUOTA_UPLOAD, content_length, &allows, e));
+    if (!allows) {
         return ST_OK;
     }
     if (!id_valid('u', rq->params[0])) {
@@ -392,6 +397,13 @@ static enum status blob_get(struct request *rq, struct response *rs, struct err 
     int64_t start = 0;
     int64_t len = 0;
     enum range_kind kind = range_parse(range, bytes, &start, &len);
+    bool get = strcmp(rq->method, "GET") == 0;
+    bool allows = true;
+    st = get ? quota_allows(rq, rs, QUOTA_DOWNLOAD, len, &allows, e) : ST_OK;
+    if (st || !allows) {
+        (void)close(fd);
+        return st;
+    }
     response_header(rs, "ETag", etag);
     response_header(rs, "Accept-Ranges", "bytes");
     response_header(rs, "Cache-Control", "private, max-age=31536000, immutable");
@@ -412,11 +424,11 @@ static enum status blob_get(struct request *rq, struct response *rs, struct err 
     rs->fd = fd;
     rs->file_offset = start;
     rs->file_len = len;
-    if (strcmp(rq->method, "GET") == 0 && start == 0 && mend_taken_again(rq->who.silo_id, &d)) {
+    if (get && start == 0 && mend_taken_again(rq->who.silo_id, &d)) {
         mend_want(&d); // why would it take the whole file twice?
     }
     rs->pace = rq->server->bulk_pace;
-    if (strcmp(rq->method, "GET") == 0) {
+    if (get) {
         struct going *g = arena_alloc(rq->arena, sizeof(*g));
         (void)snprintf(g->run_id, sizeof(g->run_id), "%s", run_id);
         g->number = number;

@@ -16,14 +16,21 @@
     " CROSS JOIN LATERAL (SELECT coalesce(sum(tokens), 0) AS tokens, count(*) AS rounds"           \
     "   FROM update WHERE silo_id = s.id AND state = 'accepted') n"                                \
     " CROSS JOIN LATERAL (SELECT coalesce(sum(upload_bytes), 0) AS up,"                            \
-    "     coalesce(sum(download_bytes), 0) AS down FROM traffic WHERE silo_id = s.id) b"
+    "     coalesce(sum(download_bytes), 0) AS down FROM traffic WHERE silo_id = s.id) b"           \
+    " LEFT JOIN traffic_day d ON d.silo_id = s.id AND d.day = today()"
 
-#define SILO_JSON "json_build_object(" SILO_MEMBERS ", 'created_at', " TIME_SQL("s.created_at") ")"
+/* $1, $2: what it may move in a day, null for as much as it likes. */
+#define SILO_JSON                                                                                  \
+    "json_build_object(" SILO_MEMBERS ", 'created_at', " TIME_SQL(                                 \
+        "s.created_at") ", 'today', json_build_object('upload_bytes', coalesce(d.upload_bytes, "   \
+                        "0),"                                                                      \
+                        " 'download_bytes', coalesce(d.download_bytes, 0),"                        \
+                        " 'upload_limit', $1::bigint, 'download_limit', $2::bigint))"
 
 static const char SQL_LIST[] =
-    "SELECT " SILO_JSON ", s.name" SILO_FROM " WHERE s.name > $1 ORDER BY s.name LIMIT $2";
+    "SELECT " SILO_JSON ", s.name" SILO_FROM " WHERE s.name > $3 ORDER BY s.name LIMIT $4";
 
-static const char SQL_GET[] = "SELECT " SILO_JSON ", s.state" SILO_FROM " WHERE s.id = $1";
+static const char SQL_GET[] = "SELECT " SILO_JSON ", s.state" SILO_FROM " WHERE s.id = $3";
 
 /* A revoked silo loses its tokens in the same statement. */
 static const char SQL_ACT[] =
@@ -38,15 +45,29 @@ static const char SQL_ACT[] =
     "changed"
     ") SELECT id FROM changed";
 
+static const char *limit_arg(struct request *rq, int64_t bytes)
+{
+    return bytes > 0 ? db_arg_int(rq->arena, bytes) : NULL;
+}
+
+static enum status read_silo(struct request *rq, struct db_rows *rows, struct err *e)
+{
+    const char *argv[] = {limit_arg(rq, rq->server->daily_upload),
+                          limit_arg(rq, rq->server->daily_download), rq->params[0]};
+    return db_query(rq->db, rq->arena, SQL_GET, 3, argv, rows, e);
+}
+
 static enum status list_silos(struct request *rq, struct response *rs, struct err *e)
 {
     struct page page;
     if (!page_read(&page, rq, rs)) {
         return ST_OK;
     }
-    const char *argv[] = {page.cursor, page.limit_plus_one};
+    const char *argv[] = {limit_arg(rq, rq->server->daily_upload),
+                          limit_arg(rq, rq->server->daily_download), page.cursor,
+                          page.limit_plus_one};
     struct db_rows rows;
-    TRY(db_query(rq->db, rq->arena, SQL_LIST, 2, argv, &rows, e));
+    TRY(db_query(rq->db, rq->arena, SQL_LIST, 4, argv, &rows, e));
     respond_list(rq, rs, &page, &rows);
     return ST_OK;
 }
@@ -54,7 +75,7 @@ static enum status list_silos(struct request *rq, struct response *rs, struct er
 static enum status get_silo(struct request *rq, struct response *rs, struct err *e)
 {
     struct db_rows rows;
-    TRY(db_query(rq->db, rq->arena, SQL_GET, 1, rq->params, &rows, e));
+    TRY(read_silo(rq, &rows, e));
     if (rows.count == 0) {
         return not_found(rq, rs, "silo");
     }
@@ -103,7 +124,7 @@ static enum status act_on_silo(struct request *rq, struct response *rs, struct e
     struct db_rows rows;
     TRY(db_query(rq->db, rq->arena, SQL_ACT, 6, argv, &rows, e));
     bool changed = rows.count > 0;
-    TRY(db_query(rq->db, rq->arena, SQL_GET, 1, rq->params, &rows, e));
+    TRY(read_silo(rq, &rows, e));
     if (rows.count == 0) {
         return not_found(rq, rs, "silo");
     }

@@ -17,6 +17,7 @@
 #include "server/blob.h"
 #include "server/checkpoint.h"
 #include "server/db_upload.h"
+#include "server/quota.h"
 #include "server/server.h"
 #include "server/upload_hash.h"
 
@@ -138,6 +139,9 @@ enum status api_upload_create(struct request *rq, struct response *rs, struct er
         return ST_OK;
     }
     TRY(may_create(rq, rs, &w, &may, e));
+    if (may) { // a large file may take days: one byte of today's is enough to begin
+        TRY(quota_allows(rq, rs, QUOTA_UPLOAD, 1, &may, e));
+    }
     if (!may) {
         return ST_OK;
     }

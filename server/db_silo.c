@@ -264,7 +264,12 @@ enum status db_traffic_add(struct db *db, const char *run_id, int32_t number, co
                           db_arg_int(a, download_bytes)};
     enum status st =
         db_exec(db,
-                "INSERT INTO traffic AS t (run_id, number, silo_id, upload_bytes, download_bytes)"
+                "WITH of_day AS ("
+                " INSERT INTO traffic_day AS t (silo_id, day, upload_bytes, download_bytes)"
+                " VALUES ($3, today(), $4, $5) ON CONFLICT ON CONSTRAINT traffic_day_pk DO UPDATE"
+                "    SET upload_bytes = t.upload_bytes + excluded.upload_bytes,"
+                "        download_bytes = t.download_bytes + excluded.download_bytes"
+                ") INSERT INTO traffic AS t (run_id, number, silo_id, upload_bytes, download_bytes)"
                 " VALUES ($1, $2, $3, $4, $5) ON CONFLICT ON CONSTRAINT traffic_pk DO UPDATE"
                 "    SET upload_bytes = t.upload_bytes + excluded.upload_bytes,"
                 "        download_bytes = t.download_bytes + excluded.download_bytes",

@@ -43,6 +43,8 @@ enum {
     STOP_MAX_S = 10,
 };
 
+static const int64_t GB = 1000000000;
+
 struct program {
     struct server_options o;
     struct server server;
@@ -250,6 +252,8 @@ static enum status start(struct program *p, struct err *e)
     p->server.aggregate_threads = p->o.aggregate_threads;
     p->server.orphan_age_s = (int64_t)p->o.orphan_hours * 3600;
     p->server.audit_days = p->o.audit_days;
+    p->server.daily_upload = p->o.daily_upload_gb * GB;
+    p->server.daily_download = p->o.daily_download_gb * GB;
     p->server.hub = hub_new();
     TRY(coordinator_start(&p->coordinator, &p->server, p->conninfo, e));
     FAULT("start.coordinator");

@@ -30,6 +30,7 @@ struct server {
     int aggregate_threads;
     int64_t orphan_age_s; /* files that no row knows are reaped at this age */
     int audit_days;       /* rows of the audit table are kept so long; 0: for ever */
+    int64_t daily_upload, daily_download; /* bytes of one silo in a day; 0: unlimited */
     struct db_pool *pool;
     struct blob_store *blobs;
     struct hub *hub;

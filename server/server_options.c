@@ -16,6 +16,7 @@ enum kind { FLAG, TEXT, NUMBER };
 
 enum {
     RATE_MAX = 1000000,
+    DAILY_GB_MAX = 1000000,
     THREADS_MAX = 256,
     ORPHAN_HOURS = 24,
     AUDIT_DAYS = 400,
@@ -31,6 +32,8 @@ static const struct bounds {
 } bounds[] = {
     {"orphan-hours", 0, 24 * 366, false},
     {"bulk-rate", 1, RATE_MAX, false},
+    {"daily-upload-gb", 1, DAILY_GB_MAX, false},
+    {"daily-download-gb", 1, DAILY_GB_MAX, false},
     {"audit-days", AUDIT_DAYS_MIN, AUDIT_DAYS_MAX, true},
 };
 
@@ -64,6 +67,10 @@ static const struct row {
      "threads of one aggregation (default: the cores)"},
     {"bulk-rate", NUMBER, "MBPS", AT(bulk_mbps),
      "weights and updates, both ways together, in megabit per second (default: no limit)"},
+    {"daily-upload-gb", NUMBER, "GB", AT(daily_upload_gb),
+     "what one silo may send in a day (UTC; default: no limit)"},
+    {"daily-download-gb", NUMBER, "GB", AT(daily_download_gb),
+     "what one silo may fetch in a day (UTC; default: no limit)"},
     {"store", TEXT, "s3://BUCKET/PREFIX", AT(store),
      "keep weights and updates in a bucket (default: in the data folder)"},
     {"s3-endpoint", TEXT, "URL", AT(s3_endpoint), "the store's address, when it is not AWS"},

@@ -40,10 +40,11 @@ struct server_options {
     bool log_json;
     enum log_level log_level;
     bool unsafe_database;
-    int bulk_mbps;    /* weights in and out together, megabit per second; 0: unlimited */
-    int orphan_hours; /* files that no row knows are left alone for so long */
-    int audit_days;   /* 0: for ever */
-    const char *acks; /* check: what silos were told is accepted */
+    int bulk_mbps; /* weights in and out together, megabit per second; 0: unlimited */
+    int daily_upload_gb, daily_download_gb; /* of one silo; 0: unlimited */
+    int orphan_hours;                       /* files that no row knows are left alone for so long */
+    int audit_days;                         /* 0: for ever */
+    const char *acks;                       /* check: what silos were told is accepted */
     bool check;
     bool repair; /* check: make damaged checkpoints again */
 };

@@ -139,5 +139,6 @@ def test_old_rows_are_forgotten_and_young_ones_never(server):
 def test_wrong_filters_are_400(server):
     for query in ("action=Run", "token=r_1", "cursor=x", "cursor=9999999999999999999", "limit=0"):
         assert server.get("/api/v1/audit?" + query).status == 400, query
+    server.post("/api/v1/tokens", {"role": "viewer", "name": "filtered"})
     me = psql("SELECT id FROM token WHERE name = 'first admin'")[0][0]
     assert {r["token"] for r in rows(server, "&token=" + me)} == {me}

@@ -312,6 +312,8 @@ SELECT pg_temp.refused('metric_latest_once', $q$INSERT INTO metric (run_id, roun
 SELECT pg_temp.refused('traffic_run_fk', $q$INSERT INTO traffic (run_id, number, silo_id) VALUES (pg_temp.id('r', 7), 1, pg_temp.id('s', 1))$q$);
 SELECT pg_temp.refused('traffic_silo_fk', $q$INSERT INTO traffic (run_id, number, silo_id) VALUES (pg_temp.id('r', 1), 1, pg_temp.id('s', 7))$q$);
 SELECT pg_temp.refused('traffic_counts', $q$INSERT INTO traffic (run_id, number, silo_id, upload_bytes) VALUES (pg_temp.id('r', 1), 1, pg_temp.id('s', 1), -1)$q$);
+SELECT pg_temp.refused('traffic_day_silo_fk', $q$INSERT INTO traffic_day (silo_id, day) VALUES (pg_temp.id('s', 7), today())$q$);
+SELECT pg_temp.refused('traffic_day_counts', $q$INSERT INTO traffic_day (silo_id, day, upload_bytes) VALUES (pg_temp.id('s', 1), today(), -1)$q$);
 SELECT pg_temp.refused('idempotency_key_token_fk', $q$INSERT INTO idempotency_key (token_id, key, request) VALUES (pg_temp.id('k', 7), 'x', pg_temp.d('x'))$q$);
 SELECT pg_temp.refused('idempotency_key_short', $q$INSERT INTO idempotency_key (token_id, key, request) VALUES (pg_temp.id('k', 1), 'a b', pg_temp.d('x'))$q$);
 SELECT pg_temp.refused('idempotency_key_request', $q$INSERT INTO idempotency_key (token_id, key, request) VALUES (pg_temp.id('k', 1), 'x', 'x')$q$);

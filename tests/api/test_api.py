@@ -14,6 +14,7 @@ import pages
 import participation
 import people
 import pins
+import quotas
 import rounds
 import silos
 import store
@@ -28,7 +29,7 @@ def main():
         server.start()
         fixture.load(server)
         passed, failed = kit.run_tests(server, [generic, people, pages, framing, streams, silos, rounds, store, forks,
-                                                participation, audit, tls, pins, drain, cluster],
+                                                participation, audit, quotas, tls, pins, drain, cluster],
                                        sys.argv[2:])
         server.stop()
     except Exception as error:  # the counts must come out whatever happens

@@ -95,6 +95,11 @@ static void create_body(const struct sending *s, struct buf *b)
     jw_num(b, "train_s", j->train_s);
     jw_num(b, "encode_s", j->encode_s);
     jw_end_object(b);
+    jw_object(b, "coding");
+    jw_num(b, "error", j->codec_error);
+    jw_num(b, "residual_ratio", j->residual_ratio);
+    jw_num(b, "fallback_share", j->fallback_share);
+    jw_end_object(b);
     jw_end_object(b);
 }
 

@@ -166,6 +166,13 @@ static const char SQL_METRICS[] =
     "   UNION ALL SELECT 'photon_eval_loss', format('{run=\"%s\"}', l.name), c.eval_loss"
     "     FROM live l CROSS JOIN LATERAL (SELECT eval_loss FROM checkpoint WHERE run_id = l.id"
     "       AND eval_loss IS NOT NULL ORDER BY number DESC LIMIT 1) c"
+    "   UNION ALL SELECT v.family, format('{run=\"%s\",silo=\"%s\",codec=\"%s\"}', l.name, s.name,"
+    "       w.codec), v.value"
+    "     FROM live l JOIN round q ON q.run_id = l.id AND q.state = 'closed' AND q.number = l.head"
+    "     JOIN update w ON w.round_id = q.id AND w.state = 'accepted'"
+    "     JOIN silo s ON s.id = w.silo_id"
+    "     CROSS JOIN LATERAL (VALUES ('photon_codec_error', w.codec_error),"
+    "       ('photon_codec_fallback_share', w.fallback_share)) v (family, value)"
     "   UNION ALL SELECT 'photon_silos', format('{state=\"%s\"}', v.state), (SELECT count(*)"
     "     FROM silo s WHERE CASE WHEN s.state <> 'active' THEN s.state"
     "       WHEN " SILO_HEARD_SQL(
@@ -195,6 +202,8 @@ static const struct family {
     const char *help;
 } families[] = {
     {"photon_aggregation_duration_seconds", "gauge", "Folding the newest closed round's updates."},
+    {"photon_codec_error", "gauge", "What a codec left out of the newest round's update."},
+    {"photon_codec_fallback_share", "gauge", "Parameters that went one rung up, of all."},
     {"photon_eval_loss", "gauge", "Newest evaluation, mean token loss."},
     {"photon_round", "gauge", "Closed rounds of a live run."},
     {"photon_round_duration_seconds", "gauge", "Opening to closing of the newest closed round."},

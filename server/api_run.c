@@ -32,6 +32,8 @@ static const char SQL_ROUND[] =
     "  'download_s', k.download_s, 'train_s', k.train_s, 'upload_s', k.upload_s,"
     "  'train_loss', coalesce(w.train_loss, k.train_loss), 'update_norm', w.norm,"
     "  'update_cosine', w.cosine, 'update_sha256', encode(w.digest, 'hex'),"
+    "  'update_bytes', w.bytes, 'codec', w.codec, 'codec_error', w.codec_error,"
+    "  'residual_ratio', w.residual_ratio, 'fallback_share', w.fallback_share,"
     "  'lease_until', " TIME_SQL(
         "k.lease_until") ") ORDER BY k.kind DESC, k.slot, k.id), '[]')"
                          " FROM task k JOIN silo s ON s.id = k.silo_id"

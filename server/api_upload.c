@@ -41,10 +41,37 @@ static bool read_timings(struct request *rq, struct response *rs, struct upload_
            silo_number(rq, rs, t, "encode_s", 0.0, &w->encode_s);
 }
 
+/* What the codec did to the update, as the silo measured it. */
+static bool read_coding(struct request *rq, struct response *rs, struct upload_wanted *w)
+{
+    static const char *const keys[] = {"error", "residual_ratio", "fallback_share", NULL};
+    const struct json *c = json_get(rq->json, "coding");
+    w->codec_error = w->residual_ratio = w->fallback_share = NAN;
+    if (!c || json_kind(c) == JSON_NULL) {
+        return true;
+    }
+    struct err e = {0};
+    if (json_kind(c) != JSON_OBJECT || json_only(c, keys, &e)) {
+        (void)bad_member(rq, rs, "/coding", e.msg[0] ? e.msg : "must be an object");
+        return false;
+    }
+    if (!silo_number(rq, rs, c, "error", 0.0, &w->codec_error) ||
+        !silo_number(rq, rs, c, "residual_ratio", 0.0, &w->residual_ratio) ||
+        !silo_number(rq, rs, c, "fallback_share", 0.0, &w->fallback_share)) {
+        return false;
+    }
+    if (w->fallback_share > 1.0) {
+        (void)bad_member(rq, rs, "/coding/fallback_share", "must be at most 1");
+        return false;
+    }
+    return true;
+}
+
 static bool read_wanted(struct request *rq, struct response *rs, struct upload_wanted *w)
 {
-    static const char *const keys[] = {"task",   "epoch", "sha256",     "bytes",   "codec",
-                                       "tokens", "steps", "train_loss", "timings", NULL};
+    static const char *const keys[] = {"task",    "epoch",  "sha256", "bytes",
+                                       "codec",   "tokens", "steps",  "train_loss",
+                                       "timings", "coding", NULL};
     *w = (struct upload_wanted){0};
     const char *sha256 = NULL;
     const char *codec = NULL;
@@ -55,7 +82,7 @@ static bool read_wanted(struct request *rq, struct response *rs, struct upload_w
         !silo_want_int(rq, rs, "tokens", 1, INT64_MAX, &w->tokens) ||
         !silo_want_int(rq, rs, "steps", 1, LIMIT_STEPS, &w->steps) ||
         !silo_number(rq, rs, rq->json, "train_loss", -INFINITY, &w->train_loss) ||
-        !read_timings(rq, rs, w)) {
+        !read_timings(rq, rs, w) || !read_coding(rq, rs, w)) {
         return false;
     }
     if (!id_valid('t', w->task_id)) {

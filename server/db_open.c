@@ -171,9 +171,11 @@ static const char SQL_CARRY_LEASE[] =
     "  WHERE u.id = $2";
 static const char SQL_CARRY_UPDATE[] =
     "WITH n AS (INSERT INTO update (round_id, slot, task_id, silo_id, lease_epoch, carried_from,"
-    "               digest, bytes, codec, tokens, steps, train_loss)"
+    "               digest, bytes, codec, tokens, steps, train_loss, codec_error,"
+    "               residual_ratio, fallback_share)"
     "           SELECT $3, $4, $1, u.silo_id, 1, u.id, u.digest, u.bytes, u.codec, u.tokens,"
-    "                  u.steps, u.train_loss FROM update u WHERE u.id = $2"
+    "                  u.steps, u.train_loss, u.codec_error, u.residual_ratio,"
+    "                  u.fallback_share FROM update u WHERE u.id = $2"
     "           RETURNING id, silo_id)"
     " INSERT INTO event (kind, run_id, round, slot, silo_id, update_id, message, detail)"
     " SELECT 'update_accepted', $5, $6, $4, n.silo_id, n.id,"

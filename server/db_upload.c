@@ -152,14 +152,19 @@ static enum status create_tx(struct db *db, struct arena *a, void *ctx, struct e
                           arg_known(a, n->download_s),
                           arg_known(a, n->train_s),
                           arg_known(a, n->encode_s),
-                          codec_name(n->codec)};
+                          codec_name(n->codec),
+                          arg_known(a, n->codec_error),
+                          arg_known(a, n->residual_ratio),
+                          arg_known(a, n->fallback_share)};
     TRY(db_query(db, a,
                  "WITH u AS (INSERT INTO upload (id, task_id, silo_id, epoch, sha256, bytes, codec,"
-                 "                  tokens, steps, train_loss, download_s, train_s, encode_s)"
-                 "     VALUES ($1, $2, $3, $4, $5, $6, $13, $7, $8, $9, $10, $11, $12)"
+                 "                  tokens, steps, train_loss, download_s, train_s, encode_s,"
+                 "                  codec_error, residual_ratio, fallback_share)"
+                 "     VALUES ($1, $2, $3, $4, $5, $6, $13, $7, $8, $9, $10, $11, $12, $14, $15,"
+                 "             $16)"
                  "     RETURNING *)"
                  " SELECT " UPLOAD_COLUMNS " FROM u JOIN task t ON t.id = u.task_id",
-                 13, argv, &rows, e));
+                 16, argv, &rows, e));
     return read_upload(&rows, &w->out, e);
 }
 
@@ -429,9 +434,10 @@ static enum status find_update(struct db *db, struct arena *a, const char *uploa
 
 static const char SQL_INSERT_UPDATE[] =
     "INSERT INTO update (round_id, slot, task_id, silo_id, lease_epoch, upload_id, digest, bytes,"
-    "                    codec, tokens, steps, train_loss, norm)"
+    "                    codec, tokens, steps, train_loss, norm, codec_error, residual_ratio,"
+    "                    fallback_share)"
     " SELECT $1, $2, u.task_id, u.silo_id, $3, u.id, u.sha256, u.bytes, u.codec, u.tokens, u.steps,"
-    "        u.train_loss, $5"
+    "        u.train_loss, $5, u.codec_error, u.residual_ratio, u.fallback_share"
     "   FROM upload u WHERE u.id = $4 RETURNING id";
 
 static const char SQL_TASK_DONE[] =

@@ -34,6 +34,7 @@ struct upload_wanted {
     int64_t steps;
     double train_loss;
     double download_s, train_s, encode_s;
+    double codec_error, residual_ratio, fallback_share; /* struct coded_report's */
 };
 
 struct upload {

@@ -59,6 +59,15 @@ const columns = (expand) => [
   { key: 'norm', label: 'Update norm', num: true, text: (r) => f.plain(r.delta_norm) },
 ];
 
+/** What stands behind a codec's name: how large the update was, what went one rung up, what is still owed. Pure. @param {any} t */
+export function codecTitle(t) {
+  const parts = [];
+  if (f.isNumber(t.update_bytes)) parts.push(f.bytes(t.update_bytes));
+  if (t.fallback_share > 0) parts.push(`${f.plain(100 * t.fallback_share)} % of the parameters one rung up`);
+  if (t.residual_ratio > 0) parts.push(`residual ${f.plain(t.residual_ratio)} of the delta`);
+  return parts.join(', ');
+}
+
 /** @type {import('./dom.js').Column<any>[]} */
 const TASKS = [
   { key: 'silo', label: 'Silo', text: (t) => `${t.silo}\u0000${t.silo_name}`,
@@ -72,6 +81,9 @@ const TASKS = [
   { key: 'down', label: 'Download', num: true, text: (t) => f.duration(t.download_s) },
   { key: 'train', label: 'Train', num: true, text: (t) => f.duration(t.train_s) },
   { key: 'up', label: 'Upload', num: true, text: (t) => f.duration(t.upload_s) },
+  { key: 'codec', label: 'Codec', text: (t) => t.codec ?? f.NONE, title: codecTitle },
+  { key: 'error', label: 'Codec error', num: true, hint: 'what the codec left out of the update, as a share of its norm',
+    text: (t) => f.plain(t.codec_error) },
   { key: 'norm', label: 'Norm', num: true, text: (t) => f.plain(t.update_norm) },
   { key: 'cosine', label: 'Cosine', num: true, hint: 'with the mean of all updates', text: (t) => f.plain(t.update_cosine) },
   { key: 'sha', label: 'SHA-256', text: (t) => f.digest(t.update_sha256), title: (t) => t.update_sha256 ?? '' },

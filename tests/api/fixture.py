@@ -80,9 +80,10 @@ VALUES ('t_00000000000000000000000E{n}{slot}', 'evaluate', '{run}', {n}, {slot},
         {nll}, 500, 600, 0.7, now());
 INSERT INTO lease (task_id, epoch, silo_id, ended_at, outcome)
 VALUES ('t_000000000000000000000000{n}{slot}', 1, '{silo}', now(), 'accepted');
-INSERT INTO update (round_id, slot, task_id, silo_id, lease_epoch, upload_id, digest, bytes, codec, tokens, steps, train_loss, norm, cosine)
+INSERT INTO update (round_id, slot, task_id, silo_id, lease_epoch, upload_id, digest, bytes, codec, tokens, steps, train_loss, norm, cosine, codec_error,
+                    residual_ratio, fallback_share)
 SELECT id, {slot}, 't_000000000000000000000000{n}{slot}', '{silo}', 1, 'u_000000000000000000000000{n}{slot}',
-       sha256('u{n}{slot}'), 100, 'f32', 512, 4, 5.5, 1.5, 0.9 FROM round WHERE run_id = '{run}' AND number = {n};
+       sha256('u{n}{slot}'), 100, 'f32', 512, 4, 5.5, 1.5, 0.9, 0.007, 0.008, 0.25 FROM round WHERE run_id = '{run}' AND number = {n};
 """.format(run=RUN, n=n, slot=slot, silo=silo, nll=2000 + 100 * slot))
     sql.append("COMMIT;")
     # With triggers, so that the summaries the lists read are kept.

@@ -67,6 +67,7 @@ def test_rounds_carry_their_split_and_tasks(server):
     assert rounds[0]["eval_loss"] == 4.0 and rounds[0]["base_sha256"] == "11" * 32
     one = server.get(BASE + "/rounds/1").json()
     assert [(t["kind"], t["slot"]) for t in one["tasks"]] == [("train", 0), ("train", 1), ("evaluate", 0), ("evaluate", 1)]
+    assert one["tasks"][0]["codec_error"] == 0.007 and one["tasks"][0]["fallback_share"] == 0.25
     assert one["tasks"][0]["update_norm"] == 1.5 and len(one["tasks"][0]["update_sha256"]) == 64
 
 

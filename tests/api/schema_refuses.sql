@@ -235,6 +235,7 @@ SELECT pg_temp.refused('upload_step', $q$UPDATE upload SET state = 'expired'; UP
 SELECT pg_temp.refused('upload_begins_open', $q$INSERT INTO upload (id, task_id, silo_id, epoch, sha256, bytes, codec, tokens, steps, state) VALUES (pg_temp.id('u', 2), pg_temp.id('t', 1), pg_temp.id('s', 1), 1, pg_temp.d('z'), 1, 'f32', 1, 1, 'expired')$q$);
 SELECT pg_temp.refused('upload_identity', $q$UPDATE upload SET received = 50; UPDATE upload SET received = 49$q$);
 SELECT pg_temp.refused('upload_identity', $q$UPDATE upload SET tokens = 501$q$);
+SELECT pg_temp.refused('upload_coding_finite', $q$UPDATE upload SET codec_error = 'NaN'$q$);
 SELECT pg_temp.refused('upload_state_known', $q$ALTER TABLE upload DISABLE TRIGGER upload_step; UPDATE upload SET state = 'unheard'$q$);
 
 -- ---- update ----
@@ -273,6 +274,7 @@ SELECT pg_temp.refused('update_file_live', $q$ALTER TABLE update DISABLE TRIGGER
 SELECT pg_temp.refused('update_digest_sha256', $q$ALTER TABLE update DISABLE TRIGGER update_fits;
     INSERT INTO update (round_id, slot, task_id, silo_id, lease_epoch, carried_from, digest, bytes, codec, tokens, steps, state) SELECT round_id, slot, task_id, silo_id, lease_epoch, id, 'x', bytes, codec, tokens, steps, 'excluded' FROM update$q$);
 SELECT pg_temp.refused('update_finite', $q$UPDATE update SET norm = 'NaN'$q$);
+SELECT pg_temp.refused('update_coding_finite', $q$UPDATE update SET fallback_share = 1.5$q$);
 SELECT pg_temp.refused('update_step', $q$UPDATE update SET state = 'corrupt'; UPDATE update SET state = 'accepted'$q$);
 SELECT pg_temp.refused('update_state_known', $q$ALTER TABLE update DISABLE TRIGGER update_step; UPDATE update SET state = 'unheard'$q$);
 SELECT pg_temp.refused('update_immutable', $q$UPDATE update SET tokens = 1$q$);

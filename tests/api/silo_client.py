@@ -123,7 +123,8 @@ class Silo:
     def create(self, given, data, count, **more):
         body = {"task": given["task"], "epoch": given["lease"]["epoch"], "sha256": hashlib.sha256(data).hexdigest(),
                 "bytes": len(data), "codec": "f32", "tokens": count, "steps": given["plan"]["local_steps"],
-                "train_loss": 5.5, "timings": {"download_s": 0.1, "train_s": 1.5, "encode_s": 0.1}}
+                "train_loss": 5.5, "timings": {"download_s": 0.1, "train_s": 1.5, "encode_s": 0.1},
+                "coding": {"error": 0.007, "residual_ratio": 0.008, "fallback_share": 0.25}}
         return self.post("/uploads", dict(body, **more))
 
     def chunk_body(self, piece, offset, digest=None, size=None):

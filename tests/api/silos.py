@@ -554,6 +554,7 @@ def test_the_plan_bounds_an_upload(server):
                                ({"tokens": tokens + 1}, 422, "TOO_MANY_TOKENS"), ({"steps": 3}, 422, "TOO_MANY_TOKENS"),
                                ({"tokens": 0}, 422, None), ({"codec": "zip"}, 422, None), ({"sha256": "x"}, 422, None),
                                ({"train_loss": "low"}, 422, None), ({"timings": 3}, 422, None),
+                               ({"coding": {"fallback_share": 2}}, 422, None), ({"coding": {"errors": 0}}, 422, None),
                                ({"epoch": 99}, 409, "STALE_LEASE"),
                                ({"task": "t_" + "0" * 26}, 404, "NOT_FOUND"), ({"task": "x"}, 404, "NOT_FOUND")):
         answer = silo.create(task, data, tokens, **more)

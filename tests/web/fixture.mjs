@@ -259,7 +259,7 @@ function route(w, method, p, q, body) {
   if (!found) return null;
   return { ...found, tasks: w.runSilos[run.id].map((s, i) => ({ id: `t_${i}`, slot: i, kind: 'train', silo: s.id, silo_name: s.name, state: found.state === 'closed' ? 'done' : i < found.accepted ? 'done' : 'leased',
     attempt: 1, step: found.state === 'closed' ? 64 : 12 + i, steps: 64, tokens: 65536, download_s: 0.4, train_s: 31.5, upload_s: 1.1, train_loss: found.train_loss, update_norm: 1.2, update_cosine: 0.83,
-    update_sha256: hex(`${s.id}${found.number}`), lease_until: null })) };
+    update_sha256: hex(`${s.id}${found.number}`), update_bytes: 124786800, codec: 'int8', codec_error: 0.0071, residual_ratio: 0.0072, fallback_share: 0.02, lease_until: null })) };
 }
 
 function csv({ metric, x, series }) {

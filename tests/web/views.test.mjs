@@ -5,7 +5,7 @@ import { seriesPath, tokenOf } from '../../web/api.js';
 import { inOrder, specRows } from '../../web/compare.js';
 import { nextSort, sorted } from '../../web/dom.js';
 import { linesOf, tableRows } from '../../web/panel.js';
-import { counted, roundState, timeParts } from '../../web/rounds.js';
+import { codecTitle, counted, roundState, timeParts } from '../../web/rounds.js';
 import { lineage, phase, runActions, summary, vitals } from '../../web/run.js';
 import { matching, runColumns, tally } from '../../web/runs.js';
 import { byTrouble, siloActions, straggler } from '../../web/silos.js';
@@ -128,4 +128,9 @@ test('the token is what follows the hash, with its name or without', () => {
   assert.equal(tokenOf('#photon_abcdefghijklmnop'), 'photon_abcdefghijklmnop');
   assert.equal(tokenOf('#main'), '');
   assert.equal(tokenOf(''), '');
+});
+
+test('what a codec did is told in words, and nothing where it did nothing', () => {
+  assert.equal(codecTitle({ update_bytes: null, fallback_share: 0, residual_ratio: 0 }), '');
+  assert.match(codecTitle({ update_bytes: 1024, fallback_share: 0.25, residual_ratio: 2 }), /25 % of the parameters one rung up, residual 2 of the delta$/);
 });

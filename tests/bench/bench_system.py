@@ -9,6 +9,11 @@ the server recorded. Then the runs list is asked for as fast as it answers. JSON
     bench_system.py BUILD durable [PAIRS]
 
 One upload of 1 GiB, begun to accepted, in turns with dd writing and syncing as much in a fresh file on the same disk.
+
+    bench_system.py BUILD bytes [CODEC...]
+
+Every byte between one silo and the server, both listeners, heads and polls included, over three rounds of a 125m model;
+per round, for each codec of updates, and against f32. UP/DOWN names a codec for the way down too.
 """
 
 import json
@@ -20,6 +25,8 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "e2e"))
 from harness import World  # noqa: E402
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "fault"))
+from proxy import Proxy  # noqa: E402
 
 SPEC = {
     "name": "transfer",
@@ -82,6 +89,37 @@ def durable(build, pairs):
                           "server_peak_rss_mb": peak_rss_mb(world.server.pid)}))
 
 
+def on_the_socket(build, codec, rounds):
+    """Bytes a round, up and down, as a proxy before each listener counts them."""
+    up, _, down = codec.partition("/")
+    spec = dict(SPEC, codec={"up": up, "down": down or "f32"}, federation=dict(SPEC["federation"], rounds=rounds))
+    with World(build) as world:
+        control, bulk = Proxy(build, world.port), Proxy(build, world.bulk_port)
+        world.start_server("--public-url", "http://127.0.0.1:%d" % control.port, "--bulk-url", "http://127.0.0.1:%d" % bulk.port)
+        text = world.path("text.txt")
+        with open(text, "w") as f:
+            f.write("a line of text that nobody learns much from\n\n" * 20000)
+        direct, world.url = world.url, "http://127.0.0.1:%d" % control.port
+        world.join("alone", text)
+        world.url = direct
+        world.start("alone", "--threads", "2")
+        world.wait_finished(world.post("/api/v1/runs", spec)["id"], 900)
+        counted = [p.totals() for p in (control, bulk)]
+        for p in (control, bulk):
+            p.close()
+    return [sum(c[way] for c in counted) / rounds for way in ("up_out", "down_out")]
+
+
+def bytes_a_round(build, codecs, rounds=3):
+    plain = None
+    for codec in codecs:
+        up, down = on_the_socket(build, codec, rounds)
+        plain = plain or (up, down)
+        print(json.dumps({"bench": "bytes_a_round", "codec": codec, "up": round(up), "down": round(down),
+                          "up_ratio": round(plain[0] / up, 2), "down_ratio": round(plain[1] / down, 2)}))
+        sys.stdout.flush()
+
+
 def main(build, rounds):
     spec = dict(SPEC, federation=dict(SPEC["federation"], rounds=rounds))
     with World(build) as world:
@@ -114,5 +152,7 @@ def main(build, rounds):
 if __name__ == "__main__":
     if sys.argv[2:3] == ["durable"]:
         durable(sys.argv[1], int(sys.argv[3]) if len(sys.argv) > 3 else 3)
+    elif sys.argv[2:3] == ["bytes"]:
+        bytes_a_round(sys.argv[1], sys.argv[3:] or ["f32", "int8", "q4", "topk"])
     else:
         main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 4)

@@ -1,4 +1,4 @@
--- 0012_coding.sql: what a codec did to an update, as its silo measured it.
+-- 0015_coding.sql: what a codec did to an update, as its silo measured it.
 
 ALTER TABLE upload
     ADD COLUMN codec_error    double precision,

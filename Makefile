@@ -83,8 +83,8 @@ CFLAGS  = $(BASE) $(OPT) $(WARN) $(if $(WERROR),-Werror) $(INC)
 # The CUDA object is looked for beside the program: from bin/, and from tests/<kind>/.
 LDFLAGS = $(filter -fsanitize% --coverage,$(OPT)) -Wl,-rpath,'$$ORIGIN/../lib:$$ORIGIN/../../lib'
 # Machine code for each of $(SM), and PTX of the last for the GPUs that come after. Never
-# --use_fast_math. The step has the CPU's bits: no fused multiply-add. A kernel on tensor cores
-# that spills registers is no faster than one without: that is an error, and so is what ptxas only
+# --use_fast_math. The step and the codecs have the CPU's bits: no fused multiply-add. A
+# kernel on tensor cores that spills registers is no faster than one without: that is an error, and so is what ptxas only
 # notes, products of a warpgroup that wait where nobody asked them to (C75..). Hopper's own
 # instructions are machine code for it alone; attn_op.cu asks the device before it goes there.
 NVCCFLAGS := -O3 -std=c++20 -I. -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra$(if $(WERROR),$(comma)-Werror)
@@ -151,7 +151,7 @@ $(B)/server/api_misc.c.o: $(B)/commit
 $(B)/server/api_misc.c.o: CFLAGS += -DPHOTON_COMMIT='"$(COMMIT)"'
 $(B)/server/openapi.c.o: docs/openapi.json
 
-$(B)/kernels/cuda/step.cu.o: NVCCFLAGS += -fmad=false
+$(B)/kernels/cuda/step.cu.o $(B)/kernels/cuda/codec.cu.o: NVCCFLAGS += -fmad=false
 HOPPER := $(call objs,$(wildcard kernels/cuda/attn_wgmma*.cu))
 $(HOPPER) $(B)/kernels/cuda/attn.cu.o: NVCCFLAGS += -Xptxas -Werror,-warn-spills,-warn-lmem-usage
 $(HOPPER): NVARCH := -gencode arch=compute_90a,code=sm_90a
@@ -203,7 +203,7 @@ $(B)/bin/photon: $(call objs,$(wildcard client/cli/*.c)) $(B)/libserver.a $(CLIE
 $(filter-out $(EMULATED),$(ENGINE_TESTS)) $(B)/tests/bench/bench_engine: %: %.c.o $(KIT) $(ENGINE_LIBS)
 	$(call link,$(LIBS_engine))
 $(B)/tests/kernels/test_cuda $(B)/tests/kernels/test_cpu $(EMULATED): \
-  $(patsubst %,$(B)/tests/support/op_%.c.o,kit parity_layers parity_step)
+  $(patsubst %,$(B)/tests/support/op_%.c.o,kit parity_layers parity_step parity_code)
 $(EMULATED): %: %.c.o $(KIT) $(EMUL_OBJS) $(ENGINE_LIBS)
 	$(call link,$(LIBS_engine) -lstdc++)
 $(UNIT_TESTS): %: %.c.o $(KIT) $(B)/libserver.a $(CLIENT_LIBS)
@@ -302,7 +302,7 @@ test-engine: engine
 	@tests/run.sh $(ENGINE_TESTS)
 # For a machine with a GPU, on which gcc and CUDA are enough: the engine's tests with the device
 # required, its kernels under compute-sanitizer where that is installed, then the speeds.
-GPU_TESTS := $(patsubst %,$(B)/tests/kernels/test_%,cuda model trainer ref)
+GPU_TESTS := $(patsubst %,$(B)/tests/kernels/test_%,cuda model trainer coder ref)
 check-gpu:
 	@test -n '$(PLUGIN)' || { echo 'make check-gpu: no nvcc with cuBLASLt here (CUDA=$(CUDA))'; exit 1; }
 	@$(SUBMAKE) engine

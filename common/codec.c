@@ -103,6 +103,49 @@ void codec_sizes(const struct codec_rule *r, int64_t n, int64_t size[CODEC_PARTS
     }
 }
 
+/* Lanes into one, the upper half to the lower until one is left. */
+static double fold(double lane[CODEC_BLOCK])
+{
+    for (int half = CODEC_BLOCK / 2; half > 0; half /= 2) {
+        for (int l = 0; l < half; l++) {
+            lane[l] += lane[l + half];
+        }
+    }
+    return lane[0];
+}
+
+WIDE struct codec_sums codec_sums(const float *u, const float *v, int64_t n)
+{
+    double diff[CODEC_BLOCK] = {0};
+    double uu[CODEC_BLOCK] = {0};
+    double vv[CODEC_BLOCK] = {0};
+    double uv[CODEC_BLOCK] = {0};
+    for (int64_t at = 0; at < n; at += CODEC_BLOCK) {
+        int64_t m = n - at < CODEC_BLOCK ? n - at : CODEC_BLOCK;
+        for (int64_t l = 0; l < m; l++) {
+            double x = (double)u[at + l];
+            double y = (double)v[at + l];
+            diff[l] += (x - y) * (x - y);
+            uu[l] += x * x;
+            vv[l] += y * y;
+            uv[l] += x * y;
+        }
+    }
+    return (struct codec_sums){fold(diff), fold(uu), fold(vv), fold(uv)};
+}
+
+WIDE double codec_squares(const float *u, int64_t n)
+{
+    double sum[CODEC_BLOCK] = {0};
+    for (int64_t at = 0; at < n; at += CODEC_BLOCK) {
+        int64_t m = n - at < CODEC_BLOCK ? n - at : CODEC_BLOCK;
+        for (int64_t l = 0; l < m; l++) {
+            sum[l] += (double)u[at + l] * (double)u[at + l];
+        }
+    }
+    return fold(sum);
+}
+
 WIDE int32_t codec_amax_bits(const float *u, int64_t n)
 {
     int32_t most = 0;
@@ -145,7 +188,7 @@ enum status codec_check_levels(const struct codec_rule *r, struct err *e)
 static enum status bf16_encode(const float *u, int64_t n, uint8_t *out, struct err *e)
 {
     int32_t most = codec_amax_bits(u, n);
-    if (most > BITS_MAX) {
+    if (most > CODEC_BITS_MAX) {
         return codec_refuse(most, e);
     }
     for (int64_t i = 0; i < n; i++) {
@@ -169,7 +212,7 @@ static enum status bf16_decode(const uint8_t *in, int64_t n, float *out, struct 
 static enum status f32_encode(const float *u, int64_t n, uint8_t *out, struct err *e)
 {
     int32_t most = codec_amax_bits(u, n);
-    if (most > BITS_MAX) {
+    if (most > CODEC_BITS_MAX) {
         return codec_refuse(most, e);
     }
     memcpy(out, u, (size_t)n * sizeof(*u));

@@ -58,10 +58,35 @@ struct codec_rule {
 
 enum codec_part { CODEC_MAIN = 0, CODEC_SIDE, CODEC_GAP, CODEC_PARTS };
 
+/* Beyond the bits of 2^100 a value is no training result. */
+enum { CODEC_BITS_MAX = 0x71800000 };
+
+/* Sums over values u and what they decode to, v. */
+struct codec_sums {
+    double diff, uu, vv, uv; /* of (u - v)^2, u^2, v^2, u v */
+};
+
 /* The bytes of one group; little-endian, no alignment needed. */
 struct codec_bytes {
     uint8_t *part[CODEC_PARTS];
     int64_t size[CODEC_PARTS];
+};
+
+/* What coding a group elsewhere gave (kernels/backend.h). */
+struct codec_result {
+    struct codec_sums sums;
+    double fresh;     /* squares of what is new in u */
+    int64_t gap_size; /* bytes of the gap part */
+    int64_t most;     /* the largest |u| as bits; above CODEC_BITS_MAX all else is void */
+};
+
+/*
+ * Where the parts of coded groups go: whole ones one behind the other, as they lie in a file, but
+ * for the gap part, of which each group has `gap_stride` bytes, a multiple of 4.
+ */
+struct codec_parts {
+    uint8_t *part[CODEC_PARTS];
+    int64_t gap_stride;
 };
 
 /* "f32", "bf16", "int8", "q4", "q2", "topk". ST_INVALID otherwise. */
@@ -101,6 +126,13 @@ enum status codec_encode(const struct codec_rule *r, const float *u, int64_t n,
  */
 enum status codec_decode(const struct codec_rule *r, const struct codec_bytes *in, int64_t n,
                          float *out, struct err *e) MUST_CHECK;
+
+/*
+ * Sums over a group, n <= CODEC_GROUP: CODEC_BLOCK lanes, of which each adds every CODEC_BLOCK-th
+ * value, then the upper half of the lanes to the lower one until one is left. So a device adds too.
+ */
+struct codec_sums codec_sums(const float *u, const float *v, int64_t n);
+double codec_squares(const float *u, int64_t n);
 
 /* ST_CORRUPT unless levels rise and lie in [0, 1], each 0 or at least 2^-16. */
 enum status codec_check_levels(const struct codec_rule *r, struct err *e) MUST_CHECK;

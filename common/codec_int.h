@@ -10,7 +10,6 @@
 #include "common/codec.h"
 
 enum {
-    BITS_MAX = 0x71800000,  // of 2^100: more is no training result
     BITS_LEAST = 0x0d800000 // of 2^-100: a block whose largest value is below it is all zeros
 };
 

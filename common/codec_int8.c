@@ -24,7 +24,7 @@ WIDE enum status int8_encode(const float *u, int64_t n, struct codec_bytes *out,
         int64_t m = n - at < CODEC_BLOCK ? n - at : CODEC_BLOCK;
         int32_t most = codec_amax_bits(v, m);
         uint8_t *side = out->part[CODEC_SIDE] + 2 * (at / CODEC_BLOCK);
-        if (most > BITS_MAX) {
+        if (most > CODEC_BITS_MAX) {
             return codec_refuse(most, e);
         }
         if (most < BITS_LEAST) {

@@ -84,7 +84,7 @@ enum status levels_encode(const struct codec_rule *r, const float *u, int64_t n,
             v = short_block;
         }
         int32_t most = codec_amax_bits(v, CODEC_BLOCK);
-        if (most > BITS_MAX) {
+        if (most > CODEC_BITS_MAX) {
             return codec_refuse(most, e);
         }
         uint8_t code[CODEC_BLOCK] = {0};
@@ -173,7 +173,7 @@ static void sweep(float *level, int32_t count, const float *u, int64_t n)
     }
     for (int64_t at = 0; at + CODEC_BLOCK <= n; at += CODEC_BLOCK) {
         int32_t most = codec_amax_bits(u + at, CODEC_BLOCK);
-        if (most < BITS_LEAST || most > BITS_MAX) {
+        if (most < BITS_LEAST || most > CODEC_BITS_MAX) {
             continue;
         }
         float s = bf16_value(bf16_up(f32_from_bits((uint32_t)most)));

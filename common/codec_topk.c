@@ -177,7 +177,7 @@ enum status topk_encode(const struct codec_rule *r, const float *u, int64_t n,
 {
     assert(r->k >= 4 && r->k <= CODEC_K_MAX && r->k % 4 == 0);
     int32_t most = codec_amax_bits(u, n);
-    if (most > BITS_MAX) {
+    if (most > CODEC_BITS_MAX) {
         return codec_refuse(most, e);
     }
     struct kept *w = mem_alloc(sizeof(*w));

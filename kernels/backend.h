@@ -28,6 +28,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "common/codec.h"
 #include "common/status.h"
 
 #ifdef __cplusplus
@@ -103,7 +104,16 @@ enum { NORM_CHUNK = 65536 };
 struct backend_caps {
     int64_t memory;      /* bytes a training may take                            */
     int64_t pass_tokens; /* tokens in one pass beyond which it gains no speed    */
+    bool apart;          /* its memory is not the host's: what can be done there is done there */
 };
+
+/*
+ * What is enqueued runs in the order of its queue: the ops all on one, and copies beside them on
+ * another. A mark is a place in a queue that another queue, or the host, can wait for. On a backend
+ * that works as it is called all of this has happened when a call returns.
+ */
+enum queue { QUEUE_OPS = 0, QUEUE_COPY, QUEUE_COUNT };
+enum { BACKEND_MARKS = 16 };
 
 /* Several devices of one silo work as ranks; they find each other by these bytes. */
 enum { BACKEND_RANKS_MAX = 16 };
@@ -127,6 +137,20 @@ struct backend_ops {
     void (*release)(struct backend *be, void *p);
     void (*put)(struct backend *be, void *dst, const void *src, size_t size); /* host to backend */
     void (*get)(struct backend *be, void *dst, const void *src, size_t size); /* backend to host */
+
+    /* Host memory for the copies of queues; NULL when there is not enough. */
+    void *(*pin)(struct backend *be, size_t size);
+    void (*unpin)(struct backend *be, void *p);
+
+    /* To and from the backend while it works; the host's side is pinned. */
+    void (*send)(struct backend *be, enum queue q, void *dst, const void *src, size_t size);
+    void (*fetch)(struct backend *be, enum queue q, void *dst, const void *src, size_t size);
+
+    /* Note this place of a queue under a number below BACKEND_MARKS; let a queue, or the host, wait
+     * until the place last noted under it is reached. */
+    void (*mark)(struct backend *be, enum queue q, int mark);
+    void (*follow)(struct backend *be, enum queue q, int mark);
+    void (*reach)(struct backend *be, int mark);
 
     /* Wait for all work; NULL, or what went wrong since the last call. Static text. */
     const char *(*sync)(struct backend *be);
@@ -218,6 +242,22 @@ struct backend_ops {
                   const void *g, int64_t n);
 
     void (*zero)(struct backend *be, void *p, size_t size);
+
+    /*
+     * What an update is made of: u (n) F32 = base - w, then + beta residual where that is not NULL,
+     * each operation rounded by itself. w and rest as in optim, of type F32 or split; base and
+     * residual (n) F32. Sets results[g].fresh of every group.
+     */
+    void (*delta)(struct backend *be, float *u, struct codec_result *results, const void *w,
+                  const void *rest, const float *base, const float *residual, float beta,
+                  int64_t n);
+
+    /*
+     * codec_encode() of u (n) group by group, to the bit, and left = u - v, what that leaves out.
+     * Of the results all but fresh. The rule is the host's.
+     */
+    void (*encode)(struct backend *be, const struct codec_rule *rule, const struct codec_parts *out,
+                   struct codec_result *results, float *left, const float *u, int64_t n);
 
     /*
      * Several devices. One backend names a meeting; then every rank joins it, each on a thread of

@@ -9,6 +9,7 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/group.h"
+#include "kernels/host.h"
 #include "kernels/ref/ops.h" // the memory of this machine is the same for both
 
 /* From here on an allocation asks for huge pages: at 4 KiB a page the TLB misses on every row. */
@@ -119,6 +120,13 @@ static const struct backend_ops CPU_OPS = {
     .release = cpu_release,
     .put = cpu_put,
     .get = cpu_put,
+    .pin = cpu_alloc,
+    .unpin = cpu_release,
+    .send = host_copy,
+    .fetch = host_copy,
+    .mark = host_mark,
+    .follow = host_mark,
+    .reach = host_reach,
     .sync = cpu_sync,
     .supports = cpu_supports,
     .plan_gemm = cpu_plan_gemm,
@@ -137,6 +145,8 @@ static const struct backend_ops CPU_OPS = {
     .clip = cpu_clip,
     .optim = cpu_optim,
     .zero = cpu_zero,
+    .delta = cpu_delta,
+    .encode = cpu_encode,
     .meet = group_meet,
     .join = group_join,
     .bind = group_bind,

@@ -166,6 +166,10 @@ void cpu_clip(struct backend *be, struct clip_state *out, const double *partials
 void cpu_optim(struct backend *be, enum dtype gt, const struct optim_step *s,
                const struct clip_state *clip, void *w, void *rest, void *m, void *v, const void *g,
                int64_t n);
+void cpu_delta(struct backend *be, float *u, struct codec_result *results, const void *w,
+               const void *rest, const float *base, const float *residual, float beta, int64_t n);
+void cpu_encode(struct backend *be, const struct codec_rule *rule, const struct codec_parts *out,
+                struct codec_result *results, float *left, const float *u, int64_t n);
 void cpu_zero(struct backend *be, void *p, size_t size);
 
 #endif

@@ -37,14 +37,96 @@ void *cuda_scratch(struct cuda *c, size_t size)
     return c->scratch;
 }
 
+// ---- queues -----------------------------------------------------------------------------------
+
+static cudaError_t open_queues(struct cuda *c)
+{
+    cudaError_t err = cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking);
+    if (err == cudaSuccess) {
+        err = cudaStreamCreateWithFlags(&c->copies, cudaStreamNonBlocking);
+    }
+    for (int i = 0; i < BACKEND_MARKS && err == cudaSuccess; i++) {
+        err = cudaEventCreateWithFlags(&c->marks[i], cudaEventDisableTiming);
+    }
+    return err;
+}
+
+static void close_queues(struct cuda *c)
+{
+    for (cudaEvent_t mark : c->marks) {
+        if (mark) {
+            (void)cudaEventDestroy(mark);
+        }
+    }
+    const cudaStream_t streams[] = {c->copies, c->stream};
+    for (cudaStream_t s : streams) {
+        if (s) {
+            (void)cudaStreamDestroy(s);
+        }
+    }
+}
+
+static cudaStream_t queue_of(struct cuda *c, enum queue q)
+{
+    return q == QUEUE_OPS ? c->stream : c->copies;
+}
+
+static void *cuda_pin(struct backend *, size_t size)
+{
+    void *p = nullptr;
+    if (cudaMallocHost(&p, size ? size : 1) != cudaSuccess) {
+        (void)cudaGetLastError();
+        return nullptr;
+    }
+    return p;
+}
+
+static void cuda_unpin(struct backend *be, void *p)
+{
+    cuda_check(cuda_of(be), cudaFreeHost(p));
+}
+
+static void cuda_send(struct backend *be, enum queue q, void *dst, const void *src, size_t size)
+{
+    struct cuda *c = cuda_of(be);
+    cuda_check(c, cudaMemcpyAsync(dst, src, size, cudaMemcpyHostToDevice, queue_of(c, q)));
+}
+
+static void cuda_fetch(struct backend *be, enum queue q, void *dst, const void *src, size_t size)
+{
+    struct cuda *c = cuda_of(be);
+    cuda_check(c, cudaMemcpyAsync(dst, src, size, cudaMemcpyDeviceToHost, queue_of(c, q)));
+}
+
+static void cuda_mark(struct backend *be, enum queue q, int mark)
+{
+    struct cuda *c = cuda_of(be);
+    cuda_check(c, cudaEventRecord(c->marks[mark], queue_of(c, q)));
+}
+
+static void cuda_follow(struct backend *be, enum queue q, int mark)
+{
+    struct cuda *c = cuda_of(be);
+    cuda_check(c, cudaStreamWaitEvent(queue_of(c, q), c->marks[mark], 0));
+}
+
+static void cuda_reach(struct backend *be, int mark)
+{
+    struct cuda *c = cuda_of(be);
+    cuda_check(c, cudaEventSynchronize(c->marks[mark]));
+}
+
+// ---- life and memory --------------------------------------------------------------------------
+
 static void cuda_close(struct backend *be)
 {
     struct cuda *c = cuda_of(be);
+    (void)cudaStreamSynchronize(c->copies);
     (void)cudaStreamSynchronize(c->stream);
     cuda_leave(c);
     lt_close(c);
     (void)cudaFree(c->scratch);
-    (void)cudaStreamDestroy(c->stream);
+    close_queues(c);
     delete c;
 }
 
@@ -56,6 +138,7 @@ static void cuda_caps(struct backend *be, struct backend_caps *out)
 {
     out->memory = cuda_of(be)->memory;
     out->pass_tokens = 32768;
+    out->apart = true;
 }
 
 static void *cuda_alloc(struct backend *be, size_t size)
@@ -73,6 +156,7 @@ static void *cuda_alloc(struct backend *be, size_t size)
 static void cuda_release(struct backend *be, void *p)
 {
     struct cuda *c = cuda_of(be);
+    cuda_check(c, cudaStreamSynchronize(c->copies));
     cuda_check(c, cudaStreamSynchronize(c->stream));
     cuda_check(c, cudaFree(p));
 }
@@ -101,6 +185,7 @@ static void cuda_zero(struct backend *be, void *p, size_t size)
 static const char *cuda_sync(struct backend *be)
 {
     struct cuda *c = cuda_of(be);
+    cuda_check(c, cudaStreamSynchronize(c->copies));
     cuda_check(c, cudaStreamSynchronize(c->stream));
     cuda_check(c, cudaGetLastError());
     const char *why = c->failed;
@@ -129,6 +214,13 @@ static const struct backend_ops CUDA_OPS = {
     .release = cuda_release,
     .put = cuda_put,
     .get = cuda_get,
+    .pin = cuda_pin,
+    .unpin = cuda_unpin,
+    .send = cuda_send,
+    .fetch = cuda_fetch,
+    .mark = cuda_mark,
+    .follow = cuda_follow,
+    .reach = cuda_reach,
     .sync = cuda_sync,
     .supports = cuda_supports,
     .plan_gemm = cuda_plan_gemm,
@@ -147,6 +239,8 @@ static const struct backend_ops CUDA_OPS = {
     .clip = cuda_clip,
     .optim = cuda_optim,
     .zero = cuda_zero,
+    .delta = cuda_delta,
+    .encode = cuda_encode,
     .meet = cuda_meet,
     .join = cuda_join,
     .bind = cuda_bind,
@@ -175,13 +269,14 @@ static const char *look_at_device(struct cuda *c)
         err = cudaMemGetInfo(&free_now, &total); // creates the context: a busy device says so here
     }
     if (err == cudaSuccess) {
-        err = cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking);
+        err = open_queues(c);
     }
     if (err != cudaSuccess) {
+        close_queues(c);
         return cudaGetErrorString(err);
     }
     if (major < 8) {
-        (void)cudaStreamDestroy(c->stream);
+        close_queues(c);
         return "the GPU is older than compute capability 8.0";
     }
     c->capability = 10 * major + minor;
@@ -218,7 +313,7 @@ extern "C" __attribute__((visibility("default"))) struct backend *photon_backend
         text = attn_open(c);
         text = text ? text : lt_open(c);
         if (text) {
-            (void)cudaStreamDestroy(c->stream);
+            close_queues(c);
         }
     }
     if (text) {

@@ -1,9 +1,9 @@
 /*
  * cuda.cuh - what the files of the CUDA backend share: the context, and how a kernel is launched.
  *
- * One device; one stream, so that ops run in the order
- * they are enqueued in and may share one scratch block. Nothing here waits for the device but
- * put(), get(), sync() and the rare growth of scratch. The first failure sticks
+ * One device; one stream for all ops, so that they run in the order they are enqueued in and may
+ * share one scratch block, and one for copies beside them. Nothing here waits for the device but
+ * put(), get(), reach(), sync() and the rare growth of scratch. The first failure sticks
  * until sync() tells it.
  *
  * Every sum has a fixed order: no atomics on floats, and block counts that depend on the shape
@@ -25,8 +25,10 @@ enum attn_kind { ATTN_OPEN = 0, ATTN_MMA, ATTN_WGMMA, ATTN_UNTRIED };
 struct lt; /* cuBLASLt's handle and the products prepared so far: gemm_lt.cu */
 
 struct cuda {
-    struct backend be; /* first, so that a struct backend is one of these */
-    cudaStream_t stream;
+    struct backend be;   /* first, so that a struct backend is one of these */
+    cudaStream_t stream; /* of the ops: QUEUE_OPS */
+    cudaStream_t copies; /* QUEUE_COPY */
+    cudaEvent_t marks[BACKEND_MARKS];
     const char *failed; /* static text, or NULL */
     int64_t memory;
     int device;     /* its number among those CUDA_VISIBLE_DEVICES leaves */
@@ -80,7 +82,7 @@ static void cuda_launch(struct cuda *c, void (*kernel)(P...), dim3 grid, dim3 bl
                                         cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
     }
 #ifdef CUDA_EMULATED
-    emulate_grid(grid, block, shared, [&] { kernel(args...); });
+    emulate_grid(grid, block, shared, [=] { kernel(args...); });
 #else
     kernel<<<grid, block, shared, c->stream>>>(args...);
 #endif
@@ -126,6 +128,10 @@ void cuda_clip(struct backend *be, struct clip_state *out, const double *partial
 void cuda_optim(struct backend *be, enum dtype gt, const struct optim_step *s,
                 const struct clip_state *clip, void *w, void *rest, void *m, void *v, const void *g,
                 int64_t n);
+void cuda_delta(struct backend *be, float *u, struct codec_result *results, const void *w,
+                const void *rest, const float *base, const float *residual, float beta, int64_t n);
+void cuda_encode(struct backend *be, const struct codec_rule *rule, const struct codec_parts *out,
+                 struct codec_result *results, float *left, const float *u, int64_t n);
 
 /* ---- products by cuBLASLt: gemm_lt.cu ---- */
 

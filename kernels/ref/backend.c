@@ -2,6 +2,7 @@
 
 #include "common/mem.h"
 #include "kernels/group.h"
+#include "kernels/host.h"
 #include "kernels/ref/ops.h"
 
 // What alloc() hands out begins at a multiple of this, and the block it lies in is noted before it.
@@ -102,6 +103,13 @@ enum status ref_open(struct backend **out, struct err *e)
         .release = ref_release,
         .put = ref_copy,
         .get = ref_copy,
+        .pin = ref_alloc,
+        .unpin = ref_release,
+        .send = host_copy,
+        .fetch = host_copy,
+        .mark = host_mark,
+        .follow = host_mark,
+        .reach = host_reach,
         .sync = ref_sync,
         .supports = ref_supports,
         .plan_gemm = ref_plan_gemm,
@@ -120,6 +128,8 @@ enum status ref_open(struct backend **out, struct err *e)
         .clip = ref_clip,
         .optim = ref_optim,
         .zero = ref_zero,
+        .delta = ref_delta,
+        .encode = ref_encode,
         .meet = group_meet,
         .join = group_join,
         .bind = group_bind,

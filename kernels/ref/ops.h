@@ -118,5 +118,9 @@ void ref_clip(struct backend *be, struct clip_state *out, const double *partials
 void ref_optim(struct backend *be, enum dtype gt, const struct optim_step *s,
                const struct clip_state *clip, void *w, void *rest, void *m, void *v, const void *g,
                int64_t n);
+void ref_delta(struct backend *be, float *u, struct codec_result *results, const void *w,
+               const void *rest, const float *base, const float *residual, float beta, int64_t n);
+void ref_encode(struct backend *be, const struct codec_rule *rule, const struct codec_parts *out,
+                struct codec_result *results, float *left, const float *u, int64_t n);
 
 #endif

@@ -91,6 +91,43 @@ cudaError_t cudaStreamDestroy(cudaStream_t)
     return cudaSuccess;
 }
 
+/* Copies are done when they are asked for, so there is nothing to wait for. */
+cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned)
+{
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned)
+{
+    *e = nullptr;
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t)
+{
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventSynchronize(cudaEvent_t)
+{
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventDestroy(cudaEvent_t)
+{
+    return cudaSuccess;
+}
+
+cudaError_t cudaMallocHost(void **p, size_t size)
+{
+    return cudaMalloc(p, size);
+}
+
+cudaError_t cudaFreeHost(void *p)
+{
+    return cudaFree(p);
+}
+
 static cudaError_t last_error;
 
 cudaError_t cudaGetLastError()
@@ -344,14 +381,25 @@ unsigned char (*emul_exchange(const void *value, size_t size, int kind))[EMUL_SL
     return w->slots[parity];
 }
 
-float __shfl_xor_sync(unsigned mask, float v, int lane_mask)
+template <typename T> static T shuffle(unsigned mask, T v, int lane_mask)
 {
     if (mask != 0xffffffffu) {
         emul_stop("a shuffle of less than a warp");
     }
-    float other;
-    memcpy(&other, emul_exchange(&v, sizeof(v), 2)[(emul_current % 32) ^ (unsigned)lane_mask], sizeof(other));
+    T other;
+    memcpy(&other, emul_exchange(&v, sizeof(v), 2)[(emul_current % 32) ^ (unsigned)lane_mask],
+           sizeof(other));
     return other;
+}
+
+float __shfl_xor_sync(unsigned mask, float v, int lane_mask)
+{
+    return shuffle(mask, v, lane_mask);
+}
+
+int __shfl_xor_sync(unsigned mask, int v, int lane_mask)
+{
+    return shuffle(mask, v, lane_mask);
 }
 
 // ---- instructions -----------------------------------------------------------------------------

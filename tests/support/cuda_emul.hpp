@@ -46,9 +46,11 @@ extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 typedef int cudaError_t;
 typedef void *cudaStream_t;
+typedef void *cudaEvent_t;
 
 enum { cudaSuccess = 0, cudaErrorMemoryAllocation = 2 };
 enum { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaStreamNonBlocking };
+enum { cudaEventDisableTiming };
 enum { cudaFuncAttributeMaxDynamicSharedMemorySize };
 enum {
     cudaDevAttrComputeCapabilityMajor,
@@ -71,6 +73,13 @@ cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t size, int kind, c
 cudaError_t cudaStreamSynchronize(cudaStream_t s);
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, int flags);
 cudaError_t cudaStreamDestroy(cudaStream_t s);
+cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned flags);
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned flags);
+cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s);
+cudaError_t cudaEventSynchronize(cudaEvent_t e);
+cudaError_t cudaEventDestroy(cudaEvent_t e);
+cudaError_t cudaMallocHost(void **p, size_t size);
+cudaError_t cudaFreeHost(void *p);
 cudaError_t cudaGetLastError();
 cudaError_t cudaGetDeviceCount(int *n);
 cudaError_t cudaDeviceGetAttribute(int *value, int attr, int device);
@@ -89,11 +98,19 @@ unsigned char *emul_shared();
 
 void __syncthreads();
 float __shfl_xor_sync(unsigned mask, float v, int lane_mask);
+int __shfl_xor_sync(unsigned mask, int v, int lane_mask);
 
 static inline int atomicAdd(int *p, int v)
 {
     int old = *p;
     *p += v;
+    return old;
+}
+
+static inline unsigned atomicOr(unsigned *p, unsigned v)
+{
+    unsigned old = *p;
+    *p |= v;
     return old;
 }
 

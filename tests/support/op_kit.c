@@ -30,6 +30,7 @@ void op_parity(void)
 {
     op_parity_layers();
     op_parity_step();
+    op_parity_code();
 }
 
 void op_parity_close(void)

@@ -25,9 +25,10 @@ extern int op_dtype_count;
 
 extern enum op_scale op_scale;
 
-/* The two halves of op_parity(). */
+/* The parts of op_parity(). */
 void op_parity_layers(void);
 void op_parity_step(void);
+void op_parity_code(void);
 
 /* The same numbers on the host as the dtype holds them, as doubles, and on the device. */
 struct pair {

@@ -9,6 +9,7 @@
 
 #include "client/agent_int.h"
 #include "client/feedback.h"
+#include "client/trainer_code.h"
 #include "common/fault.h"
 #include "common/layout.h"
 #include "common/log.h"
@@ -79,7 +80,9 @@ struct encoding {
     struct sha256 *hash;
     int base_fd;
     int64_t base_offset;
-    float *base, *block; // ENCODE_BLOCK each
+    float *base, *block;         // ENCODE_BLOCK each
+    struct trainer_coder *coder; // or NULL: this machine codes
+    int64_t at[2], begun, ended; // pieces: where those in hand begin, and how many there were
 };
 
 static enum status encode_block(struct encoding *c, enum layout_part part, int64_t at, int64_t n,
@@ -174,6 +177,55 @@ static enum status read_spans(void *ctx, int64_t first, int64_t n, float *out, s
     return n == 0 ? ST_OK : err_set(e, ST_CORRUPT, "an update without those elements");
 }
 
+/* A piece of one tensor, and so of one span. */
+static enum status begin_on_device(void *ctx, const struct codec_rule *r, int64_t first, int64_t n,
+                                   const float *residual, float beta, struct err *e)
+{
+    struct encoding *c = ctx;
+    const struct layout_span *s = c->layout->spans;
+    const struct layout_span *end = s + c->layout->span_count;
+    while (s < end && first >= s->at + s->count) {
+        s++;
+    }
+    if (s == end || first + n > s->at + s->count) {
+        return err_set(e, ST_CORRUPT, "an update without those elements");
+    }
+    int64_t from = s->model + (first - s->at);
+    TRY(read_floats(c->base_fd, c->base_offset + from * (int64_t)sizeof(float),
+                    trainer_coder_base(c->coder), n, e));
+    if (residual) {
+        memcpy(trainer_coder_residual(c->coder), residual, (size_t)n * sizeof(float));
+    }
+    trainer_coder_begin(c->coder, r, from, n, residual != NULL, beta);
+    c->at[c->begun++ % 2] = first;
+    return ST_OK;
+}
+
+static enum status end_on_device(void *ctx, struct coded_piece *out, const float **u,
+                                 const float **left, struct err *e)
+{
+    struct encoding *c = ctx;
+    struct coder_piece p;
+    TRY(trainer_coder_end(c->coder, &p, e));
+    *out = (struct coded_piece){c->at[c->ended++ % 2], p.n, p.parts, p.results};
+    *u = p.u;
+    *left = p.left;
+    return ST_OK;
+}
+
+static const struct feedback_coder ON_DEVICE = {CODER_GROUPS, begin_on_device, end_on_device};
+
+/* The device codes where it can; where it has no room, this machine does. */
+static void open_coder(struct encoding *c)
+{
+    struct err e = {0};
+    struct trainer *t = c->a->trainer;
+    if (trainer_codes_apart(t) && trainer_coder_open(&c->coder, t, &e)) {
+        log_warn("the update is coded on the host: %s", e.msg);
+        c->coder = NULL;
+    }
+}
+
 /* This silo's rung for this update: its own choice or the run's, by the link where that is `auto`,
  * one up while the guard holds. */
 static enum codec choose(const struct agent *a, const struct task *t, const struct run_state *rs)
@@ -238,8 +290,10 @@ static enum status encode_coded(struct agent *a, const struct task *t, struct ru
         run_state_path(rs, NAMES[i], path[i]);
         run_state_path(rs, TMP[i], tmp[i]);
     }
+    open_coder(&c);
     struct feedback_job job = {.delta = read_spans,
                                .ctx = &c,
+                               .coder = c.coder ? &ON_DEVICE : NULL,
                                .table = &layout.table,
                                .codec = codec,
                                .k = t->spec.codec.up_k,
@@ -256,6 +310,7 @@ static enum status encode_coded(struct agent *a, const struct task *t, struct ru
                                .late = tmp[2]};
     c.base = mem_alloc(ENCODE_BLOCK * sizeof(float));
     enum status st = feedback_encode(&job, &r, e);
+    trainer_coder_close(c.coder);
     mem_free(c.base);
     arena_free(arena);
     for (int i = 0; i < 3 && !st; i++) {

@@ -83,7 +83,7 @@ struct work {
     float beta;
     int update_fd, scratch_fd, next_fd, late_fd;
     int64_t kept_at; // where values begin in next and late
-    float *block;    // a group
+    float *block;    // a group, or a piece of the coder's
 };
 
 static void *residual_header(struct work *w, int64_t *len)
@@ -133,11 +133,7 @@ static enum status read_values(void *ctx, int64_t first, int64_t n, float *u, do
 {
     struct work *w = ctx;
     TRY(w->j->delta(w->j->ctx, first, n, u, e));
-    double sum = 0.0;
-    for (int64_t i = 0; i < n; i++) {
-        sum += (double)u[i] * (double)u[i];
-    }
-    *fresh += sum;
+    *fresh += codec_squares(u, n);
     if (w->residual_fd < 0) {
         return ST_OK;
     }
@@ -157,6 +153,29 @@ static enum status keep_values(void *ctx, int64_t first, int64_t n, const float 
     }
     TRY(write_full(w->next_fd, w->block, 4 * n, w->kept_at + 4 * first, e));
     return write_full(w->late_fd, u, 4 * n, w->kept_at + 4 * first, e);
+}
+
+/* ---- coded elsewhere ---- */
+
+static enum status begin_piece(void *ctx, const struct codec_rule *r, int64_t first, int64_t n,
+                               struct err *e)
+{
+    struct work *w = ctx;
+    bool old = w->residual_fd >= 0;
+    if (old) {
+        TRY(read_full(w->residual_fd, w->block, 4 * n, w->residual_at + 4 * first, e));
+    }
+    return w->j->coder->begin(w->j->ctx, r, first, n, old ? w->block : NULL, w->beta, e);
+}
+
+static enum status end_piece(void *ctx, struct coded_piece *out, struct err *e)
+{
+    struct work *w = ctx;
+    const float *u = NULL;
+    const float *left = NULL;
+    TRY(w->j->coder->end(w->j->ctx, out, &u, &left, e));
+    TRY(write_full(w->next_fd, left, 4 * out->n, w->kept_at + 4 * out->first, e));
+    return write_full(w->late_fd, u, 4 * out->n, w->kept_at + 4 * out->first, e);
 }
 
 static struct coded_meta update_meta(struct work *w)
@@ -193,7 +212,9 @@ static enum status open_outputs(struct work *w, struct err *e)
 static enum status encode(struct work *w, struct feedback_result *r, struct err *e)
 {
     struct coding c;
-    struct coded_source source = {w, read_values, keep_values};
+    const struct feedback_coder *own = w->j->coder;
+    struct coded_coder coder = {own ? own->groups : 0, begin_piece, end_piece};
+    struct coded_source source = {w, read_values, keep_values, own ? &coder : NULL};
     struct coded_meta meta = update_meta(w);
     TRY(open_outputs(w, e));
     TRY(coding_run(&c, w->a, w->scratch_fd, w->j->table, w->j->codec, w->j->k, &source, e));
@@ -220,7 +241,7 @@ enum status feedback_encode(const struct feedback_job *j, struct feedback_result
         .j = j, .residual_fd = -1, .update_fd = -1, .scratch_fd = -1, .next_fd = -1, .late_fd = -1};
     struct feedback_result r = {0};
     w.a = arena_new(LIMIT_REQUEST_ARENA);
-    w.block = mem_alloc(CODEC_GROUP * sizeof(*w.block));
+    w.block = mem_alloc((size_t)(j->coder ? j->coder->groups : 1) * CODEC_GROUP * sizeof(float));
     open_residual(&w);
     enum status st = create(j->update, &w.update_fd, e);
     st = st ? st : encode(&w, &r, e);

@@ -24,11 +24,26 @@
 #include "common/hash.h"
 #include "common/status.h"
 
+/*
+ * Codes on the device that has the weights, with the same bits (client/trainer_code.h is one).
+ * begin starts on u of [first, first + n) of the update's tensors, at most `groups` groups of one
+ * of them; residual (n) may be NULL and is the caller's again when it returns. end waits for the
+ * first that was begun and gives u, and left, what its code leaves out, beside the piece.
+ */
+struct feedback_coder {
+    int64_t groups;
+    enum status (*begin)(void *ctx, const struct codec_rule *r, int64_t first, int64_t n,
+                         const float *residual, float beta, struct err *e);
+    enum status (*end)(void *ctx, struct coded_piece *out, const float **u, const float **left,
+                       struct err *e);
+};
+
 struct feedback_job {
     /* out[0..n) = base - local, from `first` of the update's tensors on; the same each time. */
     enum status (*delta)(void *ctx, int64_t first, int64_t n, float *out, struct err *e);
     void *ctx;
-    const struct param_table *table; /* of what travels (common/layout.h) */
+    const struct feedback_coder *coder; /* or NULL: delta alone is asked */
+    const struct param_table *table;    /* of what travels (common/layout.h) */
     enum codec codec;
     int32_t k;
     /* The update's metadata. */

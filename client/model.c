@@ -236,6 +236,13 @@ static struct piece piece_at(const struct model *m, int64_t start, int64_t count
     return (struct piece){m->offsets[p - m->params.items] + into, left < count ? left : count};
 }
 
+int64_t model_place(const struct model *m, int64_t start, int64_t count)
+{
+    struct piece p = piece_at(m, start, count);
+    assert(p.count == count);
+    return p.at;
+}
+
 /*
  * How a run of numbers goes into and out of memory: G as it is; double, and a split master, by way
  * of the stage.

@@ -61,6 +61,9 @@ struct model_flat model_flat(const struct model *m);
 /* Where the parameter of that index (model_params()) begins in those arrays. */
 int64_t model_offset(const struct model *m, int32_t param);
 
+/* Where elements [start, start + count) of the flat order, of one tensor, begin in them. */
+int64_t model_place(const struct model *m, int64_t start, int64_t count);
+
 /*
  * Between elements [start, start + count) of the flat order and host memory: the weights, which as
  * numbers are those of the master whatever they are kept in, the gradients, and any array of G laid

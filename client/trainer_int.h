@@ -15,6 +15,9 @@ enum { STAGE_COUNT = 1 << 20 };
 /* Elements that ranks are averaged over at once. */
 enum { RANKS_PIECE = 1 << 18 };
 
+/* Places of a backend's queues that somebody waits for (kernels/backend.h). */
+enum { MARK_CODE_IN = 0, MARK_CODE_DONE = 2, MARK_CODE_OUT = 4 };
+
 /* Elements [at, at + count) of the arrays that an optimizer walks. */
 struct stretch {
     int64_t at;

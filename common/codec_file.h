@@ -92,6 +92,25 @@ enum status coded_norm(const struct coded_file *f, int fd, double *norm, struct 
 
 /* ---- writing ---- */
 
+/* Groups that were coded elsewhere. */
+struct coded_piece {
+    int64_t first, n;         /* of the flat order: groups of one tensor */
+    struct codec_parts parts; /* the host's memory, until the next piece but one is begun */
+    const struct codec_result *results; /* of each group */
+};
+
+/*
+ * Where the values are on a device they are coded there, a piece of at most `groups` groups at a
+ * time: begin starts on one, end waits for the first that was begun and not ended and gives its
+ * parts; two are in hand at once. end also does what wrote would. read is asked for samples alone.
+ */
+struct coded_coder {
+    int64_t groups;
+    enum status (*begin)(void *ctx, const struct codec_rule *r, int64_t first, int64_t n,
+                         struct err *e);
+    enum status (*end)(void *ctx, struct coded_piece *out, struct err *e);
+};
+
 /*
  * The values to code. read fills u[0..n) with those from `first` of the flat order on, the same
  * each time, and adds the square of what is new in them (without a residual) to *fresh. wrote,
@@ -104,6 +123,7 @@ struct coded_source {
                         struct err *e);
     enum status (*wrote)(void *ctx, int64_t first, int64_t n, const float *u, const float *v,
                          struct err *e);
+    const struct coded_coder *coder; /* or NULL: values are coded by this thread */
 };
 
 /* What coding did to the values. */

@@ -47,29 +47,12 @@ struct bench {
     uint8_t *bytes;
 };
 
-static void add_group(struct sums *s, const float *u, const float *v, int64_t n)
+static void add_sums(struct sums *s, const struct codec_sums *group)
 {
-    enum { LANES = 4 };
-    double diff[LANES] = {0};
-    double uu[LANES] = {0};
-    double vv[LANES] = {0};
-    double uv[LANES] = {0};
-    for (int64_t i = 0; i < n; i += LANES) {
-        for (int l = 0; l < LANES && i + l < n; l++) {
-            double x = (double)u[i + l];
-            double y = (double)v[i + l];
-            diff[l] += (x - y) * (x - y);
-            uu[l] += x * x;
-            vv[l] += y * y;
-            uv[l] += x * y;
-        }
-    }
-    for (int l = 0; l < LANES; l++) {
-        s->diff += diff[l];
-        s->uu += uu[l];
-        s->vv += vv[l];
-        s->uv += uv[l];
-    }
+    s->diff += group->diff;
+    s->uu += group->uu;
+    s->vv += group->vv;
+    s->uv += group->uv;
 }
 
 /* Levels from blocks spread over the tensor. */
@@ -83,10 +66,24 @@ static enum status learn(struct bench *b, struct coded_tensor *ct, struct err *e
         TRY(b->source->read(b->source->ctx, ct->first + block * CODEC_BLOCK, CODEC_BLOCK,
                             b->u + i * CODEC_BLOCK, &unused, e));
     }
-    if (codec_amax_bits(b->u, take * CODEC_BLOCK) <= BITS_MAX) {
+    if (codec_amax_bits(b->u, take * CODEC_BLOCK) <= CODEC_BITS_MAX) {
         codec_learn(&ct->rule, b->u, take * CODEC_BLOCK);
     }
     return ST_OK;
+}
+
+static enum status refuse(const struct bench *b, int32_t tensor, enum status st,
+                          const struct err *why, struct err *e)
+{
+    return err_set(e, st, "tensor '%.60s': %.120s", b->c->file.table->items[tensor].name, why->msg);
+}
+
+static void add_gap(struct coded_tensor *ct, uint32_t *gap_at, int64_t g, int64_t size)
+{
+    if (gap_at) {
+        gap_at[g + 1] = gap_at[g] + (uint32_t)size;
+        ct->size[CODEC_GAP] = gap_at[g + 1];
+    }
 }
 
 static enum status code_group(struct bench *b, struct coded_tensor *ct, int32_t tensor, int64_t g,
@@ -105,21 +102,75 @@ static enum status code_group(struct bench *b, struct coded_tensor *ct, int32_t 
     enum status st = codec_encode(&ct->rule, b->u, n, &bytes, e);
     if (st) {
         struct err why = e ? *e : (struct err){0};
-        return err_set(e, st, "tensor '%.60s': %.120s", b->c->file.table->items[tensor].name,
-                       why.msg);
+        return refuse(b, tensor, st, &why, e);
     }
     TRY(codec_decode(&ct->rule, &bytes, n, b->v, e));
-    add_group(s, b->u, b->v, n);
+    struct codec_sums sums = codec_sums(b->u, b->v, n);
+    add_sums(s, &sums);
     coded_group_at(&ct->rule, g, at);
     at[CODEC_GAP] = gap_at ? gap_at[g] : 0;
     for (int p = 0; p < CODEC_PARTS; p++) {
         TRY(write_full(b->c->fd, bytes.part[p], bytes.size[p], ct->at[p] + at[p], e));
     }
-    if (gap_at) {
-        gap_at[g + 1] = gap_at[g] + (uint32_t)bytes.size[CODEC_GAP];
-        ct->size[CODEC_GAP] = gap_at[g + 1];
-    }
+    add_gap(ct, gap_at, g, bytes.size[CODEC_GAP]);
     return b->source->wrote ? b->source->wrote(b->source->ctx, first, n, b->u, b->v, e) : ST_OK;
+}
+
+/* What a coder made, to where the groups' parts belong. */
+static enum status place_piece(struct bench *b, struct coded_tensor *ct, int32_t tensor,
+                               const struct coded_piece *p, uint32_t *gap_at, struct sums *s,
+                               struct err *e)
+{
+    int64_t group = (p->first - ct->first) / CODEC_GROUP;
+    int64_t groups = (p->n + CODEC_GROUP - 1) / CODEC_GROUP;
+    int64_t begin[CODEC_PARTS];
+    int64_t last[CODEC_PARTS];
+    int64_t size[CODEC_PARTS];
+    for (int64_t g = 0; g < groups; g++) {
+        const struct codec_result *r = &p->results[g];
+        if (r->most > CODEC_BITS_MAX) {
+            struct err why = {0};
+            enum status st = codec_refuse((int32_t)r->most, &why);
+            return refuse(b, tensor, st, &why, e);
+        }
+        add_sums(s, &r->sums);
+        s->fresh += r->fresh;
+        if (gap_at) {
+            add_gap(ct, gap_at, group + g, r->gap_size);
+            TRY(write_full(b->c->fd, p->parts.part[CODEC_GAP] + g * p->parts.gap_stride,
+                           r->gap_size, ct->at[CODEC_GAP] + gap_at[group + g], e));
+        }
+    }
+    coded_group_at(&ct->rule, group, begin);
+    coded_group_at(&ct->rule, group + groups - 1, last);
+    codec_sizes(&ct->rule, p->n - (groups - 1) * CODEC_GROUP, size);
+    for (int part = 0; part < CODEC_GAP; part++) {
+        TRY(write_full(b->c->fd, p->parts.part[part], last[part] + size[part] - begin[part],
+                       ct->at[part] + begin[part], e));
+    }
+    return ST_OK;
+}
+
+/* The same by the source's coder, which has the next piece in hand while one is written. */
+static enum status code_pieces(struct bench *b, struct coded_tensor *ct, int32_t tensor,
+                               uint32_t *gap_at, struct sums *s, struct err *e)
+{
+    const struct coded_coder *coder = b->source->coder;
+    int64_t size = coder->groups * CODEC_GROUP;
+    int64_t pieces = (ct->count + size - 1) / size;
+    for (int64_t p = 0; p <= pieces; p++) {
+        int64_t left = ct->count - p * size;
+        if (p < pieces) {
+            TRY(coder->begin(b->source->ctx, &ct->rule, ct->first + p * size,
+                             left < size ? left : size, e));
+        }
+        if (p > 0) {
+            struct coded_piece piece;
+            TRY(coder->end(b->source->ctx, &piece, e));
+            TRY(place_piece(b, ct, tensor, &piece, gap_at, s, e));
+        }
+    }
+    return ST_OK;
 }
 
 /* A whole tensor into the scratch file: main, side, gaps one after the other from b->at on. */
@@ -139,6 +190,9 @@ static enum status code_tensor(struct bench *b, int32_t tensor, struct sums *s, 
         gap_at = arena_alloc(b->a, (size_t)(groups + 1) * sizeof(*gap_at));
         gap_at[0] = 0;
         ct->gap_at = gap_at;
+    }
+    if (b->source->coder) {
+        return code_pieces(b, ct, tensor, gap_at, s, e);
     }
     for (int64_t g = 0; g < groups; g++) {
         TRY(code_group(b, ct, tensor, g, gap_at, s, e));

@@ -84,8 +84,8 @@ CFLAGS  = $(BASE) $(OPT) $(WARN) $(if $(WERROR),-Werror) $(INC)
 LDFLAGS = $(filter -fsanitize% --coverage,$(OPT)) -Wl,-rpath,'$$ORIGIN/../lib:$$ORIGIN/../../lib'
 # Machine code for each of $(SM), and PTX of the last for the GPUs that come after. Never
 # --use_fast_math. The step and the codecs have the CPU's bits: no fused multiply-add. A
-# kernel on tensor cores that spills registers is no faster than one without: that is an error, and so is what ptxas only
-# notes, products of a warpgroup that wait where nobody asked them to (C75..). Hopper's own
+# kernel on tensor cores that spills registers is no faster than one without: that is an error, and
+# so is what ptxas only notes, products of a warpgroup that wait where nobody asked them to (C75..). Hopper's own
 # instructions are machine code for it alone; attn_op.cu asks the device before it goes there.
 NVCCFLAGS := -O3 -std=c++20 -I. -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra$(if $(WERROR),$(comma)-Werror)
 NVARCH    := $(foreach s,$(SM),-gencode arch=compute_$(s),code=sm_$(s)) \
@@ -111,7 +111,7 @@ SERVER  := $(filter-out server/main.c,$(wildcard server/*.c))
 PLUGIN  := $(if $(filter 1,$(CUDA)),$(if $(wildcard kernels/cuda/*.cu),$(B)/lib/photon-cuda.so))
 
 # The CUDA kernels run on the host too, emulated by fibers, of which sanitizers know nothing.
-EMULATED     := $(if $(CXX_FOUND),$(if $(filter release debug,$(VARIANT)),$(patsubst %,$(B)/tests/kernels/test_%_emulated,cuda wgmma)))
+EMULATED     := $(if $(CXX_FOUND),$(if $(filter release debug,$(VARIANT)),$(patsubst %,$(B)/tests/kernels/test_%_emulated,cuda wgmma steps)))
 ENGINE_TESTS := $(filter-out %_emulated,$(patsubst %.c,$(B)/%,$(wildcard tests/kernels/test_*.c))) $(EMULATED)
 UNIT_TESTS   := $(patsubst %.c,$(B)/%,$(wildcard tests/unit/test_*.c))
 FAULT_TESTS  := $(patsubst %.c,$(B)/%,$(wildcard tests/fault/test_*.c))
@@ -205,7 +205,7 @@ $(filter-out $(EMULATED),$(ENGINE_TESTS)) $(B)/tests/bench/bench_engine: %: %.c.
 $(B)/tests/kernels/test_cuda $(B)/tests/kernels/test_cpu $(EMULATED): \
   $(patsubst %,$(B)/tests/support/op_%.c.o,kit parity_layers parity_step parity_code)
 $(EMULATED): %: %.c.o $(KIT) $(EMUL_OBJS) $(ENGINE_LIBS)
-	$(call link,$(LIBS_engine) -lstdc++)
+	$(call link,$(LIBS_engine) -lstdc++ $(if $(findstring steps,$@),-Wl$(comma)--wrap=backend_open))
 $(UNIT_TESTS): %: %.c.o $(KIT) $(B)/libserver.a $(CLIENT_LIBS)
 	$(call link,$(LIBS_server) $(LIBS_client) $(LIBS_engine))
 $(B)/tests/fault/test_sim_rounds: $(patsubst %,$(B)/tests/support/sim_%.c.o,store rounds check world queue)
@@ -302,7 +302,7 @@ test-engine: engine
 	@tests/run.sh $(ENGINE_TESTS)
 # For a machine with a GPU, on which gcc and CUDA are enough: the engine's tests with the device
 # required, its kernels under compute-sanitizer where that is installed, then the speeds.
-GPU_TESTS := $(patsubst %,$(B)/tests/kernels/test_%,cuda model trainer coder ref)
+GPU_TESTS := $(patsubst %,$(B)/tests/kernels/test_%,cuda model trainer steps coder ref)
 check-gpu:
 	@test -n '$(PLUGIN)' || { echo 'make check-gpu: no nvcc with cuBLASLt here (CUDA=$(CUDA))'; exit 1; }
 	@$(SUBMAKE) engine

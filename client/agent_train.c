@@ -290,26 +290,38 @@ static enum task_end leave_with_snapshot(struct training *w, enum task_end end)
     return end;
 }
 
+static bool snapshot_due(const struct training *w)
+{
+    int64_t wait = SNAP_COST * w->snap_cost_ms;
+    wait = wait > SNAP_LEAST_MS ? wait : SNAP_LEAST_MS;
+    return clock_mono_ms() - w->snapped_ms >= wait && w->done.step < w->t->local_steps;
+}
+
+/* A step that is begun is part of what was done: what interrupts waits for its report, and until
+ * then no further one is begun. */
 static enum task_end train_steps(struct training *w)
 {
+    struct trainer *t = w->a->trainer;
     while (w->done.step < w->t->local_steps) {
         enum beat_order order = beat_order(w->b);
-        if (agent_stopping()) {
+        bool stopping = agent_stopping();
+        bool calm = !trainer_begun(t);
+        if (calm && stopping) {
             return leave_with_snapshot(w, TASK_LEAVING);
         }
-        if (order == BEAT_STALE) {
+        if (calm && order == BEAT_STALE) {
             return leave_with_snapshot(w, TASK_DROPPED);
         }
-        if (order != BEAT_CONTINUE) {
+        if (order != BEAT_CONTINUE && order != BEAT_STALE) {
             return TASK_DROPPED;
         }
+        bool on = !stopping && order == BEAT_CONTINUE && !snapshot_due(w);
+        trainer_run_until(t, on ? w->t->global_step + w->t->local_steps : 0);
         enum task_end end = one_step(w);
         if (end) {
             return end;
         }
-        int64_t wait = SNAP_COST * w->snap_cost_ms;
-        wait = wait > SNAP_LEAST_MS ? wait : SNAP_LEAST_MS;
-        if (clock_mono_ms() - w->snapped_ms >= wait && w->done.step < w->t->local_steps) {
+        if (snapshot_due(w) && !trainer_begun(t)) {
             struct err e = {0};
             enum status st = take_snapshot(w, &e);
             if (st) {

@@ -287,6 +287,26 @@ static enum status one_step(struct solo *s, struct err *e)
     return ST_OK;
 }
 
+/* The step after which something is due next. */
+static int64_t next_due(const struct solo *s)
+{
+    const int64_t every[] = {s->c->eval_every, s->c->save_every};
+    int64_t next = s->c->steps;
+    for (int i = 0; i < 2; i++) {
+        int64_t at = (s->step / every[i] + 1) * every[i];
+        next = at < next ? at : next;
+    }
+    return next;
+}
+
+static bool snapshot_due(const struct solo *s)
+{
+    int64_t wait = SNAP_COST * s->snap_cost_ms;
+    wait = wait > SNAP_LEAST_MS ? wait : SNAP_LEAST_MS;
+    return clock_mono_ms() - s->snapped_ms >= wait;
+}
+
+/* What interrupts waits for a step that is begun (trainer_run_until()). */
 static enum status run(struct solo *s, bool *stopped, struct err *e)
 {
     s->snapped_ms = clock_mono_ms();
@@ -294,10 +314,12 @@ static enum status run(struct solo *s, bool *stopped, struct err *e)
         TRY(evaluate(s, e));
     }
     while (s->step < s->c->steps) {
-        if (s->c->stopping && s->c->stopping()) {
+        bool stopping = s->c->stopping && s->c->stopping();
+        if (stopping && !trainer_begun(s->trainer)) {
             *stopped = true;
             break;
         }
+        trainer_run_until(s->trainer, stopping || snapshot_due(s) ? 0 : next_due(s));
         TRY(one_step(s, e));
         if (due(s, s->c->eval_every)) {
             TRY(evaluate(s, e));
@@ -305,9 +327,7 @@ static enum status run(struct solo *s, bool *stopped, struct err *e)
         if (due(s, s->c->save_every)) {
             TRY(write_checkpoint(s, e));
         }
-        int64_t wait = SNAP_COST * s->snap_cost_ms;
-        wait = wait > SNAP_LEAST_MS ? wait : SNAP_LEAST_MS;
-        if (clock_mono_ms() - s->snapped_ms >= wait) {
+        if (snapshot_due(s) && !trainer_begun(s->trainer)) {
             TRY(take_snapshot(s, e));
         }
     }

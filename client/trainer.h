@@ -54,6 +54,7 @@ struct trainer_config {
     const char *device; /* auto, cpu, ref, cuda, or several: "cuda:0,1,2" */
     const char *dtype;  /* auto (bf16 where the backend has it), f32, bf16 */
     int threads;        /* 0: all cores; shared by the ranks */
+    bool ahead;         /* for tests: run ahead on a host too, see trainer_run_until() */
     int sync_every;     /* 0: data parallel; else steps between averages of the ranks' weights */
 };
 
@@ -124,6 +125,17 @@ void trainer_reset_state(struct trainer *t); /* zero moments, t = 0 */
  */
 enum status trainer_step(struct trainer *t, int64_t step, struct step_report *out,
                          struct err *e) MUST_CHECK;
+
+/*
+ * Steps below this one follow each other with nothing in between, so that one can be begun while
+ * the one before it runs: its rows are read and sent meanwhile, and the device goes from step to
+ * step without waiting for this machine. Bits and reports are the same. Where training and reading
+ * take turns on the same cores, nothing is begun ahead. Whatever is asked of the trainer but the
+ * next step waits for what is begun, and that counts: see trainer_begun() before state is saved.
+ */
+void trainer_run_until(struct trainer *t, int64_t step);
+/* Is a step begun whose report nobody has had? */
+bool trainer_begun(const struct trainer *t);
 
 /* Summed loss over held-out windows [first, first + count), logits in fp32. */
 enum status trainer_eval(struct trainer *t, int64_t first, int64_t count, struct eval_result *out,

@@ -68,6 +68,7 @@ static void lay_out(struct trainer_coder *c)
 
 enum status trainer_coder_open(struct trainer_coder **out, struct trainer *t, struct err *e)
 {
+    trainer_settle(t);
     TRY(ranks_average(t, e));
     struct trainer_coder *c = mem_alloc(sizeof(*c));
     c->r = lead(t);
@@ -203,9 +204,9 @@ enum status trainer_coder_end(struct trainer_coder *c, struct coder_piece *out, 
     struct rank *r = c->r;
     int turn = (int)(c->ended % SLOTS);
     struct slot *s = slot_at(c, c->ended++);
-    r->ops->reach(r->be, MARK_CODE_OUT + turn);
-    if (c->ended == c->begun) {
-        TRY(backend_sync(r->be, e)); // nothing else is under way: this tells what failed, for free
+    const char *why = r->ops->reach(r->be, MARK_CODE_OUT + turn);
+    if (why) {
+        return err_set(e, ST_DEVICE, "%s: %s", r->ops->name, why);
     }
     *out = (struct coder_piece){.n = s->n,
                                 .parts = parts_of(c, s, true),

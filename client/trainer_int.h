@@ -16,7 +16,16 @@ enum { STAGE_COUNT = 1 << 20 };
 enum { RANKS_PIECE = 1 << 18 };
 
 /* Places of a backend's queues that somebody waits for (kernels/backend.h). */
-enum { MARK_CODE_IN = 0, MARK_CODE_DONE = 2, MARK_CODE_OUT = 4 };
+enum {
+    MARK_CODE_IN = 0,
+    MARK_CODE_DONE = 2,
+    MARK_CODE_OUT = 4,
+    MARK_STEP_IN = 6,
+    MARK_STEP_OUT = 8,
+};
+
+/* Steps that are begun at most before the first of them is reported. */
+enum { STEPS_BEGUN = 2 };
 
 /* Elements [at, at + count) of the arrays that an optimizer walks. */
 struct stretch {
@@ -37,15 +46,17 @@ struct rank {
     void *v;
     double *partials; /* sums of squares by chunk of the gradient */
     struct clip_state *clip;
-    int32_t *tokens;  /* (batch, seq_len) */
-    int32_t *targets; /* (batch, seq_len) */
-    float *losses;    /* (batch, seq_len) */
+    float *losses;         /* (batch, seq_len) */
+    char *in[STEPS_BEGUN]; /* what a step reads: trainer_step.c */
 
-    /* host memory, owned */
-    int32_t *split_tokens;
-    int32_t *split_targets;
-    float *host_losses;
-    struct clip_state seen; /* clip, of the last step */
+    /* pinned host memory, owned: what goes there, and what comes back */
+    char *in_host[STEPS_BEGUN];
+    char *out_host[STEPS_BEGUN];
+
+    /* A step, kept to be done again in one call; where the backend can. */
+    void *recording[STEPS_BEGUN];
+    bool records;
+    bool ran; /* every op has, once */
 };
 
 struct trainer {
@@ -59,11 +70,47 @@ struct trainer {
     struct stretch *moved, *frozen;
     int32_t moved_count, frozen_count;
 
+    /* Steps that are begun and not reported yet are [ended, begun). */
+    int64_t begun, ended;
+    int64_t step_of[STEPS_BEGUN]; /* which global step it is */
+    double begun_s[STEPS_BEGUN];
+    double ended_s;
+    int64_t until; /* steps below it may be begun ahead */
+    bool ahead;    /* where that is worth anything */
+
     /* host memory, owned */
     int32_t *rows; /* (rows of a step, seq_len + 1) as they come */
     float *stage;  /* STAGE_COUNT */
     double *sums;  /* RANKS_PIECE, where ranks train apart */
 };
+
+/* Does each rank train alone between averages? */
+static inline bool trains_apart(const struct trainer *t)
+{
+    return t->count > 1 && t->config.sync_every > 0;
+}
+
+/* Rows of text that a step takes. */
+static inline int32_t step_rows(const struct trainer *t)
+{
+    return t->count * t->ranks[0].batch;
+}
+
+/* ---- trainer_step.c ---- */
+
+/* Memory of a rank's steps; what was taken before a failure is the rank's too. */
+enum status step_memory(struct rank *r, int64_t seq_len, struct err *e) MUST_CHECK;
+void step_release(struct rank *r);
+
+/* Wait for steps that are begun and count them; nobody gets their reports. */
+void trainer_settle(struct trainer *t);
+
+/* Steps that the moments of a rank have seen. */
+void rank_count(struct rank *r, int64_t steps);
+
+/* Summed loss of n of the rank's windows, which rows holds. */
+enum status eval_windows(struct trainer *t, int32_t micro, int64_t n, double *sum,
+                         struct err *e) MUST_CHECK;
 
 /* The rank that speaks for all. */
 static inline struct rank *lead(struct trainer *t)

@@ -179,6 +179,7 @@ enum status trainer_save_state(struct trainer *t, const char *path, bool with_we
     if (snprintf(tmp, sizeof(tmp), "%s.tmp", path) >= (int)sizeof(tmp)) {
         return err_set(e, ST_INVALID, "the path of the state is too long");
     }
+    trainer_settle(t);
     int fd = open(tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     if (fd < 0) {
         return io_failed("create", tmp, e);
@@ -317,6 +318,7 @@ static enum status read_arrays(struct trainer *t, struct reader *r, struct state
 
 enum status trainer_load_state(struct trainer *t, const char *path, struct err *e)
 {
+    trainer_settle(t);
     struct reader r = {.fd = open(path, O_RDONLY | O_CLOEXEC), .path = path};
     if (r.fd < 0) {
         return errno == ENOENT ? err_set(e, ST_NOT_FOUND, "there is no state '%s'", path)
@@ -334,7 +336,8 @@ enum status trainer_load_state(struct trainer *t, const char *path, struct err *
     }
     tell_difference(t, &head);
     for (int i = 0; i < t->count; i++) {
-        t->ranks[i].t = head.t[sets_of(t) == 1 ? 0 : i];
+        t->ranks[i].ops->bind(t->ranks[i].be);
+        rank_count(&t->ranks[i], head.t[sets_of(t) == 1 ? 0 : i]);
     }
     t->apart = t->apart || (head.arrays == 3 && head.sets > 1);
     return ranks_sync(t, e);

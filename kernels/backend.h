@@ -95,7 +95,15 @@ struct clip_state {
     double norm;    /* global L2 norm of the gradient                         */
     double factor;  /* min(1, max_norm / (norm + 1e-6))                       */
     int64_t finite; /* 0: norm is NaN or Inf; optim then leaves everything be */
+    int64_t taken;  /* steps whose norm was finite, this one among them       */
 };
+
+/* Which of them it is. */
+static inline const struct optim_step *optim_pick(const struct optim_step *steps,
+                                                  const struct clip_state *clip)
+{
+    return clip->taken > steps->t ? steps + (clip->taken - steps->t) : steps;
+}
 
 /* Gradient norms are summed by chunks of this many elements of the flat order. */
 enum { NORM_CHUNK = 65536 };
@@ -104,6 +112,7 @@ enum { NORM_CHUNK = 65536 };
 struct backend_caps {
     int64_t memory;      /* bytes a training may take                            */
     int64_t pass_tokens; /* tokens in one pass beyond which it gains no speed    */
+    bool records;        /* record() works: what is enqueued can be kept and done again */
     bool apart;          /* its memory is not the host's: what can be done there is done there */
 };
 
@@ -147,10 +156,22 @@ struct backend_ops {
     void (*fetch)(struct backend *be, enum queue q, void *dst, const void *src, size_t size);
 
     /* Note this place of a queue under a number below BACKEND_MARKS; let a queue, or the host, wait
-     * until the place last noted under it is reached. */
+     * until the place last noted under it is reached. reach() says what sync() would, up to there.
+     */
     void (*mark)(struct backend *be, enum queue q, int mark);
     void (*follow)(struct backend *be, enum queue q, int mark);
-    void (*reach)(struct backend *be, int mark);
+    const char *(*reach)(struct backend *be, int mark);
+
+    /*
+     * Keep what is enqueued on QUEUE_OPS from record() on instead of doing it. recorded() ends that
+     * and gives a handle, or NULL where something of it cannot be done again. replay() enqueues it
+     * all, on the same memory; false: it no longer holds, and nothing was enqueued. Ops must have
+     * run once in the same shapes before. Only where caps say so.
+     */
+    void (*record)(struct backend *be);
+    void *(*recorded)(struct backend *be);
+    bool (*replay)(struct backend *be, void *recording);
+    void (*unrecord)(struct backend *be, void *recording); /* NULL is allowed */
 
     /* Wait for all work; NULL, or what went wrong since the last call. Static text. */
     const char *(*sync)(struct backend *be);
@@ -228,16 +249,18 @@ struct backend_ops {
     /* partials[i] = sum of squares of chunk i of g (n, type G), double, NORM_CHUNK elements each */
     void (*sqnorm)(struct backend *be, enum dtype gt, double *partials, const void *g, int64_t n);
 
-    /* Adds the partials in order and decides the factor. */
+    /* Adds the partials in order and decides the factor; counts the step in *out if it is one. */
     void (*clip)(struct backend *be, struct clip_state *out, const double *partials, int64_t count,
                  double max_norm);
 
     /*
-     * One step over n elements; m, v, g have type gt, and w too where rest is NULL. Else gt is F32
-     * and the master is split (master_split() below): w is BF16 (n), what the ops compute with, and
-     * rest uint16 (n).
+     * One step over n elements. It is steps[0], or steps[i] where clip->taken is steps[0].t + i: so
+     * a step can be enqueued while the one before it may yet turn out to be none. Both are backend
+     * memory, as all the host knows late. m, v, g have type gt, and w too where rest is NULL. Else
+     * gt is F32 and the master is split (master_split() below): w is BF16 (n), what the ops compute
+     * with, and rest uint16 (n).
      */
-    void (*optim)(struct backend *be, enum dtype gt, const struct optim_step *s,
+    void (*optim)(struct backend *be, enum dtype gt, const struct optim_step *steps,
                   const struct clip_state *clip, void *w, void *rest, void *m, void *v,
                   const void *g, int64_t n);
 

@@ -18,10 +18,35 @@ void host_mark(struct backend *be, enum queue q, int mark)
     (void)mark;
 }
 
-void host_reach(struct backend *be, int mark)
+const char *host_reach(struct backend *be, int mark)
 {
     (void)be;
     (void)mark;
+    return NULL;
+}
+
+void host_record(struct backend *be)
+{
+    (void)be;
+}
+
+void *host_recorded(struct backend *be)
+{
+    (void)be;
+    return NULL;
+}
+
+bool host_replay(struct backend *be, void *recording)
+{
+    (void)be;
+    (void)recording;
+    return false;
+}
+
+void host_unrecord(struct backend *be, void *recording)
+{
+    (void)be;
+    (void)recording;
 }
 
 int64_t host_groups(int64_t n)

@@ -9,7 +9,13 @@
 
 void host_copy(struct backend *be, enum queue q, void *dst, const void *src, size_t size);
 void host_mark(struct backend *be, enum queue q, int mark);
-void host_reach(struct backend *be, int mark);
+const char *host_reach(struct backend *be, int mark);
+
+/* Nothing is recorded: calling is all there is. */
+void host_record(struct backend *be);
+void *host_recorded(struct backend *be);
+bool host_replay(struct backend *be, void *recording);
+void host_unrecord(struct backend *be, void *recording);
 
 /* Groups of n values. */
 int64_t host_groups(int64_t n);

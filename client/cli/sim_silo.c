@@ -150,6 +150,7 @@ static enum status train_steps(struct sim_desk *d, const struct sim_base *base,
     int64_t first = (int64_t)(base->round - 1) * steps;
     double loss_sum = 0.0;
     int bad = 0;
+    trainer_run_until(d->trainer, first + steps);
     for (int64_t i = 0; i < steps; i++) {
         struct step_report r;
         if (d->stopping && d->stopping()) {

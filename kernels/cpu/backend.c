@@ -105,6 +105,12 @@ static const char *cpu_sync(struct backend *be)
     return why;
 }
 
+static const char *cpu_reach(struct backend *be, int mark)
+{
+    (void)mark;
+    return cpu_sync(be);
+}
+
 static bool cpu_supports(struct backend *be, enum dtype a_type)
 {
     const struct lanes *l = ((const struct cpu *)be)->lanes;
@@ -126,7 +132,11 @@ static const struct backend_ops CPU_OPS = {
     .fetch = host_copy,
     .mark = host_mark,
     .follow = host_mark,
-    .reach = host_reach,
+    .reach = cpu_reach,
+    .record = host_record,
+    .recorded = host_recorded,
+    .replay = host_replay,
+    .unrecord = host_unrecord,
     .sync = cpu_sync,
     .supports = cpu_supports,
     .plan_gemm = cpu_plan_gemm,

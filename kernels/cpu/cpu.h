@@ -163,7 +163,7 @@ void cpu_attn_bwd(struct backend *be, enum dtype at, void *dqkv, const void *qkv
 void cpu_sqnorm(struct backend *be, enum dtype gt, double *partials, const void *g, int64_t n);
 void cpu_clip(struct backend *be, struct clip_state *out, const double *partials, int64_t count,
               double max_norm);
-void cpu_optim(struct backend *be, enum dtype gt, const struct optim_step *s,
+void cpu_optim(struct backend *be, enum dtype gt, const struct optim_step *steps,
                const struct clip_state *clip, void *w, void *rest, void *m, void *v, const void *g,
                int64_t n);
 void cpu_delta(struct backend *be, float *u, struct codec_result *results, const void *w,

@@ -32,10 +32,11 @@ void cpu_clip(struct backend *be, struct clip_state *out, const double *partials
     }
     out->norm = sqrt(sum);
     out->finite = isfinite(out->norm) ? 1 : 0;
+    out->taken += out->finite;
     out->factor = fmin(1.0, max_norm / (out->norm + 1e-6));
 }
 
-void cpu_optim(struct backend *be, enum dtype gt, const struct optim_step *s,
+void cpu_optim(struct backend *be, enum dtype gt, const struct optim_step *steps,
                const struct clip_state *clip, void *w, void *rest, void *m, void *v, const void *g,
                int64_t n)
 {
@@ -44,6 +45,7 @@ void cpu_optim(struct backend *be, enum dtype gt, const struct optim_step *s,
     if (!clip->finite) {
         return;
     }
+    const struct optim_step *s = optim_pick(steps, clip);
     int64_t chunks = (n + NORM_CHUNK - 1) / NORM_CHUNK;
 #pragma omp parallel for num_threads(be->threads) schedule(static)
     for (int64_t i = 0; i < chunks; i++) {

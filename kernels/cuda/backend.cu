@@ -1,4 +1,7 @@
 /* Opening the CUDA backend: the device, its stream and its memory. */
+#include <stdlib.h>
+#include <string.h>
+
 #include <new>
 
 #include "kernels/cuda/cuda.cuh"
@@ -20,6 +23,10 @@ void cuda_check(struct cuda *c, cudaError_t err)
 
 void *cuda_scratch(struct cuda *c, size_t size)
 {
+    if (size > c->scratch_size && c->recording) {
+        c->spoiled = true; // memory cannot be taken now; the ops are not done with this pointer
+        return c->scratch;
+    }
     if (size > c->scratch_size) {
         // What is enqueued may still use the old block.
         cuda_check(c, cudaStreamSynchronize(c->stream));
@@ -110,10 +117,76 @@ static void cuda_follow(struct backend *be, enum queue q, int mark)
     cuda_check(c, cudaStreamWaitEvent(queue_of(c, q), c->marks[mark], 0));
 }
 
-static void cuda_reach(struct backend *be, int mark)
+static const char *told(struct cuda *c)
+{
+    cuda_check(c, cudaGetLastError());
+    const char *why = c->failed;
+    c->failed = nullptr;
+    return why;
+}
+
+static const char *cuda_reach(struct backend *be, int mark)
 {
     struct cuda *c = cuda_of(be);
     cuda_check(c, cudaEventSynchronize(c->marks[mark]));
+    return told(c);
+}
+
+// ---- recordings: CUDA graphs -----------------------------------------------------------------
+
+/* It holds as long as the ops' working space is where it was. */
+struct recording {
+    cudaGraphExec_t graph;
+    void *scratch;
+};
+
+static void cuda_record(struct backend *be)
+{
+    struct cuda *c = cuda_of(be);
+    c->spoiled = cudaStreamBeginCapture(c->stream, cudaStreamCaptureModeThreadLocal) != cudaSuccess;
+    c->recording = !c->spoiled;
+}
+
+static void *cuda_recorded(struct backend *be)
+{
+    struct cuda *c = cuda_of(be);
+    cudaGraph_t graph = nullptr;
+    struct recording *r = new (std::nothrow) recording{nullptr, c->scratch};
+    bool good = r && c->recording && cudaStreamEndCapture(c->stream, &graph) == cudaSuccess;
+    c->recording = false;
+    good = good && graph && !c->spoiled && !c->failed &&
+           cudaGraphInstantiate(&r->graph, graph, 0) == cudaSuccess;
+    if (graph) {
+        (void)cudaGraphDestroy(graph);
+    }
+    if (!good) {
+        (void)cudaGetLastError(); // said by NULL: the caller goes on without
+        delete r;
+        return nullptr;
+    }
+    return r;
+}
+
+static bool cuda_replay(struct backend *be, void *recording)
+{
+    struct cuda *c = cuda_of(be);
+    struct recording *r = static_cast<struct recording *>(recording);
+    if (r->scratch != c->scratch) {
+        return false;
+    }
+    cuda_check(c, cudaGraphLaunch(r->graph, c->stream));
+    return true;
+}
+
+static void cuda_unrecord(struct backend *be, void *recording)
+{
+    struct cuda *c = cuda_of(be);
+    struct recording *r = static_cast<struct recording *>(recording);
+    if (r) {
+        cuda_check(c, cudaStreamSynchronize(c->stream));
+        cuda_check(c, cudaGraphExecDestroy(r->graph));
+        delete r;
+    }
 }
 
 // ---- life and memory --------------------------------------------------------------------------
@@ -139,6 +212,8 @@ static void cuda_caps(struct backend *be, struct backend_caps *out)
     out->memory = cuda_of(be)->memory;
     out->pass_tokens = 32768;
     out->apart = true;
+    const char *graphs = getenv("PHOTON_CUDA_GRAPHS");
+    out->records = graphs && strcmp(graphs, "1") == 0;
 }
 
 static void *cuda_alloc(struct backend *be, size_t size)
@@ -187,10 +262,7 @@ static const char *cuda_sync(struct backend *be)
     struct cuda *c = cuda_of(be);
     cuda_check(c, cudaStreamSynchronize(c->copies));
     cuda_check(c, cudaStreamSynchronize(c->stream));
-    cuda_check(c, cudaGetLastError());
-    const char *why = c->failed;
-    c->failed = nullptr;
-    return why;
+    return told(c);
 }
 
 static bool cuda_supports(struct backend *be, enum dtype a_type)
@@ -221,6 +293,10 @@ static const struct backend_ops CUDA_OPS = {
     .mark = cuda_mark,
     .follow = cuda_follow,
     .reach = cuda_reach,
+    .record = cuda_record,
+    .recorded = cuda_recorded,
+    .replay = cuda_replay,
+    .unrecord = cuda_unrecord,
     .sync = cuda_sync,
     .supports = cuda_supports,
     .plan_gemm = cuda_plan_gemm,

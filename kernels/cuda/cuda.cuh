@@ -33,6 +33,8 @@ struct cuda {
     int64_t memory;
     int device;     /* its number among those CUDA_VISIBLE_DEVICES leaves */
     void *comm;     /* NCCL's, or NULL: nccl.cu */
+    bool recording; /* what is enqueued is kept, not done: a stream capture */
+    bool spoiled;   /* by something that cannot be kept */
     int shared_max; /* bytes of shared memory a block may ask for */
     void *scratch;
     size_t scratch_size;
@@ -125,7 +127,7 @@ void cuda_xent(struct backend *be, enum dtype at, void *logits, void *loss, cons
 void cuda_sqnorm(struct backend *be, enum dtype gt, double *partials, const void *g, int64_t n);
 void cuda_clip(struct backend *be, struct clip_state *out, const double *partials, int64_t count,
                double max_norm);
-void cuda_optim(struct backend *be, enum dtype gt, const struct optim_step *s,
+void cuda_optim(struct backend *be, enum dtype gt, const struct optim_step *steps,
                 const struct clip_state *clip, void *w, void *rest, void *m, void *v, const void *g,
                 int64_t n);
 void cuda_delta(struct backend *be, float *u, struct codec_result *results, const void *w,

@@ -10,6 +10,7 @@
 static const int NORM_THREADS = 512;
 static const int CLIP_STAGE = 1024;
 static const int STEP_THREADS = 256;
+static const int STEP_ROUNDS = 4; // accesses of a thread
 
 /* One block per chunk. Sums are double: squares of large gradients leave the range of fp32. */
 static __global__ void __launch_bounds__(NORM_THREADS)
@@ -69,6 +70,7 @@ static __global__ void __launch_bounds__(CLIP_STAGE)
         out->norm = norm;
         out->factor = fmin(1.0, max_norm / (norm + 1e-6));
         out->finite = isfinite(norm) ? 1 : 0;
+        out->taken += out->finite;
     }
 }
 
@@ -117,7 +119,7 @@ static __device__ __forceinline__ void put_weights(void *w, uint16_t *rest, int6
 
 /* What struct optim_step says, each rounded to fp32 once. */
 struct step_consts {
-    float lr, keep, b1, b2, c1, c2, eps, bias1, bias2, bound;
+    float factor, lr, keep, b1, b2, c1, c2, eps, bias1, bias2, bound;
 };
 
 struct adamw {
@@ -154,78 +156,88 @@ struct adopt {
 };
 
 template <typename RULE, bool SPLIT, int V>
-static __global__ void optim(struct step_consts k, const struct clip_state *clip, void *w,
-                             uint16_t *rest, float *m, float *v, const float *g, int64_t n)
+static __device__ __forceinline__ void walk(const struct step_consts &k, void *w, uint16_t *rest,
+                                            float *m, float *v, const float *g, int64_t n)
 {
-    int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * V;
-    if (i >= n || !clip->finite) {
-        return;
+    int64_t i = ((int64_t)blockIdx.x * STEP_ROUNDS * STEP_THREADS + threadIdx.x) * V;
+    for (int round = 0; round < STEP_ROUNDS && i < n; round++, i += STEP_THREADS * V) {
+        pack<float, V> pw = get_weights<SPLIT, V>(w, rest, i);
+        pack<float, V> pm = load<V>(m + i);
+        pack<float, V> pv = load<V>(v + i);
+        pack<float, V> pg = load<V>(g + i);
+        for (int j = 0; j < V; j++) {
+            RULE::step(k, pg.v[j] * k.factor, pw.v[j], pm.v[j], pv.v[j]);
+        }
+        put_weights<SPLIT, V>(w, rest, i, pw);
+        store<V>(m + i, pm);
+        store<V>(v + i, pv);
     }
-    float factor = (float)clip->factor;
-    pack<float, V> pw = get_weights<SPLIT, V>(w, rest, i);
-    pack<float, V> pm = load<V>(m + i);
-    pack<float, V> pv = load<V>(v + i);
-    pack<float, V> pg = load<V>(g + i);
-    for (int j = 0; j < V; j++) {
-        RULE::step(k, pg.v[j] * factor, pw.v[j], pm.v[j], pv.v[j]);
-    }
-    put_weights<SPLIT, V>(w, rest, i, pw);
-    store<V>(m + i, pm);
-    store<V>(v + i, pv);
 }
 
-template <typename RULE, bool SPLIT>
-static void optim_by(struct cuda *c, const struct step_consts &k, const struct clip_state *clip,
-                     void *w, uint16_t *rest, float *m, float *v, const float *g, int64_t n)
+/*
+ * Which step it is, and whether, is read here and not known when the kernel is enqueued. One thread
+ * rounds for its block what the struct says.
+ */
+template <bool SPLIT, int V>
+static __global__ void __launch_bounds__(STEP_THREADS)
+    optim(const struct optim_step *steps, const struct clip_state *clip, void *w, uint16_t *rest,
+          float *m, float *v, const float *g, int64_t n)
 {
-    if (moves_wide<float>(n, w, m, v, g) && (uintptr_t)rest % 16 == 0) {
-        cuda_launch(c, optim<RULE, SPLIT, 4>, cuda_blocks(n, STEP_THREADS * 4), STEP_THREADS, 0, k,
-                    clip, w, rest, m, v, g, n);
+    __shared__ struct step_consts k;
+    const struct optim_step *s = clip->taken > steps->t ? steps + (clip->taken - steps->t) : steps;
+    if (!clip->finite) {
+        return; // every thread of every block
+    }
+    if (threadIdx.x == 0) {
+        k.factor = (float)clip->factor;
+        k.lr = (float)s->lr;
+        k.keep = (float)(1.0 - s->decay);
+        k.b1 = (float)s->beta1;
+        k.b2 = (float)s->beta2;
+        k.c1 = (float)(1.0 - s->beta1);
+        k.c2 = (float)(1.0 - s->beta2);
+        k.eps = (float)s->eps;
+        k.bias1 = (float)s->bias1;
+        k.bias2 = (float)s->bias2;
+        k.bound = (float)s->clamp;
+    }
+    __syncthreads();
+    if (s->kind == OPTIM_ADAMW) {
+        walk<adamw, SPLIT, V>(k, w, rest, m, v, g, n);
+    } else if (s->t == 1) {
+        walk<adopt_first, SPLIT, V>(k, w, rest, m, v, g, n);
     } else {
-        cuda_launch(c, optim<RULE, SPLIT, 1>, cuda_blocks(n, STEP_THREADS), STEP_THREADS, 0, k,
-                    clip, w, rest, m, v, g, n);
+        walk<adopt, SPLIT, V>(k, w, rest, m, v, g, n);
     }
 }
 
 template <bool SPLIT>
-static void optim_kind(struct cuda *c, const struct optim_step *s, const struct step_consts &k,
-                       const struct clip_state *clip, void *w, uint16_t *rest, float *m, float *v,
-                       const float *g, int64_t n)
+static void optim_by(struct cuda *c, const struct optim_step *steps, const struct clip_state *clip,
+                     void *w, uint16_t *rest, float *m, float *v, const float *g, int64_t n)
 {
-    if (s->kind == OPTIM_ADAMW) {
-        optim_by<adamw, SPLIT>(c, k, clip, w, rest, m, v, g, n);
-    } else if (s->t == 1) {
-        optim_by<adopt_first, SPLIT>(c, k, clip, w, rest, m, v, g, n);
+    const int64_t block = STEP_THREADS * STEP_ROUNDS;
+    if (moves_wide<float>(n, w, m, v, g) && (uintptr_t)rest % 16 == 0) {
+        cuda_launch(c, optim<SPLIT, 4>, cuda_blocks(n, block * 4), STEP_THREADS, 0, steps, clip, w,
+                    rest, m, v, g, n);
     } else {
-        optim_by<adopt, SPLIT>(c, k, clip, w, rest, m, v, g, n);
+        cuda_launch(c, optim<SPLIT, 1>, cuda_blocks(n, block), STEP_THREADS, 0, steps, clip, w,
+                    rest, m, v, g, n);
     }
 }
 
-void cuda_optim(struct backend *be, enum dtype gt, const struct optim_step *s,
+void cuda_optim(struct backend *be, enum dtype gt, const struct optim_step *steps,
                 const struct clip_state *clip, void *w, void *rest, void *m, void *v, const void *g,
                 int64_t n)
 {
     (void)gt;
     struct cuda *c = cuda_of(be);
-    const struct step_consts k = {
-        .lr = (float)s->lr,
-        .keep = (float)(1.0 - s->decay),
-        .b1 = (float)s->beta1,
-        .b2 = (float)s->beta2,
-        .c1 = (float)(1.0 - s->beta1),
-        .c2 = (float)(1.0 - s->beta2),
-        .eps = (float)s->eps,
-        .bias1 = (float)s->bias1,
-        .bias2 = (float)s->bias2,
-        .bound = (float)s->clamp,
-    };
     if (n <= 0) {
         return;
     }
     if (rest) {
-        optim_kind<true>(c, s, k, clip, w, (uint16_t *)rest, (float *)m, (float *)v,
-                         (const float *)g, n);
+        optim_by<true>(c, steps, clip, w, (uint16_t *)rest, (float *)m, (float *)v,
+                       (const float *)g, n);
     } else {
-        optim_kind<false>(c, s, k, clip, w, NULL, (float *)m, (float *)v, (const float *)g, n);
+        optim_by<false>(c, steps, clip, w, nullptr, (float *)m, (float *)v, (const float *)g, n);
     }
 }

@@ -115,7 +115,7 @@ void ref_xent(struct backend *be, enum dtype at, void *logits, void *loss, const
 void ref_sqnorm(struct backend *be, enum dtype gt, double *partials, const void *g, int64_t n);
 void ref_clip(struct backend *be, struct clip_state *out, const double *partials, int64_t count,
               double max_norm);
-void ref_optim(struct backend *be, enum dtype gt, const struct optim_step *s,
+void ref_optim(struct backend *be, enum dtype gt, const struct optim_step *steps,
                const struct clip_state *clip, void *w, void *rest, void *m, void *v, const void *g,
                int64_t n);
 void ref_delta(struct backend *be, float *u, struct codec_result *results, const void *w,

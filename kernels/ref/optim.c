@@ -28,6 +28,7 @@ void ref_clip(struct backend *be, struct clip_state *out, const double *partials
     out->norm = norm;
     out->factor = fmin(1.0, max_norm / (norm + 1e-6));
     out->finite = isfinite(norm) ? 1 : 0;
+    out->taken += out->finite;
 }
 
 /*
@@ -83,7 +84,7 @@ static void optim_split(const struct optim_step *s, double factor, uint16_t *hig
     }
 }
 
-void ref_optim(struct backend *be, enum dtype gt, const struct optim_step *s,
+void ref_optim(struct backend *be, enum dtype gt, const struct optim_step *steps,
                const struct clip_state *clip, void *w, void *rest, void *m, void *v, const void *g,
                int64_t n)
 {
@@ -91,6 +92,7 @@ void ref_optim(struct backend *be, enum dtype gt, const struct optim_step *s,
     if (!clip->finite) {
         return;
     }
+    const struct optim_step *s = optim_pick(steps, clip);
     if (gt == DTYPE_F64) {
         optim_f64(s, clip->factor, w, m, v, g, n);
     } else if (!rest) {

@@ -89,6 +89,7 @@ static void the_attention_of_hopper_passes_its_trial(void)
 
 int main(void)
 {
+    (void)setenv("PHOTON_CUDA_GRAPHS", "1", 1); // what is off by default is tested all the more
     RUN(the_device_answers);
     if (gpu) {
         op_parity_open(gpu, getenv("PHOTON_QUICK") ? OP_SMALL : OP_LARGE);

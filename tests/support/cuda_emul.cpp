@@ -21,6 +21,79 @@ void emul_stop(const char *why)
     abort();
 }
 
+// ---- captures ---------------------------------------------------------------------------------
+
+struct emul_graph {
+    std::vector<std::function<void()>> work;
+};
+
+static emul_graph *capture;
+static cudaStream_t captured;
+static bool capture_broken;
+static int streams;
+
+/* Do it, or keep it where the stream is captured. */
+static cudaError_t enqueue(cudaStream_t s, const std::function<void()> &work)
+{
+    if (capture && s == captured) {
+        capture->work.push_back(work);
+    } else {
+        work();
+    }
+    return cudaSuccess;
+}
+
+/* What a capture does not survive. */
+static cudaError_t not_in_capture(cudaStream_t s)
+{
+    if (capture && s == captured) {
+        capture_broken = true;
+        return 900;
+    }
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t s, int)
+{
+    captured = s;
+    capture = new emul_graph;
+    capture_broken = false;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t *g)
+{
+    *g = capture;
+    capture = nullptr;
+    return capture_broken ? 901 : cudaSuccess;
+}
+
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t g, unsigned long long)
+{
+    *exec = new emul_graph(*g);
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t)
+{
+    for (const auto &work : exec->work) {
+        work();
+    }
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphDestroy(cudaGraph_t g)
+{
+    delete g;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec)
+{
+    delete exec;
+    return cudaSuccess;
+}
+
 // ---- memory -----------------------------------------------------------------------------------
 
 static const size_t PAGE = 4096;
@@ -37,6 +110,9 @@ cudaError_t cudaMalloc(void **p, size_t size)
     size_t used = (size + 255) / 256 * 256;
     if (size > (size_t)1 << 40) {
         return cudaErrorMemoryAllocation;
+    }
+    if (capture) {
+        emul_stop("memory was asked for in a capture");
     }
     size_t pages = (used + PAGE - 1) / PAGE * PAGE;
     void *base = mmap(nullptr, pages + PAGE, PROT_READ | PROT_WRITE,
@@ -63,26 +139,24 @@ cudaError_t cudaFree(void *p)
     return cudaSuccess;
 }
 
-cudaError_t cudaMemsetAsync(void *p, int value, size_t size, cudaStream_t)
+cudaError_t cudaMemsetAsync(void *p, int value, size_t size, cudaStream_t s)
 {
-    memset(p, value, size);
-    return cudaSuccess;
+    return enqueue(s, [=] { memset(p, value, size); });
 }
 
-cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t size, int, cudaStream_t)
+cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t size, int, cudaStream_t s)
 {
-    memcpy(dst, src, size);
-    return cudaSuccess;
+    return enqueue(s, [=] { memcpy(dst, src, size); });
 }
 
-cudaError_t cudaStreamSynchronize(cudaStream_t)
+cudaError_t cudaStreamSynchronize(cudaStream_t s)
 {
-    return cudaSuccess;
+    return not_in_capture(s);
 }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, int)
 {
-    *s = nullptr;
+    *s = (cudaStream_t)(intptr_t)(++streams);
     return cudaSuccess;
 }
 
@@ -342,7 +416,14 @@ static void run_block(unsigned threads, size_t shared)
     emul_block_ends();
 }
 
+static void run_grid(dim3 grid, dim3 block, size_t shared, const std::function<void()> &kernel);
+
 void emulate_grid(dim3 grid, dim3 block, size_t shared, const std::function<void()> &kernel)
+{
+    (void)enqueue(captured, [=] { run_grid(grid, block, shared, kernel); });
+}
+
+static void run_grid(dim3 grid, dim3 block, size_t shared, const std::function<void()> &kernel)
 {
     unsigned threads = block.x * block.y * block.z;
     if (threads == 0 || threads > EMUL_THREADS || shared > 227 * 1024 || grid.y > 65535 ||

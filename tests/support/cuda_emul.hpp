@@ -50,7 +50,10 @@ typedef void *cudaEvent_t;
 
 enum { cudaSuccess = 0, cudaErrorMemoryAllocation = 2 };
 enum { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaStreamNonBlocking };
-enum { cudaEventDisableTiming };
+enum { cudaEventDisableTiming, cudaStreamCaptureModeThreadLocal };
+
+typedef struct emul_graph *cudaGraph_t;
+typedef struct emul_graph *cudaGraphExec_t;
 enum { cudaFuncAttributeMaxDynamicSharedMemorySize };
 enum {
     cudaDevAttrComputeCapabilityMajor,
@@ -78,6 +81,12 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned flags);
 cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s);
 cudaError_t cudaEventSynchronize(cudaEvent_t e);
 cudaError_t cudaEventDestroy(cudaEvent_t e);
+cudaError_t cudaStreamBeginCapture(cudaStream_t s, int mode);
+cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *g);
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t g, unsigned long long flags);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t s);
+cudaError_t cudaGraphDestroy(cudaGraph_t g);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec);
 cudaError_t cudaMallocHost(void **p, size_t size);
 cudaError_t cudaFreeHost(void *p);
 cudaError_t cudaGetLastError();

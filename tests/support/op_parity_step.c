@@ -230,13 +230,14 @@ static bool equals_device(const void *host, const void *dev, size_t size)
     return same;
 }
 
-/* One step of a master that is whole or split, and one that must leave everything be. */
-static bool step_agrees(const struct optim_step *step, bool split, int64_t n)
+/* One step of a master that is whole or split, the first of two or the second, and one that must
+ * leave everything be. */
+static bool step_agrees(const struct optim_step step[2], bool split, int64_t taken, int64_t n)
 {
     struct step_state s;
     state_fill(&s, n);
     size_t size = (size_t)n * sizeof(float);
-    struct clip_state clip = {.norm = 3, .factor = 1.0 / 3, .finite = 1};
+    struct clip_state clip = {.norm = 3, .factor = 1.0 / 3, .finite = 1, .taken = taken};
     struct clip_state *dev_clip = to_device(&clip, sizeof(clip));
     void *w = split ? (void *)s.high : (void *)s.w;
     size_t w_size = split ? size / 2 : size;
@@ -245,14 +246,17 @@ static bool step_agrees(const struct optim_step *step, bool split, int64_t n)
     float *dg = to_device(s.g, size);
     void *dw = to_device(w, w_size);
     uint16_t *drest = to_device(s.rest, size / 2);
-    op_be->ops->optim(op_be, DTYPE_F32, step, dev_clip, dw, split ? drest : NULL, dm, dv, dg, n);
+    struct optim_step *dev_step = to_device(step, 2 * sizeof(*step));
+    op_be->ops->optim(op_be, DTYPE_F32, dev_step, dev_clip, dw, split ? drest : NULL, dm, dv, dg,
+                      n);
     op_ref->ops->optim(op_ref, DTYPE_F32, step, &clip, w, split ? s.rest : NULL, s.m, s.v, s.g, n);
     clip.finite = 0;
     op_be->ops->put(op_be, dev_clip, &clip, sizeof(clip));
-    op_be->ops->optim(op_be, DTYPE_F32, step, dev_clip, dw, split ? drest : NULL, dm, dv, dg, n);
+    op_be->ops->optim(op_be, DTYPE_F32, dev_step, dev_clip, dw, split ? drest : NULL, dm, dv, dg,
+                      n);
     bool same = equals_device(w, dw, w_size) && equals_device(s.m, dm, size) &&
                 equals_device(s.v, dv, size) && equals_device(s.rest, drest, size / 2);
-    void *const all[] = {dm, dv, dg, dw, drest, dev_clip};
+    void *const all[] = {dm, dv, dg, dw, drest, dev_clip, dev_step};
     for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
         release(all[i]);
     }
@@ -260,19 +264,25 @@ static bool step_agrees(const struct optim_step *step, bool split, int64_t n)
     return same;
 }
 
+static struct optim_step step_at(enum optim_kind kind, int64_t t, double lr)
+{
+    return (struct optim_step){.kind = kind,
+                               .t = t,
+                               .lr = lr,
+                               .decay = 1e-4,
+                               .beta1 = 0.9,
+                               .beta2 = 0.95,
+                               .eps = 1e-8,
+                               .bias1 = 1 - pow(0.9, (double)t),
+                               .bias2 = 1 - pow(0.95, (double)t),
+                               .clamp = pow((double)(t - 1), 0.25)};
+}
+
 bool op_parity_optim(enum optim_kind kind, int64_t t, int64_t n)
 {
-    struct optim_step step = {.kind = kind,
-                              .t = t,
-                              .lr = 6e-4,
-                              .decay = 1e-4,
-                              .beta1 = 0.9,
-                              .beta2 = 0.95,
-                              .eps = 1e-8,
-                              .bias1 = 1 - pow(0.9, (double)t),
-                              .bias2 = 1 - pow(0.95, (double)t),
-                              .clamp = pow((double)(t - 1), 0.25)};
-    return step_agrees(&step, false, n) && step_agrees(&step, true, n);
+    const struct optim_step steps[2] = {step_at(kind, t, 6e-4), step_at(kind, t + 1, 3e-4)};
+    return step_agrees(steps, false, 0, n) && step_agrees(steps, true, t, n) &&
+           step_agrees(steps, false, t + 1, n) && step_agrees(steps, true, t + 1, n);
 }
 
 static void an_optimizer_step_has_the_bits_of_the_reference(void)
@@ -299,8 +309,8 @@ static void the_norm_is_summed_by_chunks_and_clips(void)
     double theirs[4];
     float *dev_g = to_device(g, N * sizeof(*g));
     double *dev_parts = to_device(theirs, sizeof(theirs));
-    struct clip_state a;
-    struct clip_state b;
+    struct clip_state a = {.taken = 5};
+    struct clip_state b = a;
     struct clip_state *dev_clip = to_device(&a, sizeof(a));
     op_be->ops->sqnorm(op_be, DTYPE_F32, dev_parts, dev_g, N);
     op_be->ops->get(op_be, ours, dev_parts, sizeof(ours));
@@ -460,6 +470,56 @@ static void the_same_ops_give_the_same_bits_again(void)
     CHECK(same);
 }
 
+/* What is kept is done again on what memory holds by then, and not done while it is kept. */
+static void what_is_recorded_is_done_again(void)
+{
+    struct backend_caps caps;
+    op_be->ops->caps(op_be, &caps);
+    if (!caps.records) {
+        SKIP("this backend keeps nothing (PHOTON_CUDA_GRAPHS=1 where it could)");
+    }
+    enum { N = 5000, ROUNDS = 3 };
+    struct pair h = draw(DTYPE_F32, N, 0, 1, 1);
+    struct pair da = draw(DTYPE_F32, N, 0, 1, 2);
+    struct result a = expect(DTYPE_F32, N, NULL);
+    struct result db = expect(DTYPE_F32, 50, NULL);
+    float *host = op_be->ops->pin(op_be, N * sizeof(float));
+    CHECK(host != NULL);
+    op_be->ops->bias_bwd(op_be, DTYPE_F32, db.dev, da.dev, 100, 50);
+    op_ref->ops->bias_bwd(op_ref, DTYPE_F32, db.ref, da.a, 100, 50);
+    op_be->ops->record(op_be);
+    op_be->ops->gelu_fwd(op_be, DTYPE_F32, a.dev, h.dev, N);
+    op_be->ops->bias_bwd(op_be, DTYPE_F32, db.dev, a.dev, 100, 50);
+    op_be->ops->fetch(op_be, QUEUE_OPS, host, a.dev, N * sizeof(float));
+    void *kept = op_be->ops->recorded(op_be);
+    CHECK(kept != NULL);
+    fetch(&a);
+    CHECK(((float *)a.got)[0] == 0.0F && ((float *)a.got)[N - 1] == 0.0F);
+    for (int i = 0; i < ROUNDS; i++) {
+        op_be->ops->put(op_be, h.dev, i % 2 ? h.a : da.a, N * sizeof(float));
+        CHECK(op_be->ops->replay(op_be, kept));
+        CHECK(op_be->ops->sync(op_be) == NULL);
+        op_ref->ops->gelu_fwd(op_ref, DTYPE_F32, a.ref, i % 2 ? h.a : da.a, N);
+        op_ref->ops->bias_bwd(op_ref, DTYPE_F32, db.ref, a.ref, 100, 50);
+        fetch(&a);
+        CHECK_MEM(host, a.got, N * sizeof(float));
+        for (int k = 0; k < N; k++) {
+            CHECK_NEAR(host[k], ((float *)a.ref)[k], 1e-6);
+        }
+    }
+    fetch(&db);
+    for (int k = 0; k < 50; k++) {
+        CHECK_NEAR(((float *)db.got)[k], ((float *)db.ref)[k], 1e-4);
+    }
+    op_be->ops->unrecord(op_be, kept);
+    op_be->ops->unrecord(op_be, NULL);
+    op_be->ops->unpin(op_be, host);
+    drop(&h);
+    drop(&da);
+    forget(&a);
+    forget(&db);
+}
+
 void op_parity_attention(void)
 {
     RUN(attention_is_right_forward_and_backward);
@@ -475,4 +535,5 @@ void op_parity_step(void)
     RUN(the_norm_is_summed_by_chunks_and_clips);
     RUN(memory_is_zeroed_aligned_and_refused_when_it_is_not_there);
     RUN(the_same_ops_give_the_same_bits_again);
+    RUN(what_is_recorded_is_done_again);
 }

@@ -302,7 +302,7 @@ test-engine: engine
 	@tests/run.sh $(ENGINE_TESTS)
 # For a machine with a GPU, on which gcc and CUDA are enough: the engine's tests with the device
 # required, its kernels under compute-sanitizer where that is installed, then the speeds.
-GPU_TESTS := $(patsubst %,$(B)/tests/kernels/test_%,cuda model trainer steps coder ref)
+GPU_TESTS := $(patsubst %,$(B)/tests/kernels/test_%,cuda model trainer steps coder ranks ref)
 check-gpu:
 	@test -n '$(PLUGIN)' || { echo 'make check-gpu: no nvcc with cuBLASLt here (CUDA=$(CUDA))'; exit 1; }
 	@$(SUBMAKE) engine

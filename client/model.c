@@ -2,6 +2,7 @@
 
 #include <assert.h>
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "client/model_int.h"
@@ -97,6 +98,7 @@ static enum status choose_plan(struct model *m, const struct model_config *c, st
         .a_size = (int32_t)dtype_size(m->at),
         .g_size = (int32_t)dtype_size(m->gt),
         .logits_max = c->logits_max,
+        .ranks = c->ranks,
     };
     TRY(memory_plan_choose(&m->plan, &r, caps.memory, caps.pass_tokens, e));
     if (c->recompute >= 0) {
@@ -171,6 +173,7 @@ enum status model_open(struct model **out, struct backend *be, const struct mode
     m->spec = c->spec;
     m->at = c->dtype;
     m->gt = c->dtype == DTYPE_F64 ? DTYPE_F64 : DTYPE_F32;
+    m->rank = c->rank;
     m->arena = arena_new(TABLES_MAX);
     enum status st = build(m, c, e);
     if (st) {
@@ -213,6 +216,23 @@ struct model_flat model_flat(const struct model *m)
                                .weights = m->weights,
                                .rest = m->rest,
                                .grads = m->grads};
+}
+
+void model_watch(struct model *m, model_watch_fn *fn, void *ctx)
+{
+    m->watch = fn;
+    m->watch_ctx = ctx;
+}
+
+int64_t model_layer(const struct model *m, int32_t param)
+{
+    static const char block[] = "transformer.blocks.";
+    static const char norm[] = "transformer.norm_f.";
+    const char *name = m->params.items[param].name;
+    if (strncmp(name, block, sizeof(block) - 1) == 0) {
+        return strtol(name + sizeof(block) - 1, NULL, 10);
+    }
+    return strncmp(name, norm, sizeof(norm) - 1) == 0 ? m->spec.n_layers : -1;
 }
 
 int64_t model_offset(const struct model *m, int32_t param)
@@ -271,18 +291,30 @@ static void get_f64(struct model *m, float *out, const double *array, int64_t co
     }
 }
 
+/* What is kept here of elements [at, at + most): their place in rest and moments, or -1 for a run
+ * that another rank keeps. */
+static struct piece kept_at(const struct model *m, int64_t at, int64_t most)
+{
+    struct shard_run run = shards_run(&m->plan.shards, at, most);
+    return (struct piece){run.rank == m->rank ? run.at : -1, run.count};
+}
+
 static void put_split(struct model *m, int64_t at, const float *in, int64_t count)
 {
     uint16_t *high = (uint16_t *)(void *)m->stage;
     uint16_t *rest = high + STAGE;
-    for (int64_t done = 0; done < count; done += STAGE) {
-        int64_t n = count - done < STAGE ? count - done : STAGE;
-        for (int64_t i = 0; i < n; i++) {
+    for (int64_t done = 0; done < count;) {
+        int64_t left = count - done < STAGE ? count - done : STAGE;
+        struct piece kept = kept_at(m, at + done, left);
+        for (int64_t i = 0; i < kept.count; i++) {
             master_split(in[done + i], &high[i], &rest[i]);
         }
-        size_t size = (size_t)n * sizeof(*high);
+        size_t size = (size_t)kept.count * sizeof(*high);
         m->ops->put(m->be, (uint16_t *)m->weights + at + done, high, size);
-        m->ops->put(m->be, (uint16_t *)m->rest + at + done, rest, size);
+        if (kept.at >= 0) {
+            m->ops->put(m->be, (uint16_t *)m->rest + kept.at, rest, size);
+        }
+        done += kept.count;
     }
 }
 
@@ -290,15 +322,47 @@ static void get_split(struct model *m, float *out, int64_t at, int64_t count)
 {
     uint16_t *high = (uint16_t *)(void *)m->stage;
     uint16_t *rest = high + STAGE;
-    for (int64_t done = 0; done < count; done += STAGE) {
-        int64_t n = count - done < STAGE ? count - done : STAGE;
-        size_t size = (size_t)n * sizeof(*high);
-        m->ops->get(m->be, high, (const uint16_t *)m->weights + at + done, size);
-        m->ops->get(m->be, rest, (const uint16_t *)m->rest + at + done, size);
-        for (int64_t i = 0; i < n; i++) {
+    for (int64_t done = 0; done < count;) {
+        int64_t left = count - done < STAGE ? count - done : STAGE;
+        struct piece kept = kept_at(m, at + done, left);
+        size_t size = (size_t)kept.count * sizeof(*high);
+        if (kept.at >= 0) {
+            m->ops->get(m->be, high, (const uint16_t *)m->weights + at + done, size);
+            m->ops->get(m->be, rest, (const uint16_t *)m->rest + kept.at, size);
+        }
+        for (int64_t i = 0; kept.at >= 0 && i < kept.count; i++) {
             out[done + i] = master_join(high[i], rest[i]);
         }
+        done += kept.count;
     }
+}
+
+/* Moments. */
+static void put_kept(struct model *m, float *array, int64_t at, const float *in, int64_t count)
+{
+    for (int64_t done = 0; done < count;) {
+        struct piece kept = kept_at(m, at + done, count - done);
+        if (kept.at >= 0) {
+            m->ops->put(m->be, array + kept.at, in + done, (size_t)kept.count * sizeof(float));
+        }
+        done += kept.count;
+    }
+}
+
+static void get_kept(struct model *m, float *out, const float *array, int64_t at, int64_t count)
+{
+    for (int64_t done = 0; done < count;) {
+        struct piece kept = kept_at(m, at + done, count - done);
+        if (kept.at >= 0) {
+            m->ops->get(m->be, out + done, array + kept.at, (size_t)kept.count * sizeof(float));
+        }
+        done += kept.count;
+    }
+}
+
+static bool is_whole(const struct model *m, const void *array)
+{
+    return array == m->weights || array == m->grads || m->plan.shards.ranks == 1;
 }
 
 void model_put(struct model *m, void *array, int64_t start, int64_t count, const float *in)
@@ -310,6 +374,8 @@ void model_put(struct model *m, void *array, int64_t start, int64_t count, const
             put_split(m, p.at, in + done, p.count);
         } else if (m->gt == DTYPE_F64) {
             put_f64(m, (double *)array + p.at, in + done, p.count);
+        } else if (!is_whole(m, array)) {
+            put_kept(m, array, p.at, in + done, p.count);
         } else {
             m->ops->put(m->be, (float *)array + p.at, in + done, (size_t)p.count * sizeof(float));
         }
@@ -326,6 +392,8 @@ void model_get(struct model *m, float *out, const void *array, int64_t start, in
             get_split(m, out + done, p.at, p.count);
         } else if (m->gt == DTYPE_F64) {
             get_f64(m, out + done, (const double *)array + p.at, p.count);
+        } else if (!is_whole(m, array)) {
+            get_kept(m, out + done, array, p.at, p.count);
         } else {
             m->ops->get(m->be, out + done, (const float *)array + p.at,
                         (size_t)p.count * sizeof(float));

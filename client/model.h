@@ -35,6 +35,7 @@ struct model_config {
     int32_t micro_batch; /* sequences in a pass; 0: chosen by memory and backend */
     int recompute;       /* an enum recompute, or -1: the least that fits */
     int64_t logits_max;  /* bytes of a chunk of logits; 0: a share of the memory */
+    int32_t ranks, rank; /* of those that share the optimizer's state; 0, 0: it is whole */
 };
 
 /*
@@ -58,6 +59,17 @@ struct model_flat {
 };
 struct model_flat model_flat(const struct model *m);
 
+/*
+ * From now on fn hears in each training pass that the gradients of a layer have got all it gives
+ * them: n_layers for what is behind the blocks, then the blocks from the last to the first, then -1
+ * for the embeddings.
+ */
+typedef void model_watch_fn(void *ctx, int64_t layer);
+void model_watch(struct model *m, model_watch_fn *fn, void *ctx); /* NULL: nobody */
+
+/* Which layer of those a parameter belongs to. */
+int64_t model_layer(const struct model *m, int32_t param);
+
 /* Where the parameter of that index (model_params()) begins in those arrays. */
 int64_t model_offset(const struct model *m, int32_t param);
 
@@ -67,7 +79,8 @@ int64_t model_place(const struct model *m, int64_t start, int64_t count);
 /*
  * Between elements [start, start + count) of the flat order and host memory: the weights, which as
  * numbers are those of the master whatever they are kept in, the gradients, and any array of G laid
- * out like them. get reports nothing: backend_sync() does.
+ * out as moments are. Where the optimizer's state is shared, both leave alone what other ranks
+ * keep: of a master in halves, and of moments. get reports nothing: backend_sync() does.
  */
 void model_put(struct model *m, void *array, int64_t start, int64_t count, const float *in);
 void model_get(struct model *m, float *out, const void *array, int64_t start, int64_t count);

@@ -49,6 +49,10 @@ struct model {
     char *activations;
     float *slopes;
 
+    int32_t rank; /* which part of plan.shards is kept here */
+    model_watch_fn *watch;
+    void *watch_ctx;
+
     double stage[1 << 17]; /* a piece of an array on its way to and from another form */
 };
 

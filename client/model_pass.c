@@ -227,6 +227,14 @@ static void zero_small_grads(const struct model *m)
     }
 }
 
+/* The gradients of this layer are done with, as far as this pass goes. */
+static void tell(struct model *m, int64_t layer)
+{
+    if (m->watch) {
+        m->watch(m->watch_ctx, layer);
+    }
+}
+
 void model_train_pass(struct model *m, void *losses, const int32_t *tokens, const int32_t *targets,
                       int32_t B, double inv_n, bool first)
 {
@@ -242,10 +250,13 @@ void model_train_pass(struct model *m, void *losses, const int32_t *tokens, cons
     void *dx = act(m, ACT_DX, 0);
     m->ops->zero(m->be, dx, (size_t)(p.N * p.d) * dtype_size(m->at));
     norm_bwd(&p, &m->norm_f, &NORM_F, 0, act(m, ACT_DY, 0));
+    tell(m, m->spec.n_layers);
     for (int64_t layer = m->spec.n_layers - 1; layer >= 0; layer--) {
         block_bwd(&p, layer);
+        tell(m, layer);
     }
     m->ops->embed_bwd(m->be, m->at, m->wte.dw, m->wpe.dw, tokens, dx, p.B, p.T, p.d);
+    tell(m, -1);
 }
 
 void model_eval_pass(struct model *m, void *losses, const int32_t *tokens, const int32_t *targets,

@@ -8,6 +8,7 @@
 
 #include "client/trainer_int.h"
 #include "common/clock.h"
+#include "common/log.h"
 #include "common/mem.h"
 
 static const char *const DTYPE_NAMES[DTYPE_COUNT] = {"f32", "bf16", "f64"};
@@ -70,7 +71,7 @@ static int64_t chunk_count(const struct rank *r)
 
 static enum status take_memory(struct rank *r, int64_t seq_len, struct err *e)
 {
-    int64_t size = model_flat(r->model).count * (int64_t)sizeof(float);
+    int64_t size = model_plan(r->model)->moments / 2;
     void *p = NULL;
     TRY(take(r, &r->m, size, e));
     TRY(take(r, &r->v, size, e));
@@ -90,7 +91,9 @@ static enum status build_rank(struct trainer *t, int rank, void *ctx, struct err
                              .dtype = t->dtype,
                              .batch = r->batch,
                              .micro_batch = in->micro_batch < r->batch ? in->micro_batch : r->batch,
-                             .recompute = -1};
+                             .recompute = -1,
+                             .ranks = shares_state(t) ? t->count : 0,
+                             .rank = shares_state(t) ? rank : 0};
     TRY(model_open(&r->model, r->be, &c, e));
     return take_memory(r, t->config.model.seq_len, e);
 }
@@ -130,6 +133,44 @@ static void plan_stretches(struct trainer *t)
     }
 }
 
+/* The shards' buckets, and when in the backward pass each is complete: with its last tensor. */
+static void plan_buckets(struct trainer *t)
+{
+    struct model *m = lead(t)->model;
+    const struct memory_plan *plan = model_plan(m);
+    const struct param_table *p = model_params(m);
+    if (!shares_state(t)) {
+        return;
+    }
+    int64_t size = plan->shards.ranks * plan->shards.piece;
+    t->bucket_count = (plan->flat_count + size - 1) / size;
+    t->buckets = mem_alloc((size_t)t->bucket_count * sizeof(*t->buckets));
+    for (int64_t b = 0; b < t->bucket_count; b++) {
+        int64_t left = plan->flat_count - b * size;
+        t->buckets[b] =
+            (struct bucket){b * size, left < size ? left : size, plan->request.model.n_layers};
+    }
+    for (int32_t i = 0; i < p->count; i++) {
+        int64_t first = model_offset(m, i) / size;
+        int64_t last = (model_offset(m, i) + p->items[i].count - 1) / size;
+        for (int64_t b = first; b <= last; b++) {
+            int64_t layer = model_layer(m, i);
+            t->buckets[b].layer = layer < t->buckets[b].layer ? layer : t->buckets[b].layer;
+        }
+    }
+}
+
+static void tell_memory(const struct trainer *t)
+{
+    char text[640];
+    memory_plan_table(model_plan(t->ranks[0].model), text, sizeof(text));
+    for (const char *line = text; *line;) {
+        int len = (int)strcspn(line, "\n");
+        log_info("memory of each device: %.*s", len, line);
+        line += len + (line[len] == '\n');
+    }
+}
+
 static enum status build(struct trainer *t, struct err *e)
 {
     TRY(ranks_open(t, e));
@@ -147,9 +188,13 @@ static enum status build(struct trainer *t, struct err *e)
         t->sums = p;
     }
     plan_stretches(t);
+    plan_buckets(t);
     struct backend_caps caps;
     lead(t)->ops->caps(lead(t)->be, &caps);
     t->ahead = caps.apart || t->config.ahead;
+    if (t->count > 1) {
+        tell_memory(t);
+    }
     return ST_OK;
 }
 
@@ -196,6 +241,7 @@ void trainer_close(struct trainer *t)
     mem_free(t->sums);
     mem_free(t->moved);
     mem_free(t->frozen);
+    mem_free(t->buckets);
     mem_free(t);
 }
 
@@ -311,10 +357,8 @@ enum status trainer_moments(struct trainer *t, enum layout_part part, int64_t st
         int64_t n = count - at < RANKS_PIECE ? count - at : RANKS_PIECE;
         TRY(ranks_mean(t, part, start + at, n, out + at, e));
     }
-    if (!trains_apart(t)) {
-        model_get(lead(t)->model, out, rank_array(lead(t), part), start, count);
-    }
-    return backend_sync(lead(t)->be, e);
+    return trains_apart(t) ? backend_sync(lead(t)->be, e)
+                           : ranks_get(t, part, start, count, out, e);
 }
 
 enum status trainer_weights(struct trainer *t, int64_t start, int64_t count, float *out,
@@ -322,8 +366,7 @@ enum status trainer_weights(struct trainer *t, int64_t start, int64_t count, flo
 {
     trainer_settle(t);
     TRY(ranks_average(t, e));
-    model_get(lead(t)->model, out, model_flat(lead(t)->model).weights, start, count);
-    return backend_sync(lead(t)->be, e);
+    return ranks_get(t, LAYOUT_WEIGHTS, start, count, out, e);
 }
 
 enum status trainer_delta(struct trainer *t, int64_t start, int64_t count, const float *base,
@@ -341,7 +384,7 @@ void trainer_reset_state(struct trainer *t)
     trainer_settle(t);
     for (int i = 0; i < t->count; i++) {
         struct rank *r = &t->ranks[i];
-        size_t size = (size_t)model_flat(r->model).count * sizeof(float);
+        size_t size = (size_t)model_plan(r->model)->moments / 2;
         r->ops->bind(r->be);
         r->ops->zero(r->be, r->m, size);
         r->ops->zero(r->be, r->v, size);

@@ -8,9 +8,11 @@
  *
  * Several devices are ranks with a whole model each, and each takes its share of the batch. In data
  * parallel the gradients are summed before each step: one training, whose bits depend on the number
- * of ranks. With sync_every each rank steps alone on its share, and the weights are averaged every
- * so many steps and whenever somebody asks for them (the sub-federation of the Photon paper, for
- * devices that no fast link joins); moments stay with their rank.
+ * of ranks. Each rank keeps, and steps, its share of the optimizer's state alone (common/shards.h):
+ * sums of gradients go to who steps them while the backward pass goes on, weights come back. With
+ * sync_every each rank steps alone on its share, and the weights are averaged every so many steps
+ * and whenever somebody asks for them (the sub-federation of the Photon paper, for devices that no
+ * fast link joins); moments stay with their rank.
  *
  *     trainer_open -> trainer_load_weights -> [trainer_load_state] -> trainer_step ...
  *                  -> trainer_delta
@@ -55,6 +57,7 @@ struct trainer_config {
     const char *dtype;  /* auto (bf16 where the backend has it), f32, bf16 */
     int threads;        /* 0: all cores; shared by the ranks */
     bool ahead;         /* for tests: run ahead on a host too, see trainer_run_until() */
+    bool whole;         /* for tests: each rank keeps all of the optimizer's state, see below */
     int sync_every;     /* 0: data parallel; else steps between averages of the ranks' weights */
 };
 

@@ -36,7 +36,7 @@ bool trainer_codes_apart(struct trainer *t)
 {
     struct backend_caps caps;
     lead(t)->ops->caps(lead(t)->be, &caps);
-    return caps.apart;
+    return caps.apart && !shares_state(t);
 }
 
 /* Room for the largest of every rung. */

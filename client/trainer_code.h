@@ -24,7 +24,8 @@ struct coder_piece {
     const float *u, *left;
 };
 
-/* Are weights and host apart, so that this is the way? */
+/* Are weights and host apart, so that this is the way? Not where ranks share the master's halves.
+ */
 bool trainer_codes_apart(struct trainer *t);
 
 /* The trainer must not step while this is open. ST_NOMEM: the device has no room left for it. */

@@ -22,6 +22,10 @@ enum {
     MARK_CODE_OUT = 4,
     MARK_STEP_IN = 6,
     MARK_STEP_OUT = 8,
+    MARK_GRADS = 10,   // what is to be summed is there
+    MARK_SUMMED = 11,  // and summed
+    MARK_STEPPED = 12, // weights to be handed out are there
+    MARK_SHARED = 13,  // and handed out
 };
 
 /* Steps that are begun at most before the first of them is reported. */
@@ -31,6 +35,14 @@ enum { STEPS_BEGUN = 2 };
 struct stretch {
     int64_t at;
     int64_t count;
+};
+
+/* A round of shards: what ranks sum and hand out at once, as soon as its last layer is done with.
+ */
+struct bucket {
+    int64_t at;
+    int64_t count;
+    int64_t layer; /* as model_watch() tells them */
 };
 
 /* A model on one device. */
@@ -70,6 +82,10 @@ struct trainer {
     struct stretch *moved, *frozen;
     int32_t moved_count, frozen_count;
 
+    /* Where ranks share the optimizer's state; host memory, owned. */
+    struct bucket *buckets;
+    int64_t bucket_count;
+
     /* Steps that are begun and not reported yet are [ended, begun). */
     int64_t begun, ended;
     int64_t step_of[STEPS_BEGUN]; /* which global step it is */
@@ -88,6 +104,12 @@ struct trainer {
 static inline bool trains_apart(const struct trainer *t)
 {
     return t->count > 1 && t->config.sync_every > 0;
+}
+
+/* Does each rank keep a share of the optimizer's state? */
+static inline bool shares_state(const struct trainer *t)
+{
+    return t->count > 1 && t->config.sync_every == 0 && !t->config.whole;
 }
 
 /* Rows of text that a step takes. */
@@ -130,6 +152,10 @@ enum status ranks_open(struct trainer *t, struct err *e) MUST_CHECK;
 
 /* Which of a rank's arrays. */
 void *rank_array(const struct rank *r, enum layout_part part);
+
+/* From the lead's array, or where it is shared from everyone's share. */
+enum status ranks_get(struct trainer *t, enum layout_part part, int64_t start, int64_t count,
+                      float *out, struct err *e) MUST_CHECK;
 
 /* From the host into the array of every rank. */
 void ranks_put(struct trainer *t, enum layout_part part, int64_t start, int64_t count,

@@ -154,6 +154,20 @@ void *rank_array(const struct rank *r, enum layout_part part)
     return part == LAYOUT_WEIGHTS ? model_flat(r->model).weights : part == LAYOUT_M ? r->m : r->v;
 }
 
+enum status ranks_get(struct trainer *t, enum layout_part part, int64_t start, int64_t count,
+                      float *out, struct err *e)
+{
+    int of = shares_state(t) ? t->count : 1;
+    for (int i = 0; i < of; i++) {
+        struct rank *r = &t->ranks[i];
+        r->ops->bind(r->be);
+        model_get(r->model, out, rank_array(r, part), start, count);
+        TRY(backend_sync(r->be, e));
+    }
+    lead(t)->ops->bind(lead(t)->be);
+    return ST_OK;
+}
+
 void ranks_put(struct trainer *t, enum layout_part part, int64_t start, int64_t count,
                const float *in)
 {

@@ -145,8 +145,12 @@ static enum status write_state(struct trainer *t, int fd, bool with_weights, con
         for (int64_t at = 0; at < head.total; at += STAGE_COUNT) {
             int64_t n = head.total - at < STAGE_COUNT ? head.total - at : STAGE_COUNT;
             size_t size = (size_t)n * sizeof(float);
-            model_get(r->model, t->stage, rank_array(r, ORDER[i % head.arrays]), at, n);
-            TRY(backend_sync(r->be, e));
+            if (shares_state(t)) {
+                TRY(ranks_get(t, ORDER[i % head.arrays], at, n, t->stage, e));
+            } else {
+                model_get(r->model, t->stage, rank_array(r, ORDER[i % head.arrays]), at, n);
+                TRY(backend_sync(r->be, e));
+            }
             sum_add(&sum, t->stage, size);
             TRY(write_all(fd, t->stage, size, path, e));
         }

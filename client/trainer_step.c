@@ -21,6 +21,7 @@
 enum { HEAD = 256 };
 _Static_assert(STEPS_BEGUN * sizeof(struct optim_step) <= HEAD, "room for the settings");
 _Static_assert(sizeof(struct clip_state) <= HEAD, "room for the norm");
+_Static_assert((int)SHARD_UNIT == (int)NORM_CHUNK, "a rank sums whole chunks");
 
 static int64_t round_up(int64_t size)
 {
@@ -155,51 +156,146 @@ static struct optim_step optim_settings(const struct inner_spec *in, int64_t now
     };
 }
 
-/* Forward and backward over the rank's batch, pass by pass; inv_n is one over the tokens that the
- * gradient is a mean of, which in data parallel are those of all ranks. */
-static void gradients(struct rank *r, int slot, int64_t T, double inv_n)
+static int rank_of(const struct trainer *t, const struct rank *r)
 {
-    int32_t micro = model_plan(r->model)->request.micro_batch;
-    const int32_t *tokens = tokens_of(r->in[slot]);
-    const int32_t *targets = targets_of(r, T, r->in[slot]);
-    for (int32_t b = 0; b < r->batch; b += micro) {
-        int32_t B = r->batch - b < micro ? r->batch - b : micro;
-        model_train_pass(r->model, r->losses + b * T, tokens + b * T, targets + b * T, B, inv_n,
-                         b == 0);
+    return (int)(r - t->ranks);
+}
+
+/* A step of elements [at, end), but for frozen ones; what is kept of them begins at `kept`. */
+static void optim_run(const struct trainer *t, struct rank *r, int slot, int64_t at, int64_t end,
+                      int64_t kept)
+{
+    struct model_flat flat = model_flat(r->model);
+    const struct optim_step *steps = (const struct optim_step *)(const void *)r->in[slot];
+    size_t gt = dtype_size(flat.type);
+    size_t wt = flat.rest ? sizeof(uint16_t) : gt;
+    for (int32_t i = 0; i < t->moved_count; i++) {
+        const struct stretch *s = &t->moved[i];
+        int64_t from = s->at > at ? s->at : at;
+        int64_t to = s->at + s->count < end ? s->at + s->count : end;
+        if (from >= to) {
+            continue;
+        }
+        size_t own = (size_t)(kept + from - at);
+        r->ops->optim(r->be, flat.type, steps, r->clip, (char *)flat.weights + (size_t)from * wt,
+                      flat.rest ? (char *)flat.rest + own * sizeof(uint16_t) : NULL,
+                      (char *)r->m + own * gt, (char *)r->v + own * gt,
+                      (const char *)flat.grads + (size_t)from * gt, to - from);
     }
 }
 
-static void update(const struct trainer *t, struct rank *r, int slot)
+/* Norm and factor. Each rank sums the chunks of what it keeps; of the others it has zeros, so that
+ * adding up the ranks' sums changes no bit. */
+static void clip(const struct trainer *t, struct rank *r)
 {
-    const struct inner_spec *in = &t->config.inner;
+    const struct shards *shards = &model_plan(r->model)->shards;
     struct model_flat flat = model_flat(r->model);
-    const struct optim_step *steps = (const struct optim_step *)(const void *)r->in[slot];
-    double max_norm = in->clip_norm > 0.0 ? in->clip_norm : HUGE_VAL;
+    double max_norm = t->config.inner.clip_norm > 0.0 ? t->config.inner.clip_norm : HUGE_VAL;
     size_t gt = dtype_size(flat.type);
-    size_t wt = flat.rest ? sizeof(uint16_t) : gt;
     int64_t chunks = (flat.count + NORM_CHUNK - 1) / NORM_CHUNK;
     for (int32_t i = 0; i < t->frozen_count; i++) { // what does not move is no part of the norm
         const struct stretch *f = &t->frozen[i];
         r->ops->zero(r->be, (char *)flat.grads + (size_t)f->at * gt, (size_t)f->count * gt);
     }
-    r->ops->sqnorm(r->be, flat.type, r->partials, flat.grads, flat.count);
-    r->ops->clip(r->be, r->clip, r->partials, chunks, max_norm);
-    for (int32_t i = 0; i < t->moved_count; i++) {
-        size_t at = (size_t)t->moved[i].at;
-        r->ops->optim(r->be, flat.type, steps, r->clip, (char *)flat.weights + at * wt,
-                      flat.rest ? (char *)flat.rest + at * sizeof(uint16_t) : NULL,
-                      (char *)r->m + at * gt, (char *)r->v + at * gt,
-                      (const char *)flat.grads + at * gt, t->moved[i].count);
+    if (shares_state(t)) {
+        r->ops->zero(r->be, r->partials, (size_t)chunks * sizeof(double));
     }
+    for (int64_t at = 0; at < flat.count;) {
+        struct shard_run run = shards_run(shards, at, flat.count);
+        if (run.rank == (shares_state(t) ? rank_of(t, r) : 0)) {
+            r->ops->sqnorm(r->be, flat.type, r->partials + at / NORM_CHUNK,
+                           (const char *)flat.grads + (size_t)at * gt, run.count);
+        }
+        at += run.count;
+    }
+    if (shares_state(t)) {
+        r->ops->all_reduce(r->be, DTYPE_F64, r->partials, chunks);
+    }
+    r->ops->clip(r->be, r->clip, r->partials, chunks, max_norm);
+}
+
+static void update(const struct trainer *t, struct rank *r, int slot)
+{
+    clip(t, r);
+    if (!shares_state(t)) {
+        optim_run(t, r, slot, 0, model_flat(r->model).count, 0);
+        return;
+    }
+    struct model_flat flat = model_flat(r->model);
+    const struct shards *shards = &model_plan(r->model)->shards;
+    int64_t wt = flat.rest ? (int64_t)sizeof(uint16_t) : (int64_t)sizeof(float);
+    for (int64_t i = 0; i < t->bucket_count; i++) {
+        const struct bucket *b = &t->buckets[i];
+        int64_t at = b->at + rank_of(t, r) * shards->piece;
+        if (at < b->at + b->count) { // else nothing is left for this rank
+            struct shard_run run = shards_run(shards, at, b->at + b->count - at);
+            optim_run(t, r, slot, at, at + run.count, run.at);
+        }
+        r->ops->mark(r->be, QUEUE_OPS, MARK_STEPPED);
+        r->ops->follow(r->be, QUEUE_RANKS, MARK_STEPPED);
+        r->ops->all_gather(r->be, (char *)flat.weights + b->at * wt, b->count * wt,
+                           shards->piece * wt);
+    }
+    r->ops->mark(r->be, QUEUE_RANKS, MARK_SHARED);
+    r->ops->follow(r->be, QUEUE_OPS, MARK_SHARED);
+}
+
+/* ---- sums of gradients, while the backward pass goes on ---- */
+
+struct summing {
+    const struct trainer *t;
+    struct rank *r;
+};
+
+static void sum_layer(void *ctx, int64_t layer)
+{
+    const struct summing *s = ctx;
+    struct rank *r = s->r;
+    float *grads = model_flat(r->model).grads;
+    bool marked = false;
+    for (int64_t i = 0; i < s->t->bucket_count; i++) {
+        const struct bucket *b = &s->t->buckets[i];
+        if (b->layer != layer) {
+            continue;
+        }
+        if (!marked) {
+            r->ops->mark(r->be, QUEUE_OPS, MARK_GRADS);
+            r->ops->follow(r->be, QUEUE_RANKS, MARK_GRADS);
+            marked = true;
+        }
+        r->ops->reduce_scatter(r->be, grads + b->at, b->count, model_plan(r->model)->shards.piece);
+    }
+}
+
+/* Forward and backward over the rank's batch, pass by pass; inv_n is one over the tokens that the
+ * gradient is a mean of, which in data parallel are those of all ranks. */
+static void gradients(const struct trainer *t, struct rank *r, int slot, int64_t T, double inv_n)
+{
+    int32_t micro = model_plan(r->model)->request.micro_batch;
+    const int32_t *tokens = tokens_of(r->in[slot]);
+    const int32_t *targets = targets_of(r, T, r->in[slot]);
+    struct summing summing = {t, r};
+    for (int32_t b = 0; b < r->batch; b += micro) {
+        int32_t B = r->batch - b < micro ? r->batch - b : micro;
+        bool last = b + micro >= r->batch;
+        model_watch(r->model, last && shares_state(t) ? sum_layer : NULL, &summing);
+        model_train_pass(r->model, r->losses + b * T, tokens + b * T, targets + b * T, B, inv_n,
+                         b == 0);
+    }
+    model_watch(r->model, NULL, NULL);
 }
 
 static void enqueue(const struct trainer *t, struct rank *r, int slot)
 {
     int64_t T = t->config.model.seq_len;
     bool apart = trains_apart(t);
-    gradients(r, slot, T, 1.0 / (double)((apart ? r->batch : step_rows(t)) * T));
-    if (!apart) {
-        r->ops->all_reduce(r->be, model_flat(r->model).grads, model_flat(r->model).count);
+    gradients(t, r, slot, T, 1.0 / (double)((apart ? r->batch : step_rows(t)) * T));
+    if (shares_state(t)) {
+        r->ops->mark(r->be, QUEUE_RANKS, MARK_SUMMED);
+        r->ops->follow(r->be, QUEUE_OPS, MARK_SUMMED);
+    } else if (!apart) {
+        r->ops->all_reduce(r->be, DTYPE_F32, model_flat(r->model).grads,
+                           model_flat(r->model).count);
     }
     update(t, r, slot);
     r->ops->fetch(r->be, QUEUE_OPS, r->out_host[slot], r->clip, sizeof(*r->clip));

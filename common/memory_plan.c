@@ -1,6 +1,8 @@
 #include "common/memory_plan.h"
 
 #include <assert.h>
+#include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "common/arena.h"
@@ -131,9 +133,11 @@ void memory_plan(struct memory_plan *out, const struct plan_request *r)
     assert(r->micro_batch >= 1 && r->micro_batch <= r->batch);
     struct memory_plan p = {.request = *r, .flat_count = flat_count(&r->model)};
     p.weights = p.flat_count * r->a_size;
-    p.rest = p.flat_count * (r->g_size - r->a_size);
+    p.shards = shards_of(p.flat_count, r->ranks > 1 ? r->ranks : 1);
+    int64_t kept = shards_count(&p.shards, 0);
+    p.rest = kept * (r->g_size - r->a_size);
     p.grads = p.flat_count * r->g_size;
-    p.moments = 2 * p.flat_count * r->g_size;
+    p.moments = 2 * kept * r->g_size;
     int64_t tokens = (int64_t)r->batch * r->model.seq_len;
     p.batch_data = tokens * (2 * (int64_t)sizeof(int32_t) + r->g_size) +
                    (p.flat_count / 65536 + 1) * (int64_t)sizeof(double);
@@ -188,6 +192,28 @@ enum status memory_plan_choose(struct memory_plan *out, const struct plan_reques
     return err_set(e, ST_NOMEM, "micro-batch %d takes %.1f GiB, %.1f GiB may be used; try %s",
                    first.micro_batch, (double)p.total / GIB, (double)memory / GIB,
                    first.micro_batch > 1 ? "a smaller one" : "a smaller model or sequence");
+}
+
+void memory_plan_table(const struct memory_plan *p, char *out, size_t size)
+{
+    const struct {
+        const char *name;
+        int64_t bytes;
+    } rows[] = {{"weights", p->weights}, {"master's rest", p->rest},      {"gradients", p->grads},
+                {"moments", p->moments}, {"activations", p->activations}, {"batch", p->batch_data},
+                {"total", p->total}};
+    size_t at = 0;
+    out[0] = '\0';
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]) && at < size; i++) {
+        bool shared = p->shards.ranks > 1 && (i == 1 || i == 3);
+        char share[48] = "";
+        if (shared) {
+            (void)snprintf(share, sizeof(share), "  a share of %d", (int)p->shards.ranks);
+        }
+        int n = snprintf(out + at, size - at, "%-14s %16" PRId64 "%s\n", rows[i].name,
+                         rows[i].bytes, share);
+        at += n > 0 ? (size_t)n : 0;
+    }
 }
 
 int64_t memory_plan_silo(const struct model_spec *m, int32_t batch, int32_t micro_batch)

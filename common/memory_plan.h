@@ -22,9 +22,11 @@
 #define COMMON_MEMORY_PLAN_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "common/params.h"
+#include "common/shards.h"
 #include "common/status.h"
 
 enum { PLAN_ALIGN = 128 };
@@ -79,12 +81,14 @@ struct plan_request {
     enum recompute recompute;
     int32_t a_size;     /* bytes of an activation: 2, 4 or 8 */
     int32_t g_size;     /* bytes of a gradient: 4 or 8 */
+    int32_t ranks;      /* that share the optimizer's state; 0 or 1: it is whole */
     int64_t logits_max; /* bytes that a chunk of logits may take, at least one row */
 };
 
 struct memory_plan {
     struct plan_request request;
     struct plan_tensor act[ACT_COUNT];
+    struct shards shards;    /* who keeps what of rest and moments */
     int64_t flat_count;      /* elements of the parameters with their gaps */
     int64_t chunk_rows;      /* rows of logits at once in training */
     int64_t chunk_rows_eval; /* and in evaluation, where they are G */
@@ -92,7 +96,7 @@ struct memory_plan {
     int64_t weights; /* in A, as the ops read them */
     int64_t rest;    /* the other half of a split master (kernels/backend.h), where A is not G */
     int64_t grads;
-    int64_t moments;
+    int64_t moments; /* rest and moments of the rank that keeps the most */
     int64_t activations;
     int64_t batch_data; /* tokens, targets and losses of a step, partial norms */
     int64_t total;
@@ -113,6 +117,9 @@ enum status memory_plan_choose(struct memory_plan *out, const struct plan_reques
 /* Where a tensor begins in memory, in elements: its offset in the flat order
  * plus the gaps before. */
 void memory_plan_offsets(const struct param_table *t, int64_t *offsets);
+
+/* A line for each kind of memory: its bytes, and what they are of. out[0..size). */
+void memory_plan_table(const struct memory_plan *p, char *out, size_t size);
 
 /*
  * Bytes that a silo needs at the least sensible: bf16, norms and GELU recomputed. micro_batch 0

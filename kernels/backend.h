@@ -117,11 +117,11 @@ struct backend_caps {
 };
 
 /*
- * What is enqueued runs in the order of its queue: the ops all on one, and copies beside them on
- * another. A mark is a place in a queue that another queue, or the host, can wait for. On a backend
- * that works as it is called all of this has happened when a call returns.
+ * What is enqueued runs in the order of its queue: the ops all on one, copies and the talk of
+ * ranks beside them on others. A mark is a place in a queue that another queue, or the host, can
+ * wait for. On a backend that works as it is called all of this has happened when a call returns.
  */
-enum queue { QUEUE_OPS = 0, QUEUE_COPY, QUEUE_COUNT };
+enum queue { QUEUE_OPS = 0, QUEUE_COPY, QUEUE_RANKS, QUEUE_COUNT };
 enum { BACKEND_MARKS = 16 };
 
 /* Several devices of one silo work as ranks; they find each other by these bytes. */
@@ -293,10 +293,20 @@ struct backend_ops {
     void (*bind)(struct backend *be);
 
     /*
-     * x (n) F32 becomes the sum over the ranks, with the same bits on each; every rank calls it at
-     * the same place of its own order. Nothing happens to a backend that joined nobody.
+     * x (n), F32 or F64, becomes the sum over the ranks, with the same bits on each; every rank
+     * calls it at the same place of its own order. Nothing happens to a backend that joined nobody.
      */
-    void (*all_reduce)(struct backend *be, float *x, int64_t n);
+    void (*all_reduce)(struct backend *be, enum dtype t, void *x, int64_t n);
+
+    /*
+     * On QUEUE_RANKS, as above. Of x (n) F32 each rank has a share of `share` elements, in the
+     * order of ranks, the last ones less or nothing. A rank's own share becomes the sum over the
+     * ranks, with the bits of a sum in their order on a host; the others' shares are void.
+     */
+    void (*reduce_scatter)(struct backend *be, float *x, int64_t n, int64_t share);
+
+    /* On QUEUE_RANKS. Of x, n bytes, each rank has its share; all get them all. */
+    void (*all_gather)(struct backend *be, void *x, int64_t n, int64_t share);
 };
 
 struct group; /* kernels/group.h */

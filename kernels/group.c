@@ -12,7 +12,7 @@ struct group {
     int waiting; /* at the barrier */
     unsigned passed;
     int members; /* that have not left */
-    float *x[BACKEND_RANKS_MAX];
+    void *x[BACKEND_RANKS_MAX];
 };
 
 const char *group_meet(struct backend *be, struct backend_meeting *out)
@@ -56,7 +56,41 @@ const char *group_join(struct backend *be, const struct backend_meeting *at, int
     return NULL;
 }
 
-void group_all_reduce(struct backend *be, float *x, int64_t n)
+/* Where a rank's share of n begins; the last ones may have none. */
+static int64_t share_at(int rank, int64_t n, int64_t share)
+{
+    return rank * share < n ? rank * share : n;
+}
+
+static void sum_f32(struct group *g, int64_t at, int64_t end, int64_t only)
+{
+    for (int64_t i = at; i < end; i++) {
+        float sum = ((const float *)g->x[0])[i];
+        for (int r = 1; r < g->size; r++) {
+            sum += ((const float *)g->x[r])[i];
+        }
+        for (int r = 0; r < g->size; r++) {
+            if (only < 0 || r == only) {
+                ((float *)g->x[r])[i] = sum;
+            }
+        }
+    }
+}
+
+static void sum_f64(struct group *g, int64_t at, int64_t end)
+{
+    for (int64_t i = at; i < end; i++) {
+        double sum = ((const double *)g->x[0])[i];
+        for (int r = 1; r < g->size; r++) {
+            sum += ((const double *)g->x[r])[i];
+        }
+        for (int r = 0; r < g->size; r++) {
+            ((double *)g->x[r])[i] = sum;
+        }
+    }
+}
+
+void group_all_reduce(struct backend *be, enum dtype t, void *x, int64_t n)
 {
     struct group *g = be->group;
     if (!g) {
@@ -64,14 +98,41 @@ void group_all_reduce(struct backend *be, float *x, int64_t n)
     }
     g->x[be->rank] = x;
     barrier(g);
+    int64_t at = n * be->rank / g->size;
     int64_t end = n * (be->rank + 1) / g->size;
-    for (int64_t i = n * be->rank / g->size; i < end; i++) {
-        float sum = g->x[0][i];
-        for (int r = 1; r < g->size; r++) {
-            sum += g->x[r][i];
-        }
-        for (int r = 0; r < g->size; r++) {
-            g->x[r][i] = sum;
+    if (t == DTYPE_F64) {
+        sum_f64(g, at, end);
+    } else {
+        sum_f32(g, at, end, -1);
+    }
+    barrier(g);
+}
+
+void group_reduce_scatter(struct backend *be, float *x, int64_t n, int64_t share)
+{
+    struct group *g = be->group;
+    if (!g) {
+        return;
+    }
+    g->x[be->rank] = x;
+    barrier(g);
+    sum_f32(g, share_at(be->rank, n, share), share_at(be->rank + 1, n, share), be->rank);
+    barrier(g);
+}
+
+void group_all_gather(struct backend *be, void *x, int64_t n, int64_t share)
+{
+    struct group *g = be->group;
+    if (!g) {
+        return;
+    }
+    g->x[be->rank] = x;
+    barrier(g);
+    for (int r = 0; r < g->size; r++) {
+        int64_t at = share_at(r, n, share);
+        if (r != be->rank) {
+            memcpy((char *)x + at, (const char *)g->x[r] + at,
+                   (size_t)(share_at(r + 1, n, share) - at));
         }
     }
     barrier(g);

@@ -11,7 +11,9 @@
 
 const char *group_meet(struct backend *be, struct backend_meeting *out);
 const char *group_join(struct backend *be, const struct backend_meeting *at, int rank, int size);
-void group_all_reduce(struct backend *be, float *x, int64_t n);
+void group_all_reduce(struct backend *be, enum dtype t, void *x, int64_t n);
+void group_reduce_scatter(struct backend *be, float *x, int64_t n, int64_t share);
+void group_all_gather(struct backend *be, void *x, int64_t n, int64_t share);
 
 /* Part of closing a backend; the last one out ends the group. */
 void group_leave(struct backend *be);

@@ -161,6 +161,8 @@ static const struct backend_ops CPU_OPS = {
     .join = group_join,
     .bind = group_bind,
     .all_reduce = group_all_reduce,
+    .reduce_scatter = group_reduce_scatter,
+    .all_gather = group_all_gather,
 };
 
 static const struct lanes *best_lanes(void)

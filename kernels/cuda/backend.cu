@@ -52,6 +52,9 @@ static cudaError_t open_queues(struct cuda *c)
     if (err == cudaSuccess) {
         err = cudaStreamCreateWithFlags(&c->copies, cudaStreamNonBlocking);
     }
+    if (err == cudaSuccess) {
+        err = cudaStreamCreateWithFlags(&c->talk, cudaStreamNonBlocking);
+    }
     for (int i = 0; i < BACKEND_MARKS && err == cudaSuccess; i++) {
         err = cudaEventCreateWithFlags(&c->marks[i], cudaEventDisableTiming);
     }
@@ -65,7 +68,7 @@ static void close_queues(struct cuda *c)
             (void)cudaEventDestroy(mark);
         }
     }
-    const cudaStream_t streams[] = {c->copies, c->stream};
+    const cudaStream_t streams[] = {c->talk, c->copies, c->stream};
     for (cudaStream_t s : streams) {
         if (s) {
             (void)cudaStreamDestroy(s);
@@ -75,7 +78,15 @@ static void close_queues(struct cuda *c)
 
 static cudaStream_t queue_of(struct cuda *c, enum queue q)
 {
-    return q == QUEUE_OPS ? c->stream : c->copies;
+    return q == QUEUE_OPS ? c->stream : q == QUEUE_COPY ? c->copies : c->talk;
+}
+
+/* All queues are empty. */
+static void drain(struct cuda *c)
+{
+    cuda_check(c, cudaStreamSynchronize(c->copies));
+    cuda_check(c, cudaStreamSynchronize(c->talk));
+    cuda_check(c, cudaStreamSynchronize(c->stream));
 }
 
 static void *cuda_pin(struct backend *, size_t size)
@@ -194,8 +205,7 @@ static void cuda_unrecord(struct backend *be, void *recording)
 static void cuda_close(struct backend *be)
 {
     struct cuda *c = cuda_of(be);
-    (void)cudaStreamSynchronize(c->copies);
-    (void)cudaStreamSynchronize(c->stream);
+    drain(c);
     cuda_leave(c);
     lt_close(c);
     (void)cudaFree(c->scratch);
@@ -231,8 +241,7 @@ static void *cuda_alloc(struct backend *be, size_t size)
 static void cuda_release(struct backend *be, void *p)
 {
     struct cuda *c = cuda_of(be);
-    cuda_check(c, cudaStreamSynchronize(c->copies));
-    cuda_check(c, cudaStreamSynchronize(c->stream));
+    drain(c);
     cuda_check(c, cudaFree(p));
 }
 
@@ -260,8 +269,7 @@ static void cuda_zero(struct backend *be, void *p, size_t size)
 static const char *cuda_sync(struct backend *be)
 {
     struct cuda *c = cuda_of(be);
-    cuda_check(c, cudaStreamSynchronize(c->copies));
-    cuda_check(c, cudaStreamSynchronize(c->stream));
+    drain(c);
     return told(c);
 }
 
@@ -321,6 +329,8 @@ static const struct backend_ops CUDA_OPS = {
     .join = cuda_join,
     .bind = cuda_bind,
     .all_reduce = cuda_all_reduce,
+    .reduce_scatter = cuda_reduce_scatter,
+    .all_gather = cuda_all_gather,
 };
 
 /* What the device is. NULL, or why it will not do. */

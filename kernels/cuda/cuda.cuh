@@ -28,6 +28,7 @@ struct cuda {
     struct backend be;   /* first, so that a struct backend is one of these */
     cudaStream_t stream; /* of the ops: QUEUE_OPS */
     cudaStream_t copies; /* QUEUE_COPY */
+    cudaStream_t talk;   /* QUEUE_RANKS */
     cudaEvent_t marks[BACKEND_MARKS];
     const char *failed; /* static text, or NULL */
     int64_t memory;
@@ -54,7 +55,9 @@ static inline struct cuda *cuda_of(struct backend *be)
 /* Several devices: nccl.cu */
 const char *cuda_meet(struct backend *be, struct backend_meeting *out);
 const char *cuda_join(struct backend *be, const struct backend_meeting *at, int rank, int size);
-void cuda_all_reduce(struct backend *be, float *x, int64_t n);
+void cuda_all_reduce(struct backend *be, enum dtype t, void *x, int64_t n);
+void cuda_reduce_scatter(struct backend *be, float *x, int64_t n, int64_t share);
+void cuda_all_gather(struct backend *be, void *x, int64_t n, int64_t share);
 void cuda_leave(struct cuda *c);
 
 /* Remember the first failure. */

@@ -1,7 +1,7 @@
 /*
  * Several GPUs of one silo: NCCL, taken from the system when a second device is asked for, so that
- * a machine with one GPU needs none of it. The sum runs on the backend's own stream, between its
- * ops.
+ * a machine with one GPU needs none of it. A sum of all runs on the backend's own stream, between
+ * its ops; shares are summed and handed out on one beside it.
  */
 #include "kernels/cuda/cuda.cuh"
 
@@ -17,6 +17,14 @@ static struct nccl {
     decltype(&ncclGetUniqueId) id;
     decltype(&ncclCommInitRank) init;
     decltype(&ncclAllReduce) all_reduce;
+    decltype(&ncclReduceScatter) reduce_scatter;
+    decltype(&ncclAllGather) all_gather;
+    decltype(&ncclReduce) reduce;
+    decltype(&ncclBroadcast) broadcast;
+    decltype(&ncclGroupStart) group_start;
+    decltype(&ncclGroupEnd) group_end;
+    decltype(&ncclCommCount) count;
+    decltype(&ncclCommUserRank) rank;
     decltype(&ncclCommDestroy) destroy;
     decltype(&ncclGetErrorString) text;
 } nccl;
@@ -39,6 +47,14 @@ static const char *load()
     bool whole = find(library, "ncclGetUniqueId", &nccl.id) &&
                  find(library, "ncclCommInitRank", &nccl.init) &&
                  find(library, "ncclAllReduce", &nccl.all_reduce) &&
+                 find(library, "ncclReduceScatter", &nccl.reduce_scatter) &&
+                 find(library, "ncclAllGather", &nccl.all_gather) &&
+                 find(library, "ncclReduce", &nccl.reduce) &&
+                 find(library, "ncclBroadcast", &nccl.broadcast) &&
+                 find(library, "ncclGroupStart", &nccl.group_start) &&
+                 find(library, "ncclGroupEnd", &nccl.group_end) &&
+                 find(library, "ncclCommCount", &nccl.count) &&
+                 find(library, "ncclCommUserRank", &nccl.rank) &&
                  find(library, "ncclCommDestroy", &nccl.destroy) &&
                  find(library, "ncclGetErrorString", &nccl.text);
     return whole ? nullptr : "libnccl.so.2 lacks a function";
@@ -66,17 +82,86 @@ const char *cuda_join(struct backend *be, const struct backend_meeting *at, int 
     return r == ncclSuccess ? nullptr : nccl.text(r);
 }
 
-void cuda_all_reduce(struct backend *be, float *x, int64_t n)
+static void check(struct cuda *c, ncclResult_t r)
 {
-    struct cuda *c = cuda_of(be);
-    if (!c->comm || n <= 0) {
-        return; // a rank alone
-    }
-    ncclResult_t r = nccl.all_reduce(x, x, (size_t)n, ncclFloat32, ncclSum,
-                                     static_cast<ncclComm_t>(c->comm), c->stream);
     if (r != ncclSuccess) {
         cuda_fail(c, nccl.text(r));
     }
+}
+
+void cuda_all_reduce(struct backend *be, enum dtype t, void *x, int64_t n)
+{
+    struct cuda *c = cuda_of(be);
+    if (c->comm && n > 0) { // else a rank alone
+        check(c, nccl.all_reduce(x, x, (size_t)n, t == DTYPE_F64 ? ncclFloat64 : ncclFloat32,
+                                 ncclSum, static_cast<ncclComm_t>(c->comm), c->stream));
+    }
+}
+
+/* Of a rank's share of n: where it begins, and its size. */
+struct share {
+    size_t at, size;
+};
+
+static struct share share_of(int rank, int64_t n, int64_t share)
+{
+    int64_t at = rank * share < n ? rank * share : n;
+    int64_t end = at + share < n ? at + share : n;
+    return {(size_t)at, (size_t)(end - at)};
+}
+
+/* One call where all shares are equal; else one sum a rank, which NCCL does together. */
+void cuda_reduce_scatter(struct backend *be, float *x, int64_t n, int64_t share)
+{
+    struct cuda *c = cuda_of(be);
+    ncclComm_t comm = static_cast<ncclComm_t>(c->comm);
+    int size = 0;
+    int rank = 0;
+    if (!comm || n <= 0) {
+        return;
+    }
+    check(c, nccl.count(comm, &size));
+    check(c, nccl.rank(comm, &rank));
+    if (n == share * size) {
+        check(c, nccl.reduce_scatter(x, x + rank * share, (size_t)share, ncclFloat32, ncclSum, comm,
+                                     c->talk));
+        return;
+    }
+    check(c, nccl.group_start());
+    for (int r = 0; r < size; r++) {
+        struct share s = share_of(r, n, share);
+        if (s.size > 0) {
+            check(c,
+                  nccl.reduce(x + s.at, x + s.at, s.size, ncclFloat32, ncclSum, r, comm, c->talk));
+        }
+    }
+    check(c, nccl.group_end());
+}
+
+void cuda_all_gather(struct backend *be, void *x, int64_t n, int64_t share)
+{
+    struct cuda *c = cuda_of(be);
+    ncclComm_t comm = static_cast<ncclComm_t>(c->comm);
+    char *p = static_cast<char *>(x);
+    int size = 0;
+    int rank = 0;
+    if (!comm || n <= 0) {
+        return;
+    }
+    check(c, nccl.count(comm, &size));
+    check(c, nccl.rank(comm, &rank));
+    if (n == share * size) {
+        check(c, nccl.all_gather(p + rank * share, p, (size_t)share, ncclInt8, comm, c->talk));
+        return;
+    }
+    check(c, nccl.group_start());
+    for (int r = 0; r < size; r++) {
+        struct share s = share_of(r, n, share);
+        if (s.size > 0) {
+            check(c, nccl.broadcast(p + s.at, p + s.at, s.size, ncclInt8, r, comm, c->talk));
+        }
+    }
+    check(c, nccl.group_end());
 }
 
 void cuda_leave(struct cuda *c)
@@ -98,7 +183,15 @@ const char *cuda_join(struct backend *, const struct backend_meeting *, int, int
     return "this build knows no NCCL; it takes one GPU";
 }
 
-void cuda_all_reduce(struct backend *, float *, int64_t)
+void cuda_all_reduce(struct backend *, enum dtype, void *, int64_t)
+{
+}
+
+void cuda_reduce_scatter(struct backend *, float *, int64_t, int64_t)
+{
+}
+
+void cuda_all_gather(struct backend *, void *, int64_t, int64_t)
 {
 }
 

@@ -138,6 +138,8 @@ enum status ref_open(struct backend **out, struct err *e)
         .join = group_join,
         .bind = group_bind,
         .all_reduce = group_all_reduce,
+        .reduce_scatter = group_reduce_scatter,
+        .all_gather = group_all_gather,
     };
     void *be = NULL;
     TRY(mem_alloc_large(&be, sizeof(struct backend), e));

@@ -139,6 +139,78 @@ static void ranks_resume_with_the_bits_of_an_undisturbed_training(void)
     }
 }
 
+/* Of several chunks, so that ranks have something to share: three pieces for two ranks, or three.
+ */
+static struct trainer_config shared(int ranks, bool whole)
+{
+    static char devices[2][16];
+    (void)snprintf(devices[ranks - 2], sizeof(devices[0]), "%s:0,1%s", engine.device,
+                   ranks > 2 ? ",2" : "");
+    struct trainer_config c = config();
+    c.device = devices[ranks - 2];
+    c.model = (struct model_spec){
+        .d_model = 64, .n_heads = 2, .n_layers = 2, .vocab_size = 1000, .seq_len = 12};
+    c.inner.batch = 6;
+    c.whole = whole;
+    return c;
+}
+
+static void check_moments(struct trainer *a, struct trainer *b)
+{
+    int64_t total = trainer_params(a)->total;
+    float *ma = mem_alloc((size_t)total * sizeof(float));
+    float *mb = mem_alloc((size_t)total * sizeof(float));
+    for (int part = 0; part < LAYOUT_PARTS; part++) {
+        if (part != LAYOUT_WEIGHTS) {
+            CHECK_INT(trainer_moments(a, (enum layout_part)part, 0, total, ma, NULL), ST_OK);
+            CHECK_INT(trainer_moments(b, (enum layout_part)part, 0, total, mb, NULL), ST_OK);
+            CHECK_MEM(ma, mb, (size_t)total * sizeof(float));
+        }
+    }
+    mem_free(ma);
+    mem_free(mb);
+}
+
+/* Sharing changes where things are, and no bit of them. On GPUs the sums of all and of shares may
+ * be added in other orders where there are more than two. */
+static void a_shared_state_has_the_bits_of_a_whole_one(void)
+{
+    for (int ranks = 2; ranks <= (strcmp(engine.device, "cuda") == 0 ? 2 : 3); ranks++) {
+        struct trainer_config c = shared(ranks, false);
+        struct trainer_config w = shared(ranks, true);
+        c.inner.optimizer = w.inner.optimizer = ranks == 2 ? INNER_ADAMW : INNER_ADOPT;
+        if (ranks == 3) {
+            c.freeze = w.freeze = (struct patterns){1, {"blocks.0.*"}};
+        }
+        struct trainer *sharing = opened(&c);
+        struct trainer *whole = opened(&w);
+        const struct memory_plan *ps = model_plan(trainer_model(sharing));
+        const struct memory_plan *pw = model_plan(trainer_model(whole));
+        CHECK(ps->moments < pw->moments && ps->total < pw->total && ps->shards.ranks == ranks);
+        for (int64_t at = 0; at < 4; at++) {
+            struct step_report a = step(sharing, at);
+            struct step_report b = step(whole, at);
+            CHECK(a.loss == b.loss && a.grad_norm == b.grad_norm && a.finite && b.finite);
+        }
+        check_same_weights(sharing, whole);
+        check_moments(sharing, whole);
+        // One file of state, whoever keeps what.
+        CHECK_INT(trainer_save_state(sharing, in_folder("ranks"), true, NULL), ST_OK);
+        trainer_close(whole);
+        whole = opened(&w);
+        CHECK_INT(trainer_load_state(whole, in_folder("ranks"), NULL), ST_OK);
+        CHECK_INT(trainer_save_state(whole, in_folder("ranks"), true, NULL), ST_OK);
+        trainer_close(sharing);
+        sharing = opened(&c);
+        CHECK_INT(trainer_load_state(sharing, in_folder("ranks"), NULL), ST_OK);
+        (void)step(sharing, 4);
+        (void)step(whole, 4);
+        check_same_weights(sharing, whole);
+        trainer_close(sharing);
+        trainer_close(whole);
+    }
+}
+
 static void devices_that_cannot_share_the_batch_are_refused(void)
 {
     struct trainer *t = NULL;
@@ -178,6 +250,7 @@ static void on_this_engine(void)
         return;
     }
     RUN_HERE(two_ranks_on_halves_of_a_batch_are_one_on_the_whole);
+    RUN_HERE(a_shared_state_has_the_bits_of_a_whole_one);
     RUN_HERE(ranks_apart_are_trainings_of_their_own_that_are_averaged);
     RUN_HERE(ranks_resume_with_the_bits_of_an_undisturbed_training);
 }

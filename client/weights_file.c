@@ -2,14 +2,13 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <inttypes.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "client/state.h"
-#include "common/hash.h"
 #include "common/limits.h"
 #include "common/mem.h"
+#include "common/run_header.h"
 #include "common/safetensors.h"
 
 enum { BLOCK = 1 << 18 };
@@ -29,23 +28,6 @@ static enum status write_all(int fd, const void *bytes, size_t size, struct err 
     return ST_OK;
 }
 
-static enum status write_header(int fd, struct arena *a, const struct run_spec *spec,
-                                const struct param_table *table, int64_t round, struct err *e)
-{
-    struct digest d;
-    char hex[DIGEST_HEX + 1];
-    const char *text = run_spec_json(a, spec);
-    sha256_of(text, strlen(text), &d);
-    digest_hex(&d, hex);
-    const struct st_meta meta[] = {{"kind", "checkpoint"},
-                                   {"run", spec->name},
-                                   {"round", arena_fmt(a, "%08" PRId64, round)},
-                                   {"spec_sha256", hex}};
-    int64_t len = 0;
-    const void *header = st_params_header(a, table, meta, 4, &len);
-    return write_all(fd, header, (size_t)len, e);
-}
-
 static enum status write_file(const struct run_spec *spec, int64_t round, const char *path,
                               weights_fn *fn, void *ctx, struct err *e)
 {
@@ -58,7 +40,9 @@ static enum status write_file(const struct run_spec *spec, int64_t round, const 
     struct arena *a = arena_new(LIMIT_REQUEST_ARENA);
     struct param_table table = params_table(a, &spec->model);
     float *block = mem_alloc(BLOCK * sizeof(float));
-    enum status st = write_header(fd, a, spec, &table, round, e);
+    int64_t len = 0;
+    const void *header = run_header(a, spec, &table, "checkpoint", (int32_t)round, &len);
+    enum status st = write_all(fd, header, (size_t)len, e);
     for (int64_t at = 0; at < table.total && !st; at += BLOCK) {
         int64_t n = table.total - at < BLOCK ? table.total - at : BLOCK;
         st = fn(ctx, at, n, block, e);

@@ -97,9 +97,6 @@ enum status checkpoint_next(const struct checkpoint_job *job, struct checkpoint_
                             struct aggregate_stats *stats, int *corrupt_update,
                             struct err *e) MUST_CHECK;
 
-/* SHA-256 of run_spec_json(), as the files' metadata carry it. */
-void checkpoint_spec_digest(const struct run_spec *spec, struct digest *out);
-
 /* What files of this run weigh, exactly: header and data. */
 int64_t checkpoint_weights_bytes(const struct run_spec *spec);
 /* The most on other rungs than f32: tensors may be one rung up, and gaps vary. */

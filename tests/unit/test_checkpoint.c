@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "common/mem.h"
+#include "common/run_header.h"
 #include "common/safetensors.h"
 #include "tests/support/check.h"
 #include "tests/support/files.h"
@@ -150,7 +151,7 @@ static void the_metadata_say_what_a_file_is(void)
     CHECK_STR(st_meta_get(&h, "round"), "00000001");
     struct digest spec;
     char hex[DIGEST_HEX + 1];
-    checkpoint_spec_digest(&b->spec, &spec);
+    run_spec_digest(&b->spec, &spec);
     digest_hex(&spec, hex);
     CHECK_STR(st_meta_get(&h, "spec_sha256"), hex);
     CHECK_INT(close(fd), 0);

@@ -19,7 +19,6 @@
 
 enum {
     ENCODE_BLOCK = 1 << 18,
-    GUARD_ROUNDS = 10, // so long updates go one rung up after too much fell back
 };
 
 static void *update_header(struct arena *arena, const struct agent *a, const struct task *t,
@@ -239,7 +238,7 @@ static enum codec choose(const struct agent *a, const struct task *t, const stru
     if (by_link) {
         double rate = a->link_bytes_per_s;
         if (!(rate > 0.0) && a->fetched_s > 0.0) {
-            rate = (double)t->base_bytes / a->fetched_s;
+            rate = (double)a->fetched_bytes / a->fetched_s;
         }
         int64_t params = model_param_count(&t->spec.model) / schedule_fragments(&t->spec);
         c = feedback_auto(params, rate, rs->j.train_s, t->spec.codec.share);
@@ -266,7 +265,7 @@ static void note_report(struct agent *a, const struct task *t, struct run_state 
                   t->round, r->fallbacks, 100.0 * r->fallback_share, rs->j.codec);
     }
     if (r->fallback_share > CODED_FALLBACK_MAX) {
-        rs->j.guard_until = t->round + GUARD_ROUNDS;
+        rs->j.guard_until = t->round + CODED_GUARD_ROUNDS;
         agent_say(a, "updates go one rung above %s up to round %" PRId64, rs->j.codec,
                   rs->j.guard_until);
     }

@@ -137,6 +137,7 @@ struct coded_report {
 
 /* Share of the parameters one rung up from which on the rung itself is too low. */
 #define CODED_FALLBACK_MAX 0.1
+enum { CODED_GUARD_ROUNDS = 10 }; /* so long the next ones go one rung up then */
 
 /* Values coded into a scratch file, not yet an update or delta. */
 struct coding {
@@ -154,6 +155,9 @@ struct coding {
 enum status coding_run(struct coding *c, struct arena *a, int fd, const struct param_table *t,
                        enum codec codec, int32_t k, const struct coded_source *source,
                        struct err *e) MUST_CHECK;
+
+/* The length of that file, before there is one. */
+int64_t coding_bytes(const struct coding *c, struct arena *a, const struct coded_meta *meta);
 
 /* The whole file into out_fd, from its start; *digest is its SHA-256, *bytes its length. */
 enum status coding_place(const struct coding *c, struct arena *a, int out_fd,

@@ -334,14 +334,31 @@ static int32_t tensor_of(const struct coded_file *f, const int64_t *at)
     return (int32_t)(((const char *)at - (const char *)f->tensors) / (int64_t)sizeof(*f->tensors));
 }
 
-enum status coding_place(const struct coding *c, struct arena *a, int out_fd,
-                         const struct coded_meta *meta, struct digest *digest, int64_t *bytes,
-                         struct err *e)
+/* What was coded, to be given the places it shall have in the file. */
+static struct coded_file file_to_be(const struct coding *c, struct arena *a)
 {
     struct coded_file f = c->file;
     size_t size = (size_t)f.table->count * sizeof(*f.tensors);
     f.tensors = arena_alloc(a, size);
     memcpy(f.tensors, c->file.tensors, size);
+    return f;
+}
+
+int64_t coding_bytes(const struct coding *c, struct arena *a, const struct coded_meta *meta)
+{
+    struct coded_file f = file_to_be(c, a);
+    struct coded_part *parts = NULL;
+    int count = 0;
+    int64_t len = 0;
+    (void)coded_lay_out(&f, a, meta, &parts, &count, &len);
+    return f.bytes;
+}
+
+enum status coding_place(const struct coding *c, struct arena *a, int out_fd,
+                         const struct coded_meta *meta, struct digest *digest, int64_t *bytes,
+                         struct err *e)
+{
+    struct coded_file f = file_to_be(c, a);
     struct coded_part *parts = NULL;
     int count = 0;
     int64_t len = 0;

@@ -202,6 +202,25 @@ struct layout layout_checkpoint(struct arena *a, const struct run_spec *s)
     return layout_of(a, &model, chosen, s->inner_state == INNER_STATE_AVERAGE);
 }
 
+struct layout layout_step(struct arena *a, const struct run_spec *s)
+{
+    struct param_table model = params_table(a, &s->model);
+    bool *chosen = arena_alloc(a, (size_t)model.count * sizeof(*chosen));
+    for (int32_t i = 0; i < model.count; i++) {
+        chosen[i] = layout_travels(s, model.items[i].name);
+    }
+    return layout_of(a, &model, chosen, false);
+}
+
+int64_t layout_model_at(const struct layout *l, int64_t at)
+{
+    int32_t i = 0;
+    while (i + 1 < l->span_count && l->spans[i + 1].at <= at) {
+        i++;
+    }
+    return l->spans[i].model + (at - l->spans[i].at);
+}
+
 struct layout layout_common(struct arena *a, const struct run_spec *s, int64_t kept, int64_t round)
 {
     struct param_table model = params_table(a, &s->model);

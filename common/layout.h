@@ -7,6 +7,7 @@
  *
  *     update       [m.<tensor> ...]  <tensor> ...  [v.<tensor> ...]      of tensors that travel
  *     checkpoint   [m.<tensor> ...]  <tensor> ...  [v.<tensor> ...]      of all tensors
+ *     step                           <tensor> ...                        of tensors that travel
  *
  * which is the order of names, as everywhere. A part is one of these three arrays. What a part
  * holds of the model's flat order is a list of spans; what is in none of them counts as zero.
@@ -48,6 +49,7 @@ struct layout {
 /* All live in the arena. Rounds count from 1. */
 struct layout layout_update(struct arena *a, const struct run_spec *s, int64_t round);
 struct layout layout_checkpoint(struct arena *a, const struct run_spec *s);
+struct layout layout_step(struct arena *a, const struct run_spec *s);
 
 /*
  * What a silo that kept its weights at the end of round `kept` (0: none) takes from the checkpoint
@@ -62,6 +64,9 @@ const int32_t *layout_fragments(struct arena *a, const struct run_spec *s,
 
 /* The most fragments that what travels can be split into. */
 int32_t layout_fragments_max(const struct run_spec *s);
+
+/* Which element of the model an element of a part is; no tensor's lie apart. */
+int64_t layout_model_at(const struct layout *l, int64_t at);
 
 /* Which of the model's tensors an optimizer moves. */
 bool layout_trains(const struct run_spec *s, const char *tensor);

@@ -445,14 +445,15 @@ static void read_codec(struct spec_reader *r, const struct json *doc, struct run
     s->codec.up_auto = up == CODEC_COUNT;
     s->codec.up = up < 0 || up == CODEC_COUNT ? CODEC_F32 : (enum codec)up;
     s->codec.down = down < 0 || down == CODEC_COUNT ? CODEC_F32 : (enum codec)down;
-    if (s->codec.down != CODEC_F32) { // never accepted and then not done
-        spec_complain(&p, "down", "checkpoints go out whole in this version; use f32");
-    }
     s->codec.up_k = CODEC_K;
     s->codec.down_k = CODEC_K_DOWN;
     s->codec.share = LINK_SHARE;
     spec_k(&p, "up_k", &s->codec.up_k);
     spec_k(&p, "down_k", &s->codec.down_k);
+    if (s->codec.down == CODEC_TOPK && s->codec.down_k > CODEC_K_DOWN) {
+        spec_complain(&p, "down_k", "%d is more than q2 takes for less error; try %d, or down q2",
+                      s->codec.down_k, CODEC_K_DOWN);
+    }
     spec_rate(&p, "share", (struct spec_range){0.0, true, 100.0, false}, &s->codec.share);
 }
 

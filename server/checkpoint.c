@@ -3,11 +3,13 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <pthread.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "common/layout.h"
 #include "common/limits.h"
 #include "common/mem.h"
+#include "common/safetensors.h"
 #include "server/checkpoint_int.h"
 #include "server/update.h"
 
@@ -63,23 +65,25 @@ static int draw_wave(struct draw *wave, int threads, const struct param_table *t
 }
 
 /* Moments before the first step. */
-static enum status zeros(struct output *o, enum layout_part part, int64_t total, struct err *e)
+static enum status zeros(struct checkpoint_out *o, enum layout_part part, int64_t total,
+                         struct err *e)
 {
     float *block = mem_alloc(DRAW_COUNT * sizeof(*block));
     enum status st = ST_OK;
     for (int64_t at = 0; at < total && !st; at += DRAW_COUNT) {
         size_t size = (size_t)(total - at < DRAW_COUNT ? total - at : DRAW_COUNT) * sizeof(float);
         sha256_add(o->hash, block, size);
-        st = write_full(o->fd, block, size,
-                        o->data_offset + (part * total + at) * (int64_t)sizeof(float), e);
+        st = checkpoint_write(o->fd, block, size,
+                              o->data_offset + (part * total + at) * (int64_t)sizeof(float), e);
     }
     mem_free(block);
     return st;
 }
 
 /* Into the file from element `first` on. */
-static enum status draw_all(struct output *o, int64_t first, const struct param_table *table,
-                            uint64_t seed, struct sha256 *data_hash, struct err *e)
+static enum status draw_all(struct checkpoint_out *o, int64_t first,
+                            const struct param_table *table, uint64_t seed,
+                            struct sha256 *data_hash, struct err *e)
 {
     long cpus = sysconf(_SC_NPROCESSORS_ONLN);
     int threads = cpus < 1 ? 1 : cpus > DRAW_THREADS ? DRAW_THREADS : (int)cpus;
@@ -94,8 +98,9 @@ static enum status draw_all(struct output *o, int64_t first, const struct param_
             size_t size = (size_t)wave[i].count * sizeof(float);
             sha256_add(o->hash, wave[i].out, size);
             sha256_add(data_hash, wave[i].out, size);
-            st = write_full(o->fd, wave[i].out, size,
-                            o->data_offset + (first + wave[i].start) * (int64_t)sizeof(float), e);
+            st = checkpoint_write(o->fd, wave[i].out, size,
+                                  o->data_offset + (first + wave[i].start) * (int64_t)sizeof(float),
+                                  e);
             at += wave[i].count;
         }
     }
@@ -113,11 +118,11 @@ static enum status draw_initial(struct blob_store *blobs, const struct run_spec 
     struct param_table table = params_table(a, &spec->model);
     struct layout layout = layout_checkpoint(a, spec);
     bool moments = layout.part_at[LAYOUT_M] >= 0;
-    struct output o = {.fd = -1, .want = want};
+    struct checkpoint_out o = {.fd = -1, .want = want};
     struct sha256 *data_hash = sha256_new();
     struct checkpoint_files f = {.params = table.total};
 
-    enum status st = output_open(&o, blobs, spec, &layout.table, "checkpoint", 0, e);
+    enum status st = checkpoint_out_open(&o, blobs, spec, &layout.table, "checkpoint", 0, e);
     if (!st && moments) {
         st = zeros(&o, LAYOUT_M, table.total, e);
     }
@@ -130,9 +135,9 @@ static enum status draw_initial(struct blob_store *blobs, const struct run_spec 
     if (!st) {
         sha256_end(data_hash, &f.weights_digest);
         f.weights_bytes = o.bytes;
-        st = output_place(&o, &f.weights, e);
+        st = checkpoint_out_place(&o, &f.weights, e);
     }
-    output_release(&o);
+    checkpoint_out_release(&o);
     sha256_free(data_hash);
     arena_free(a);
     if (!st) {
@@ -156,53 +161,115 @@ enum status checkpoint_initial_again(struct blob_store *blobs, const struct run_
 
 /* ---- checkpoint 0 of a fork ---- */
 
-/* The data section of a file under a new header. data_hash may be NULL. */
-static enum status copy_data(const struct input *in, struct output *o, struct sha256 *data_hash,
-                             struct err *e)
+/* Bytes [at, at + size) of a file to the end of another one, which has `done` by now. data_hash may
+ * be NULL. */
+static enum status copy_bytes(const struct checkpoint_in *in, int64_t at, int64_t size,
+                              struct checkpoint_out *o, int64_t done, struct sha256 *data_hash,
+                              struct err *e)
 {
     unsigned char *block = mem_alloc(READ_SIZE);
-    int64_t left = o->bytes - o->data_offset;
-    int64_t from = in->bytes - left;
-    int64_t to = o->data_offset;
-    enum status st = from > 0 ? ST_OK : err_set(e, ST_CORRUPT, "the file is too small");
-    while (!st && left > 0) {
-        size_t want = left < READ_SIZE ? (size_t)left : READ_SIZE;
-        ssize_t n = pread(in->fd, block, want, from);
-        if (n <= 0) {
-            st = n < 0 && errno == EINTR ? ST_OK : err_set(e, ST_IO, "cannot read a checkpoint");
-            continue;
+    enum status st = at > 0 ? ST_OK : err_set(e, ST_CORRUPT, "the file is too small");
+    while (!st && size > 0) {
+        int64_t n = size < READ_SIZE ? size : READ_SIZE;
+        st = checkpoint_read(in->fd, block, n, at, e);
+        if (!st) {
+            sha256_add(o->hash, block, (size_t)n);
+            if (data_hash) {
+                sha256_add(data_hash, block, (size_t)n);
+            }
+            st = checkpoint_write(o->fd, block, (size_t)n, done, e);
         }
-        sha256_add(o->hash, block, (size_t)n);
-        if (data_hash) {
-            sha256_add(data_hash, block, (size_t)n);
-        }
-        st = write_full(o->fd, block, (size_t)n, to, e);
-        from += n;
-        to += n;
-        left -= n;
+        at += n;
+        done += n;
+        size -= n;
     }
     mem_free(block);
     return st;
 }
 
-/* One file of the fork: whole against its digest first, as everything that is summed. */
-static enum status fork_file(struct blob_store *blobs, const struct run_spec *spec,
-                             const struct param_table *table, const char *kind,
-                             const struct digest *from, const struct digest *want,
-                             struct sha256 *data_hash, struct digest *made, int64_t *bytes,
-                             struct err *e)
+/* The files of a parent, whole against their digests, as everything that is summed. */
+struct parent {
+    struct checkpoint_in weights, state; // state only where it is taken over
+};
+
+static enum status fork_weights(struct blob_store *blobs, const struct run_spec *spec,
+                                const struct param_table *table, const struct parent *p,
+                                const struct digest *want, struct checkpoint_files *f,
+                                struct err *e)
 {
-    struct input in = {.want = *from, .fd = -1};
-    struct output o = {.fd = -1, .want = want};
-    enum status st = input_check(blobs, &in, e);
-    st = st ? st : output_open(&o, blobs, spec, table, kind, 0, e);
-    st = st ? st : copy_data(&in, &o, data_hash, e);
-    *bytes = o.bytes;
-    st = st ? st : output_place(&o, made, e);
-    output_release(&o);
-    if (in.fd >= 0) {
-        (void)close(in.fd);
+    struct checkpoint_out o = {.fd = -1, .want = want};
+    struct sha256 *data_hash = sha256_new();
+    int64_t size = table->total * (int64_t)sizeof(float);
+    enum status st = checkpoint_out_open(&o, blobs, spec, table, "checkpoint", 0, e);
+    st = st ? st
+            : copy_bytes(&p->weights, p->weights.bytes - size, size, &o, o.data_offset, data_hash,
+                         e);
+    sha256_end(data_hash, &f->weights_digest);
+    f->weights_bytes = o.bytes;
+    st = st ? st : checkpoint_out_place(&o, &f->weights, e);
+    checkpoint_out_release(&o);
+    sha256_free(data_hash);
+    return st;
+}
+
+/* Where an array begins in the parent's file, by its first tensor's name; -1: it has none. */
+static enum status find_array(const struct checkpoint_in *in, struct arena *a, const char *tensor,
+                              int64_t *at, struct err *e)
+{
+    struct st_header h;
+    TRY(st_read(&h, a, in->fd, e));
+    *at = -1;
+    for (int32_t i = 0; i < h.tensor_count; i++) {
+        if (strcmp(h.tensors[i].name, tensor) == 0) {
+            *at = h.data_offset + h.tensors[i].begin;
+        }
     }
+    return ST_OK;
+}
+
+/*
+ * Array by array, for one of the two runs may send its checkpoints down in steps and the other
+ * whole: y is what the parent's optimizer moved, in its outer state if it has one there, else the
+ * weights.
+ */
+static enum status fork_arrays(struct checkpoint_out *o, const struct param_table *table,
+                               const struct param_table *state, const struct parent *p,
+                               struct err *e)
+{
+    struct arena *a = arena_new(LIMIT_REQUEST_ARENA);
+    int64_t size = table->total * (int64_t)sizeof(float);
+    int64_t done = o->data_offset;
+    enum status st = ST_OK;
+    for (int32_t i = 0; i < state->count && !st; i += table->count) {
+        const char *tensor = state->items[i].name;
+        const struct checkpoint_in *in = &p->state;
+        int64_t at = -1;
+        st = find_array(in, a, tensor, &at, e);
+        if (!st && at < 0 && tensor[0] == 'y') {
+            in = &p->weights;
+            at = in->bytes - size;
+        }
+        if (!st && at < 0) {
+            st = err_set(e, ST_CORRUPT, "the parent's outer state has no '%.80s'", tensor);
+        }
+        st = st ? st : copy_bytes(in, at, size, o, done, NULL, e);
+        done += size;
+    }
+    arena_free(a);
+    return st;
+}
+
+static enum status fork_state(struct blob_store *blobs, const struct run_spec *spec,
+                              const struct param_table *table, const struct param_table *state,
+                              const struct parent *p, const struct digest *want,
+                              struct checkpoint_files *f, struct err *e)
+{
+    struct checkpoint_out o = {.fd = -1, .want = want};
+    enum status st = checkpoint_out_open(&o, blobs, spec, state, "outer_state", 0, e);
+    st = st ? st : fork_arrays(&o, table, state, p, e);
+    f->state_bytes = o.bytes;
+    st = st ? st : checkpoint_out_place(&o, &f->state, e);
+    checkpoint_out_release(&o);
     return st;
 }
 
@@ -213,25 +280,27 @@ enum status checkpoint_fork(struct blob_store *blobs, const struct run_spec *spe
 {
     struct arena *a = arena_new(LIMIT_REQUEST_ARENA);
     struct param_table table = params_table(a, &spec->model);
-    struct param_table state = checkpoint_state_table(a, &table, spec->outer.name);
-    struct sha256 *data_hash = sha256_new();
+    struct param_table state = checkpoint_state_table(a, &table, spec);
+    struct parent p = {.weights = {.want = from->weights, .fd = -1},
+                       .state = {.want = from->state, .fd = -1}};
     struct checkpoint_files f = {.params = table.total,
                                  .has_state = from->has_state && state.count > 0};
-    enum status st =
-        fork_file(blobs, spec, &table, "checkpoint", &from->weights, again ? &again->weights : NULL,
-                  data_hash, &f.weights, &f.weights_bytes, e);
-    sha256_end(data_hash, &f.weights_digest);
+    enum status st = checkpoint_in_check(blobs, &p.weights, e);
+    st = st ? st : fork_weights(blobs, spec, &table, &p, again ? &again->weights : NULL, &f, e);
     if (!st && f.has_state) {
-        st = fork_file(blobs, spec, &state, "outer_state", &from->state,
-                       again ? &again->state : NULL, NULL, &f.state, &f.state_bytes, e);
+        st = checkpoint_in_check(blobs, &p.state, e);
+        st = st ? st
+                : fork_state(blobs, spec, &table, &state, &p, again ? &again->state : NULL, &f, e);
     }
-    sha256_free(data_hash);
+    checkpoint_in_close(&p.weights);
+    checkpoint_in_close(&p.state);
     arena_free(a);
     if (!st) {
         *out = f;
     }
     return st;
 }
+
 /* ---- sizes ---- */
 
 int64_t checkpoint_weights_bytes(const struct run_spec *spec)

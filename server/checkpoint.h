@@ -11,6 +11,8 @@
  *                  optimizer's moments where the run averages them (common/layout.h)
  *     outer state  kind=outer_state; the same tensors once per array that the outer optimizer keeps
  *                  (common/outer.h), named m.<tensor> and v.<tensor>; from checkpoint 1 on
+ *     step         where codec.down says so (common/step.h): what leads from the weights before to
+ *                  these; the outer state then also has y.<tensor>, which the optimizer moves
  */
 #ifndef SERVER_CHECKPOINT_H
 #define SERVER_CHECKPOINT_H
@@ -18,6 +20,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "common/codec_file.h"
 #include "common/hash.h"
 #include "common/params.h"
 #include "common/run_spec.h"
@@ -33,6 +36,11 @@ struct checkpoint_files {
     bool has_state;
     struct digest state; /* the outer state's file */
     int64_t state_bytes;
+    bool has_step;      /* of files that were read from the store: and it is kept */
+    struct digest step; /* from the checkpoint before */
+    int64_t step_bytes;
+    enum codec step_codec;
+    struct coded_report step_report; /* not known of files that were read from the store */
 };
 
 /* Files of another run that a forked one begins with. */
@@ -59,6 +67,7 @@ struct checkpoint_job {
     const struct digest *state;              /* its outer state, or NULL when it has none */
     const struct checkpoint_update *updates; /* in slot order */
     int update_count;
+    enum codec down; /* the rung of its step (downlink_rung()), where it has one */
     int threads;
     const struct checkpoint_files *again; /* the files it was once, or NULL */
 };

@@ -13,7 +13,7 @@
 
 /* ---- writing ---- */
 
-enum status write_full(int fd, const void *data, size_t size, int64_t offset, struct err *e)
+enum status checkpoint_write(int fd, const void *data, size_t size, int64_t offset, struct err *e)
 {
     const char *p = data;
     while (size > 0) {
@@ -31,49 +31,107 @@ enum status write_full(int fd, const void *data, size_t size, int64_t offset, st
     }
     return ST_OK;
 }
-struct param_table checkpoint_state_table(struct arena *a, const struct param_table *t,
-                                          enum outer_optimizer o)
+enum status checkpoint_read(int fd, void *out, int64_t size, int64_t at, struct err *e)
 {
-    int arrays = outer_arrays(o);
+    for (char *p = out; size > 0;) {
+        ssize_t n = pread(fd, p, (size_t)size, at);
+        if (n < 0 && errno == EINTR) {
+            continue;
+        }
+        if (n <= 0) {
+            return n < 0 ? err_set(e, ST_IO, "cannot read a checkpoint: %s", strerror(errno))
+                         : err_set(e, ST_CORRUPT, "the file ends early, at byte %" PRId64, at);
+        }
+        p += n;
+        at += n;
+        size -= n;
+    }
+    return ST_OK;
+}
+
+static const char *array_name(const struct run_spec *spec, int i)
+{
+    return i < outer_arrays(spec->outer.name) ? outer_array_name(spec->outer.name, i) : "y";
+}
+
+struct param_table checkpoint_state_table(struct arena *a, const struct param_table *t,
+                                          const struct run_spec *spec)
+{
+    int arrays = outer_arrays(spec->outer.name) + (spec->codec.down != CODEC_F32 ? 1 : 0);
     struct param *items = arena_alloc(a, ((size_t)(arrays * t->count) + 1) * sizeof(*items));
     for (int i = 0; i < arrays * t->count; i++) {
         int array = i / t->count;
         items[i] = t->items[i % t->count];
-        items[i].name = arena_fmt(a, "%s.%s", outer_array_name(o, array), items[i].name);
+        items[i].name = arena_fmt(a, "%s.%s", array_name(spec, array), items[i].name);
         items[i].offset += array * t->total;
     }
     return (struct param_table){
         .count = arrays * t->count, .total = arrays * t->total, .items = items};
 }
 
-enum status output_open(struct output *o, struct blob_store *blobs, const struct run_spec *spec,
-                        const struct param_table *table, const char *kind, int32_t round,
-                        struct err *e)
+enum status checkpoint_out_create(struct checkpoint_out *o, struct blob_store *blobs, int64_t bytes,
+                                  struct err *e)
+{
+    char id[ID_LEN + 1];
+    id_new('c', id);
+    o->blobs = blobs;
+    o->bytes = bytes;
+    (void)snprintf(o->tmp, sizeof(o->tmp), "file-%s", id);
+    enum status st = blob_tmp_create(blobs, o->tmp, bytes, &o->fd, e);
+    if (st) {
+        o->fd = -1;
+    }
+    return st;
+}
+
+enum status checkpoint_out_scratch(struct checkpoint_out *o, struct blob_store *blobs,
+                                   struct err *e)
+{
+    TRY(checkpoint_out_create(o, blobs, 0, e));
+    blob_tmp_remove(blobs, o->tmp);
+    return ST_OK;
+}
+
+enum status checkpoint_out_hash(struct checkpoint_out *o, struct sha256 *data_hash, struct err *e)
+{
+    unsigned char *block = mem_alloc(READ_SIZE);
+    enum status st = ST_OK;
+    for (int64_t at = o->data_offset; at < o->bytes && !st;) {
+        int64_t n = o->bytes - at < READ_SIZE ? o->bytes - at : READ_SIZE;
+        st = checkpoint_read(o->fd, block, n, at, e);
+        if (!st) {
+            sha256_add(o->hash, block, (size_t)n);
+            if (data_hash) {
+                sha256_add(data_hash, block, (size_t)n);
+            }
+        }
+        at += n;
+    }
+    mem_free(block);
+    return st;
+}
+
+enum status checkpoint_out_open(struct checkpoint_out *o, struct blob_store *blobs,
+                                const struct run_spec *spec, const struct param_table *table,
+                                const char *kind, int32_t round, struct err *e)
 {
     struct arena *a = arena_new(LIMIT_REQUEST_ARENA);
     int64_t len = 0;
     const void *header = run_header(a, spec, table, kind, round, &len);
-    char id[ID_LEN + 1];
-    id_new('c', id);
-    o->blobs = blobs;
     o->data_offset = len;
-    o->bytes = len + table->total * (int64_t)sizeof(float);
-    (void)snprintf(o->tmp, sizeof(o->tmp), "file-%s", id);
-    enum status st = blob_tmp_create(blobs, o->tmp, o->bytes, &o->fd, e);
-    if (st) {
-        o->fd = -1;
-    } else {
+    enum status st =
+        checkpoint_out_create(o, blobs, len + table->total * (int64_t)sizeof(float), e);
+    if (!st) {
         o->hash = sha256_new();
         sha256_add(o->hash, header, (size_t)len);
-        st = write_full(o->fd, header, (size_t)len, 0, e);
+        st = checkpoint_write(o->fd, header, (size_t)len, 0, e);
     }
     arena_free(a);
     return st;
 }
 
-enum status output_place(struct output *o, struct digest *d, struct err *e)
+enum status checkpoint_out_place_as(struct checkpoint_out *o, const struct digest *d, struct err *e)
 {
-    sha256_end(o->hash, d);
     FAULT("checkpoint.written");
     if (o->want && !digest_equal(d, o->want)) {
         return err_set(e, ST_CORRUPT, "what it was made of gives another file now");
@@ -83,7 +141,13 @@ enum status output_place(struct output *o, struct digest *d, struct err *e)
     return ST_OK;
 }
 
-void output_release(struct output *o)
+enum status checkpoint_out_place(struct checkpoint_out *o, struct digest *d, struct err *e)
+{
+    sha256_end(o->hash, d);
+    return checkpoint_out_place_as(o, d, e);
+}
+
+void checkpoint_out_release(struct checkpoint_out *o)
 {
     if (o->fd >= 0) {
         (void)close(o->fd);
@@ -97,13 +161,13 @@ void output_release(struct output *o)
 
 struct check_work {
     struct blob_store *blobs;
-    struct input *inputs;
+    struct checkpoint_in *inputs;
     int count;
     int next;
     pthread_mutex_t lock;
 };
 
-static enum status check_open(struct blob_store *blobs, struct input *in, struct err *e)
+static enum status check_open(struct blob_store *blobs, struct checkpoint_in *in, struct err *e)
 {
     enum status st = blob_open(blobs, &in->want, &in->fd, &in->bytes, e);
     if (st) {
@@ -138,7 +202,7 @@ static enum status check_open(struct blob_store *blobs, struct input *in, struct
 }
 
 /* A copy that was kept here may be damaged while what it is a copy of is sound. */
-enum status input_check(struct blob_store *blobs, struct input *in, struct err *e)
+enum status checkpoint_in_check(struct blob_store *blobs, struct checkpoint_in *in, struct err *e)
 {
     enum status st = check_open(blobs, in, e);
     if (st == ST_CORRUPT && in->fd >= 0 && blob_distrust(blobs, &in->want)) {
@@ -146,6 +210,14 @@ enum status input_check(struct blob_store *blobs, struct input *in, struct err *
         st = check_open(blobs, in, e);
     }
     return st;
+}
+
+void checkpoint_in_close(struct checkpoint_in *in)
+{
+    if (in->fd >= 0) {
+        (void)close(in->fd);
+        in->fd = -1;
+    }
 }
 
 static void *check_some(void *arg)
@@ -158,11 +230,12 @@ static void *check_some(void *arg)
         if (i < 0) {
             return NULL;
         }
-        w->inputs[i].st = input_check(w->blobs, &w->inputs[i], &w->inputs[i].err);
+        w->inputs[i].st = checkpoint_in_check(w->blobs, &w->inputs[i], &w->inputs[i].err);
     }
 }
 
-void input_check_all(struct blob_store *blobs, struct input *inputs, int count, int threads)
+void checkpoint_in_check_all(struct blob_store *blobs, struct checkpoint_in *inputs, int count,
+                             int threads)
 {
     enum { MOST = 16 };
     struct check_work w = {.blobs = blobs, .inputs = inputs, .count = count};
@@ -181,9 +254,9 @@ void input_check_all(struct blob_store *blobs, struct input *inputs, int count, 
     (void)pthread_mutex_destroy(&w.lock);
 }
 
-enum status input_check_header(struct input *in, const struct run_spec *spec,
-                               const struct param_table *table, const char *kind, int32_t round,
-                               struct err *e)
+enum status checkpoint_in_check_header(struct checkpoint_in *in, const struct run_spec *spec,
+                                       const struct param_table *table, const char *kind,
+                                       int32_t round, struct err *e)
 {
     struct arena *a = arena_new(LIMIT_REQUEST_ARENA);
     int64_t len = 0;

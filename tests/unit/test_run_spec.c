@@ -254,6 +254,8 @@ static void what_is_printed_parses_to_the_same_spec(void)
         "{\"model\":{" SIZES "}," REST ",\"codec\":{\"up\":\"q4\",\"down\":\"snapshot\"}}",
         "{\"model\":{" SIZES "},\"federation\":{\"rounds\":4,\"silos_per_round\":1,"
         "\"local_steps\":8,\"fragments\":3},\"inner\":{\"batch\":8}}",
+        "{\"model\":{" SIZES "}," REST
+        ",\"codec\":{\"up\":\"topk\",\"down\":\"topk\",\"down_k\":128}}",
     };
     for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++) {
         struct arena *a = arena_new(1 << 20);
@@ -326,9 +328,11 @@ static void wrong_rates_and_words_say_what_would_do(void)
     bad_inner("\"micro_batch\":9", "/inner/micro_batch", "try 8");
     bad_top("\"codec\":{\"up\":\"int9\"}", "/codec/up", "did you mean 'int8'?");
     bad_top("\"codec\":{\"down\":\"auto\"}", "/codec/down", "use one of: f32, bf16");
-    bad_top("\"codec\":{\"down\":\"int8\"}", "/codec/down", "go out whole");
     bad_top("\"codec\":{\"up_k\":66}", "/codec/up_k", "try 64");
     bad_top("\"codec\":{\"down_k\":2048}", "/codec/down_k", "1024");
+    bad_top("\"codec\":{\"down\":\"topk\",\"down_k\":512}", "/codec/down_k", "try 256");
+    bad_top("\"codec\":{\"down\":\"q4\"},\"inner_state\":\"average\"", "/inner_state",
+            "f32 both ways");
     bad_top("\"codec\":{\"share\":0}", "/codec/share", "above 0");
     bad_top("\"inner_state\":\"average\",\"codec\":{\"up\":\"int8\"}", "/inner_state", "codec f32");
     bad_top("\"inner_state\":\"mean\"", "/inner_state", "keep, reset, average");

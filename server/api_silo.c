@@ -15,6 +15,7 @@
 #include "server/auth.h"
 #include "server/checkpoint.h"
 #include "server/db_silo.h"
+#include "server/db_step.h"
 #include "server/hub.h"
 #include "server/server.h"
 
@@ -279,11 +280,33 @@ static void print_plan(struct buf *b, const struct task *t, const struct run_spe
     jw_end_object(b);
 }
 
+/* The oldest first; what a silo does with them is its own affair. */
+static void print_steps(struct buf *b, const struct step_row *steps, int count)
+{
+    char hex[DIGEST_HEX + 1];
+    jw_array(b, "steps");
+    for (int i = count - 1; i >= 0; i--) {
+        jw_object(b, NULL);
+        jw_int(b, "number", steps[i].number);
+        digest_hex(&steps[i].base, hex);
+        jw_str(b, "base", hex);
+        digest_hex(&steps[i].sha256, hex);
+        jw_str(b, "sha256", hex);
+        jw_int(b, "bytes", steps[i].bytes);
+        jw_str(b, "codec", codec_name(steps[i].codec));
+        jw_end_object(b);
+    }
+    jw_end_array(b);
+}
+
 static enum status respond_task(struct request *rq, struct response *rs, const struct task *t,
                                 struct err *e)
 {
     struct run_spec spec;
+    const struct step_row *steps = NULL;
+    int step_count = 0;
     TRY(silo_parse_spec(&spec, rq->arena, t->spec_text, e));
+    TRY(db_step_chain(rq->db, rq->arena, t->run_id, t->base, &steps, &step_count, e));
     char hex[DIGEST_HEX + 1];
     digest_hex(&t->base_sha256, hex);
     struct buf b;
@@ -305,6 +328,9 @@ static enum status respond_task(struct request *rq, struct response *rs, const s
     jw_int(&b, "number", t->base);
     jw_str(&b, "sha256", hex);
     jw_int(&b, "bytes", t->base_bytes);
+    if (step_count > 0) {
+        print_steps(&b, steps, step_count);
+    }
     jw_end_object(&b);
     print_plan(&b, t, &spec, rq->who.name);
     jw_raw(&b, "spec", t->spec_text);
@@ -336,6 +362,30 @@ static struct poll *start_poll(struct request *rq, struct response *rs)
     return p;
 }
 
+/* What to fetch while there is nothing to do: the base, and the step to it from the one before. */
+static enum status respond_idle(struct request *rq, struct response *rs, struct err *e)
+{
+    struct next_base b;
+    const struct step_row *steps = NULL;
+    int count = 0;
+    TRY(db_task_next_base(rq->db, rq->arena, rq->who.silo_id, &b, e));
+    respond_empty(rs, 204);
+    if (!b.found) {
+        return ST_OK;
+    }
+    response_header(rs, "Photon-Base", arena_fmt(rq->arena, "%s %" PRId64, b.sha256, b.bytes));
+    TRY(db_step_chain(rq->db, rq->arena, b.run_id, b.number, &steps, &count, e));
+    if (count > 0) {
+        char step[DIGEST_HEX + 1];
+        char base[DIGEST_HEX + 1];
+        digest_hex(&steps[0].sha256, step);
+        digest_hex(&steps[0].base, base);
+        response_header(rs, "Photon-Step",
+                        arena_fmt(rq->arena, "%s %" PRId64 " %s", step, steps[0].bytes, base));
+    }
+    return ST_OK;
+}
+
 static enum status claim(struct request *rq, struct response *rs, struct err *e)
 {
     if (!rq->state) {
@@ -359,16 +409,9 @@ static enum status claim(struct request *rq, struct response *rs, struct err *e)
         return respond_task(rq, rs, &t, e);
     }
     if (rq->expired || clock_mono_s() >= p->until_s) {
-        struct next_base b;
-        TRY(db_task_next_base(rq->db, rq->arena, rq->who.silo_id, &b, e));
-        respond_empty(rs, 204);
-        if (b.found) {
-            response_header(rs, "Photon-Base",
-                            arena_fmt(rq->arena, "%s %" PRId64, b.sha256, b.bytes));
-        }
-    } else {
-        response_park(rs, "tasks", p->until_s);
+        return respond_idle(rq, rs, e);
     }
+    response_park(rs, "tasks", p->until_s);
     return ST_OK;
 }
 

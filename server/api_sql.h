@@ -28,7 +28,10 @@
     " 'weights_digest', encode(c.weights_digest, 'hex'), 'eval_loss', c.eval_loss,"                \
     " 'eval_ppl', " PPL_SQL("c.eval_loss") ", 'created_at', " TIME_SQL(                            \
         "c.created_at") ","                                                                        \
-                        " 'kept', c.kept,"                                                         \
+                        " 'kept', c.kept, 'step', CASE WHEN c.step IS NOT NULL THEN"               \
+                        " json_build_object('codec', c.step_codec, 'bytes', c.step_bytes,"         \
+                        " 'error', c.step_error, 'residual', c.step_residual, 'fallback', "        \
+                        "c.step_fallback, 'kept', c.step_kept) END,"                               \
                         " 'url', '/api/v1/runs/' || c.run_id || '/checkpoints/' || c.number || "   \
                         "'/weights')"
 

@@ -35,6 +35,7 @@ static const struct {
     {"I9", "no old file that nobody knows"},
     {"I10", "checkpoints are finite and have their run's size"},
     {"I11", "one event for each accepted update"},
+    {"I12", "checkpoints of a run with coded steps come with theirs"},
     {"chain", "events are as they were written"},
 };
 enum { RULES = sizeof(rules) / sizeof(rules[0]) };

@@ -349,6 +349,7 @@ static enum status fold_one(struct coordinator *c, struct db *db, const struct f
                                  .state = f->has_state ? &f->state : NULL,
                                  .updates = f->updates,
                                  .update_count = f->update_count,
+                                 .down = f->down,
                                  .threads = c->server->aggregate_threads};
     struct checkpoint_files files;
     size_t size = (size_t)(f->update_count + 1) * sizeof(double);

@@ -48,6 +48,7 @@ static const char SQL_MARK_DEAD[] =
     "   AND (b.used_at < clock_timestamp() - interval '1 day'"
     "        OR EXISTS (SELECT FROM checkpoint WHERE NOT kept AND weights = b.digest)"
     "        OR EXISTS (SELECT FROM checkpoint WHERE NOT kept AND outer_state = b.digest)"
+    "        OR EXISTS (SELECT FROM checkpoint WHERE NOT step_kept AND step = b.digest)"
     "        OR EXISTS (SELECT FROM update WHERE NOT kept AND digest = b.digest))"
     "   AND NOT blob_in_use(b.digest)";
 static const char SQL_DEAD[] =

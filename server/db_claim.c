@@ -290,7 +290,7 @@ enum status db_task_claim(struct db *db, struct arena *a, const char *silo_id, c
 
 /* Of the newest run whose live round builds on its head: who comes late to it can be ready. */
 static const char SQL_NEXT_BASE[] =
-    "WITH b AS (SELECT r.id, s.id AS silo_id, c.weights, c.weights_bytes"
+    "WITH b AS (SELECT r.id, s.id AS silo_id, c.weights, c.weights_bytes, c.number"
     "       FROM run r JOIN round q ON q.run_id = r.id AND q.state IN ('pending', 'open')"
     "       JOIN checkpoint c ON (c.run_id, c.number) = (r.id, q.base) AND c.kept"
     "       JOIN silo s ON s.id = $1 AND s.state = 'active' AND s.agent IS NOT NULL"
@@ -299,7 +299,7 @@ static const char SQL_NEXT_BASE[] =
     "      WHERE r.state = 'running' ORDER BY r.id DESC LIMIT 1),"
     " m AS (INSERT INTO run_silo (run_id, silo_id) SELECT id, silo_id FROM b ON CONFLICT DO "
     "NOTHING)"
-    " SELECT encode(weights, 'hex'), weights_bytes FROM b";
+    " SELECT encode(weights, 'hex'), weights_bytes, id, number FROM b";
 
 enum status db_task_next_base(struct db *db, struct arena *a, const char *silo_id,
                               struct next_base *out, struct err *e)
@@ -310,6 +310,8 @@ enum status db_task_next_base(struct db *db, struct arena *a, const char *silo_i
     if (rows.count > 0) {
         copy_text(out->sha256, sizeof(out->sha256), db_text(&rows, 0, 0));
         TRY(db_int64(&rows, 0, 1, &out->bytes, e));
+        copy_text(out->run_id, sizeof(out->run_id), db_text(&rows, 0, 2));
+        TRY(db_int32(&rows, 0, 3, &out->number, e));
         out->found = true;
     }
     return ST_OK;

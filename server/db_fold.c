@@ -10,6 +10,8 @@
 #include "server/db_blob.h"
 #include "server/db_event.h"
 #include "server/db_publish.h"
+#include "server/db_step.h"
+#include "server/downlink.h"
 
 enum { STALE_S = 30 }; // without a sign of life, where one comes each second
 
@@ -62,6 +64,14 @@ static enum status read_base(struct db *db, struct arena *a, struct fold *f, str
     return f->has_state ? db_digest(&rows, 0, 1, &f->state, e) : ST_OK;
 }
 
+static enum status choose_rung(struct db *db, struct arena *a, struct fold *f, struct err *e)
+{
+    int32_t tripped = 0;
+    TRY(db_step_tripped(db, a, f->run_id, f->number - 1, &tripped, e));
+    f->down = downlink_rung(&f->spec, f->number, tripped);
+    return ST_OK;
+}
+
 struct begin {
     struct arena *keep; // the caller's: what is read outlives the transaction
     const char *round_id;
@@ -89,6 +99,7 @@ static enum status begin_tx(struct db *db, struct arena *a, void *ctx, struct er
         f.outer_before = run.outer_before;
         TRY(read_base(db, b->keep, &f, e));
         TRY(read_inputs(db, b->keep, &f, e));
+        TRY(choose_rung(db, b->keep, &f, e));
     }
     *b->out = f;
     return ST_OK;
@@ -169,11 +180,12 @@ enum status db_fold_begin(struct db *db, struct arena *a, const char *aside, str
 /* ---- once more ---- */
 
 static const char SQL_MADE_OF[] =
-    "SELECT c.weights, c.weights_bytes, c.weights_digest, c.params, c.outer_state, q.id"
+    "SELECT c.weights, c.weights_bytes, c.weights_digest, c.params, c.outer_state, q.id, "
+    "c.kept_step, c.step_bytes, c.step_codec"
     "  FROM checkpoint c LEFT JOIN round q ON (q.run_id, q.number, q.state) = (c.run_id, c.number,"
     " 'closed') WHERE (c.run_id, c.number) = ($1, $2)";
 static const char SQL_OF_FILE[] =
-    "SELECT run_id, number FROM checkpoint WHERE weights = $1 OR outer_state = $1"
+    "SELECT run_id, number FROM checkpoint WHERE weights = $1 OR outer_state = $1 OR kept_step = $1"
     " ORDER BY kept DESC, number, run_id LIMIT $2";
 static const char SQL_STATE_BYTES[] = "SELECT bytes FROM blob WHERE digest = $1";
 
@@ -191,6 +203,14 @@ static enum status read_files(struct db *db, struct arena *a, const struct db_ro
         const char *argv[] = {db_arg_digest(a, &got.state)};
         TRY(db_query(db, a, SQL_STATE_BYTES, 1, argv, &bytes, e));
         TRY(bytes.count ? db_int64(&bytes, 0, 0, &got.state_bytes, e) : ST_OK);
+    }
+    got.has_step = !db_is_null(rows, 0, 6);
+    if (got.has_step) {
+        TRY(db_digest(rows, 0, 6, &got.step, e));
+        TRY(db_int64(rows, 0, 7, &got.step_bytes, e));
+    }
+    if (!db_is_null(rows, 0, 8)) {
+        TRY(codec_parse(&got.step_codec, db_text(rows, 0, 8), e));
     }
     *f = got;
     return ST_OK;
@@ -218,6 +238,7 @@ enum status db_fold_again(struct db *db, struct arena *a, const char *run_id, in
         TRY(db_int64(&rows, 0, 5, &f.round_id, e));
         TRY(read_base(db, a, &f, e));
         TRY(read_inputs(db, a, &f, e));
+        f.down = files->step_codec;
     }
     *out = f;
     return ST_OK;
@@ -253,6 +274,9 @@ static enum status rebuilt_tx(struct db *db, struct arena *a, void *ctx, struct 
     TRY(db_blob_own(db, a, r->blobs, &r->files->weights, r->files->weights_bytes, e));
     if (r->files->has_state) {
         TRY(db_blob_own(db, a, r->blobs, &r->files->state, r->files->state_bytes, e));
+    }
+    if (r->files->has_step) {
+        TRY(db_blob_own(db, a, r->blobs, &r->files->step, r->files->step_bytes, e));
     }
     return db_event(db, a,
                     &(struct event){.kind = "checkpoint_rebuilt",

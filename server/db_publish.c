@@ -38,8 +38,20 @@ static enum status lock_fenced(struct db *db, struct arena *a, const struct fold
 
 static const char SQL_CHECKPOINT[] =
     "INSERT INTO checkpoint (run_id, number, weights, weights_bytes, weights_digest, outer_state,"
-    "                        manifest, params, finite)"
-    " VALUES ($1, $2, $3, $4, $5, $6, (SELECT manifest FROM round WHERE id = $7), $8, true)";
+    "                        manifest, params, finite, step, step_bytes, step_codec, step_error,"
+    "                        step_residual, step_fallback)"
+    " VALUES ($1, $2, $3, $4, $5, $6, (SELECT manifest FROM round WHERE id = $7), $8, true, $9,"
+    "         $10, $11, $12, $13, $14)";
+
+static const char *step_text(struct arena *a, const struct checkpoint_files *f)
+{
+    const struct coded_report *r = &f->step_report;
+    return f->has_step ? arena_fmt(a,
+                                   "; silos that have the one before need %" PRId64
+                                   " bytes of %s, error %.3g",
+                                   f->step_bytes, codec_name(f->step_codec), r->error)
+                       : "";
+}
 
 static enum status insert_checkpoint(struct db *db, struct arena *a, struct blob_store *blobs,
                                      const char *run_id, int32_t number, const char *round_id,
@@ -49,6 +61,11 @@ static enum status insert_checkpoint(struct db *db, struct arena *a, struct blob
     if (files->has_state) {
         TRY(db_blob_own(db, a, blobs, &files->state, files->state_bytes, e));
     }
+    if (files->has_step) {
+        TRY(db_blob_own(db, a, blobs, &files->step, files->step_bytes, e));
+    }
+    bool step = files->has_step;
+    const struct coded_report *r = &files->step_report;
     const char *argv[] = {run_id,
                           db_arg_int(a, number),
                           db_arg_digest(a, &files->weights),
@@ -56,18 +73,24 @@ static enum status insert_checkpoint(struct db *db, struct arena *a, struct blob
                           db_arg_digest(a, &files->weights_digest),
                           files->has_state ? db_arg_digest(a, &files->state) : NULL,
                           round_id,
-                          db_arg_int(a, files->params)};
-    TRY(db_exec(db, SQL_CHECKPOINT, 8, argv, NULL, e));
+                          db_arg_int(a, files->params),
+                          step ? db_arg_digest(a, &files->step) : NULL,
+                          step ? db_arg_int(a, files->step_bytes) : NULL,
+                          step ? codec_name(files->step_codec) : NULL,
+                          step ? db_arg_double(a, r->error) : NULL,
+                          step ? db_arg_double(a, r->residual_ratio) : NULL,
+                          step ? db_arg_double(a, r->fallback_share) : NULL};
+    TRY(db_exec(db, SQL_CHECKPOINT, 14, argv, NULL, e));
     char hex[DIGEST_HEX + 1];
     digest_hex(&files->weights, hex);
-    return db_event(
-        db, a,
-        &(struct event){.kind = "checkpoint_created",
-                        .run_id = run_id,
-                        .round = number,
-                        .message = arena_fmt(a, "checkpoint %" PRId32 " is %.12s", number, hex),
-                        .detail = arena_fmt(a, "{\"sha256\":\"%s\"}", hex)},
-        e);
+    return db_event(db, a,
+                    &(struct event){.kind = "checkpoint_created",
+                                    .run_id = run_id,
+                                    .round = number,
+                                    .message = arena_fmt(a, "checkpoint %" PRId32 " is %.12s%s",
+                                                         number, hex, step_text(a, files)),
+                                    .detail = arena_fmt(a, "{\"sha256\":\"%s\"}", hex)},
+                    e);
 }
 
 /* ---- publish ---- */

@@ -32,6 +32,7 @@ struct fold {
     struct digest base;
     bool has_state;
     struct digest state;
+    enum codec down; /* the rung of its step, where it has one */
     int update_count;
     struct checkpoint_update *updates; /* in slot order */
     const char **update_ids;

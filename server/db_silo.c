@@ -278,15 +278,16 @@ enum status db_traffic_add(struct db *db, const char *run_id, int32_t number, co
     return st;
 }
 
-/* The task at hand says what a download is for; without one, the newest checkpoint
- * that is this file. */
-static const char SQL_BLOB[] = "SELECT c.run_id, coalesce(t.number, c.number)"
-                               "  FROM checkpoint c"
-                               "  JOIN run_silo x ON x.run_id = c.run_id AND x.silo_id = $1"
-                               "  LEFT JOIN task t ON (t.run_id, t.base, t.silo_id, t.state) = "
-                               "(c.run_id, c.number, $1, 'leased')"
-                               " WHERE c.kept_weights = $2"
-                               " ORDER BY t.number IS NULL, c.number DESC LIMIT 1";
+/* The task at hand says what a download is for; without one, the newest checkpoint that is this
+ * file, or that it leads to: a step may be one of a chain to the task's base. */
+static const char SQL_BLOB[] =
+    "SELECT c.run_id, coalesce(t.number, c.number)"
+    "  FROM checkpoint c"
+    "  JOIN run_silo x ON x.run_id = c.run_id AND x.silo_id = $1"
+    "  LEFT JOIN task t ON (t.run_id, t.silo_id, t.state) = (c.run_id, $1, 'leased')"
+    "        AND (t.base = c.number OR (c.kept_step = $2 AND t.base > c.number))"
+    " WHERE c.kept_weights = $2 OR c.kept_step = $2"
+    " ORDER BY t.number IS NULL, c.number DESC LIMIT 1";
 
 enum status db_silo_blob(struct db *db, const char *silo_id, const struct digest *d, char *run_id,
                          int32_t *number, struct err *e)

@@ -60,11 +60,13 @@ enum status db_task_claim(struct db *db, struct arena *a, const char *silo_id, c
 
 /*
  * There was nothing to take: the checkpoint that the silo's next task, if it gets one soon, starts
- * from, and from now on it may read that file. sha256 in hex; found false: no run is about to need
- * this silo.
+ * from, and from now on it may read that file and the steps to it. sha256 in hex; found false: no
+ * run is about to need this silo.
  */
 struct next_base {
     bool found;
+    char run_id[ID_LEN + 1];
+    int32_t number;
     char sha256[DIGEST_HEX + 1];
     int64_t bytes;
 };

@@ -11,6 +11,7 @@
 #include "server/db_blob.h"
 #include "server/db_event.h"
 #include "server/db_seat.h"
+#include "server/db_step.h"
 
 /* ---- arriving ---- */
 
@@ -207,6 +208,7 @@ static enum status tend_files(struct db *db, struct arena *a, struct blob_store 
 {
     TRY(db_exec(db, SQL_LET_GO_CHECKPOINTS, 0, NULL, NULL, e));
     TRY(db_exec(db, SQL_LET_GO_UPDATES, 0, NULL, NULL, e));
+    TRY(db_step_let_go(db, e));
     TRY(db_exec(db, SQL_LET_GO_KEYS, 0, NULL, NULL, e));
     TRY(expire_uploads(db, a, blobs, e));
     return db_blob_collect(db, blobs, e);

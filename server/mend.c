@@ -11,6 +11,7 @@
 #include "common/log.h"
 #include "server/checkpoint.h"
 #include "server/db_publish.h"
+#include "server/db_step.h"
 
 enum {
     ARENA_MAX = 64 << 20,
@@ -48,6 +49,7 @@ static enum status fold_again(const struct mend *m, const struct fold *f,
                                  .state = f->has_state ? &f->state : NULL,
                                  .updates = f->updates,
                                  .update_count = f->update_count,
+                                 .down = f->down,
                                  .threads = m->threads,
                                  .again = files};
     struct checkpoint_files made;
@@ -105,6 +107,7 @@ static enum status mend_in(const struct mend *m, struct arena *a, const char *ru
     struct checkpoint_files files;
     bool weights = false;
     bool state = true;
+    bool step = true;
     TRY(db_fold_again(m->db, a, run_id, number, &f, &files, e));
     if (!f.found) {
         return err_set(e, ST_NOT_FOUND, "there is no checkpoint %" PRId32, number);
@@ -113,7 +116,10 @@ static enum status mend_in(const struct mend *m, struct arena *a, const char *ru
     if (files.has_state) {
         TRY(looks_sound(m, &files.state, &state, e));
     }
-    if (weights && state) {
+    if (files.has_step) {
+        TRY(looks_sound(m, &files.step, &step, e));
+    }
+    if (weights && state && step) {
         return ST_OK;
     }
     log_warn("checkpoint %" PRId32 " of %s is damaged: making it again", number, run_id);
@@ -185,6 +191,11 @@ void mend_now(const struct mend *m, const struct digest *d)
     int rebuilt = 0;
     digest_hex(d, hex);
     enum status st = mend_file(m, d, &rebuilt, &e);
+    bool step = false;
+    if (st == ST_CORRUPT && db_step_lost(m->db, d, &step, NULL) == ST_OK && step) {
+        log_warn("the step %.12s is lost: silos take whole weights instead", hex);
+        return;
+    }
     if (st) {
         log_error("the file %.12s cannot be mended: %s", hex, e.msg);
     }

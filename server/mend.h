@@ -6,6 +6,9 @@
  * lost with its own. A parent that is damaged too is made again first. The result must have the
  * digest it once had, or nothing is changed; then it takes the damaged file's place in one step.
  *
+ * A step (server/db_step.h) is mended with its checkpoint; one that cannot be is let go, and silos
+ * take the whole weights instead.
+ *
  * Who meets a missing file, or has cause to suspect one, says so with mend_want(); the keeper of
  * server/coordinator.h looks and mends. An aggregation mends its base itself.
  */

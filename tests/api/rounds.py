@@ -353,7 +353,7 @@ def test_silence_of_all_servers_costs_no_silo_its_seat(server):
 
 
 def test_files_past_their_keeping_are_removed_and_their_numbers_stay(server):
-    run, (ash,) = begin(server, 1, rounds=6)
+    run, (ash,) = begin(server, 1, rounds=6, more={"codec": {"down": "q4"}})
     psql("UPDATE run SET waiting_for = NULL WHERE id = '%s'" % run)
     for number in range(1, 7):
         task = ash.task()
@@ -371,6 +371,9 @@ def test_files_past_their_keeping_are_removed_and_their_numbers_stay(server):
     updates = psql("SELECT q.number, encode(u.digest, 'hex') FROM update u JOIN round q ON q.id = u.round_id"
                    " WHERE q.run_id = '%s' ORDER BY 1" % run)
     assert [len(blob_path(server, r[1])) for r in updates] == [0, 0, 0, 1, 1, 1], updates
+    steps = psql("SELECT step_kept, encode(step, 'hex') FROM checkpoint WHERE run_id = '%s' AND step IS NOT NULL" % run)
+    assert len(steps) == 5 and all(kept == "f" for kept, _ in steps), "a run that is over needs no steps: %s" % steps
+    until("the steps' files to go", lambda: not any(blob_path(server, r[1]) for r in steps), 30)
     answer = server.get("/api/v1/runs/%s/checkpoints/2" % run).json()
     assert answer["kept"] is False and answer["eval_loss"] is not None
     no_violations()

@@ -71,6 +71,10 @@ SELECT pg_temp.finds('I7', $q$UPDATE task SET state = 'leased', lease_until = no
 SELECT pg_temp.finds('I7', $q$UPDATE lease SET silo_id = pg_temp.id('s', 2)$q$);
 SELECT pg_temp.finds('I8', $q$UPDATE blob SET state = 'dead' WHERE digest = pg_temp.d('w0')$q$);
 SELECT pg_temp.finds('I8', $q$DELETE FROM blob WHERE digest = pg_temp.d('u1')$q$);
+SELECT pg_temp.finds('I12', $q$UPDATE checkpoint SET (outer_state, step, step_bytes, step_codec, step_error, step_residual, step_fallback)
+    = (weights, weights, 9, 'q4', 0, 0, 0) WHERE number = 1$q$);
+SELECT pg_temp.finds('I8', $q$UPDATE checkpoint SET (outer_state, step, step_bytes, step_codec, step_error, step_residual, step_fallback)
+    = (weights, pg_temp.d('u1'), 9, 'q4', 0, 0, 0) WHERE number = 1; UPDATE blob SET state = 'dead' WHERE digest = pg_temp.d('u1')$q$);
 SELECT pg_temp.finds('I10', 'UPDATE checkpoint SET params = 9 WHERE number = 1');
 SELECT pg_temp.finds('I11', 'DELETE FROM event');
 SELECT pg_temp.finds('I11', $q$DROP INDEX event_accepted_once; INSERT INTO event (kind, update_id, message) SELECT 'update_accepted', id, 'twice' FROM update$q$);

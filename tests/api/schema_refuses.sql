@@ -140,6 +140,21 @@ SELECT pg_temp.refused('checkpoint_state_fk', $q$INSERT INTO checkpoint (run_id,
 SELECT pg_temp.refused('checkpoint_weights_live', $q$UPDATE blob SET state = 'dead' WHERE digest = pg_temp.d('w1'); INSERT INTO checkpoint (run_id, number, weights, weights_bytes, weights_digest, params, finite, manifest) VALUES (pg_temp.id('r', 1), 1, pg_temp.d('w1'), 100, pg_temp.d('x'), 10, true, pg_temp.d('m'))$q$);
 SELECT pg_temp.refused('checkpoint_state_live', $q$UPDATE blob SET state = 'dead' WHERE digest = pg_temp.d('s1'); INSERT INTO checkpoint (run_id, number, weights, weights_bytes, weights_digest, params, finite, manifest, outer_state) VALUES (pg_temp.id('r', 1), 1, pg_temp.d('w1'), 100, pg_temp.d('x'), 10, true, pg_temp.d('m'), pg_temp.d('s1'))$q$);
 SELECT pg_temp.refused('checkpoint_state_sha256', $q$INSERT INTO checkpoint (run_id, number, weights, weights_bytes, weights_digest, params, finite, manifest, outer_state) VALUES (pg_temp.id('r', 1), 1, pg_temp.d('w1'), 100, pg_temp.d('x'), 10, true, pg_temp.d('m'), 'x')$q$);
+-- Checkpoint 1 with such a step.
+CREATE FUNCTION pg_temp.step(step bytea, bytes bigint, error double precision, state text DEFAULT 's1') RETURNS void LANGUAGE sql AS $$
+    INSERT INTO checkpoint (run_id, number, weights, weights_bytes, weights_digest, params, finite, manifest, outer_state,
+                            step, step_bytes, step_codec, step_error, step_residual, step_fallback)
+    VALUES (pg_temp.id('r', 1), 1, pg_temp.d('w1'), 100, pg_temp.d('x'), 10, true, pg_temp.d('m'),
+            CASE WHEN state <> '' THEN pg_temp.d(state) END, step, bytes, 'q4', error, 0, 0) $$;
+SELECT pg_temp.refused('checkpoint_step_whole', $q$SELECT pg_temp.step(NULL, 9, 0)$q$);
+SELECT pg_temp.refused('checkpoint_step_sha256', $q$SELECT pg_temp.step('x', 9, 0)$q$);
+SELECT pg_temp.refused('checkpoint_step_leads', $q$SELECT pg_temp.step(pg_temp.d('u1'), 9, 0, '')$q$);
+SELECT pg_temp.refused('checkpoint_step_size', $q$SELECT pg_temp.step(pg_temp.d('u1'), 0, 0)$q$);
+SELECT pg_temp.refused('checkpoint_step_sound', $q$SELECT pg_temp.step(pg_temp.d('u1'), 9, 'NaN')$q$);
+SELECT pg_temp.refused('checkpoint_step_fk', $q$SELECT pg_temp.step(pg_temp.d('nowhere'), 9, 0)$q$);
+SELECT pg_temp.refused('checkpoint_step_live', $q$UPDATE blob SET state = 'dead' WHERE digest = pg_temp.d('u1'); SELECT pg_temp.step(pg_temp.d('u1'), 9, 0)$q$);
+SELECT pg_temp.refused('checkpoint_step_immutable', $q$SELECT pg_temp.step(pg_temp.d('u1'), 9, 0); UPDATE checkpoint SET step_error = 1 WHERE number = 1$q$);
+SELECT pg_temp.refused('checkpoint_step_immutable', $q$SELECT pg_temp.step(pg_temp.d('u1'), 9, 0); UPDATE checkpoint SET step_kept = false; UPDATE checkpoint SET step_kept = true$q$);
 SELECT pg_temp.refused('checkpoint_eval_whole', $q$UPDATE checkpoint SET eval_nll = 1$q$);
 SELECT pg_temp.refused('checkpoint_eval_finite', $q$UPDATE checkpoint SET eval_nll = 'NaN', eval_tokens = 1, eval_bytes = 1, eval_silos = 1$q$);
 SELECT pg_temp.refused('checkpoint_immutable', $q$UPDATE checkpoint SET weights = pg_temp.d('w1')$q$);

@@ -79,7 +79,7 @@ def test_a_check_beside_a_live_server_reads_everything_and_names_each_rule(serve
     run, ash, acks = trained(server)
     rc, broken, said = check(server)
     assert rc in (0, 1), said  # the fixture's rows were put in by hand
-    for rule in ("I1", "I2", "I3", "I4", "I5", "I6", "I7", "I8", "I9", "I10", "I11", "chain"):
+    for rule in ("I1", "I2", "I3", "I4", "I5", "I6", "I7", "I8", "I9", "I10", "I11", "I12", "chain"):
         assert any(l.startswith(rule + " ") for l in said.splitlines()), (rule, said)
     assert "not asked; give --acks FILE" in said
     assert "holds   one event for each accepted update" in said or "I11" in broken

@@ -17,6 +17,7 @@ import pins
 import quotas
 import rounds
 import silos
+import steps
 import store
 import streams
 import tls
@@ -28,7 +29,7 @@ def main():
     try:
         server.start()
         fixture.load(server)
-        passed, failed = kit.run_tests(server, [generic, people, pages, framing, streams, silos, rounds, store, forks,
+        passed, failed = kit.run_tests(server, [generic, people, pages, framing, streams, silos, rounds, store, steps, forks,
                                                 participation, audit, quotas, tls, pins, drain, cluster],
                                        sys.argv[2:])
         server.stop()

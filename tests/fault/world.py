@@ -31,7 +31,8 @@ TOKENIZER = "ab" * 32  # what the scripted silos say their text is made with, so
 REAL = {"name": "real", "seed": 7,
         "model": {"d_model": 16, "n_heads": 2, "n_layers": 1, "vocab_size": 320, "seq_len": 16},
         "federation": {"rounds": 100000, "silos_per_round": 3, "min_silos": 2, "local_steps": 2},
-        "inner": {"batch": 1, "warmup": 1}, "eval": {"every": 100000, "windows": 1}, "keep_checkpoints": 0}
+        "inner": {"batch": 1, "warmup": 1}, "codec": {"down": "int8"}, "eval": {"every": 100000, "windows": 1},
+        "keep_checkpoints": 0}
 SCRIPTED = {"name": "scripted", "seed": 8, "tokenizer": {"sha256": TOKENIZER},
             "model": {"d_model": 8, "n_heads": 1, "n_layers": 1, "vocab_size": 32, "seq_len": 8},
             "federation": {"rounds": 100000, "silos_per_round": 3, "min_silos": 2, "local_steps": 1},

@@ -363,7 +363,7 @@ static int turn(struct agent *a, int *failures)
     } else if (!st) {
         *failures = 0;
         show_waiting(a);
-        agent_prefetch(a, r.base, arena);
+        agent_prefetch(a, r.base, r.step, arena);
     }
     arena_free(arena);
     return rc;
@@ -416,12 +416,14 @@ static int open_parts(struct agent *a, int *lock)
     const struct agent_config *c = a->config;
     struct err e = {0};
     char cache[STATE_PATH_MAX];
+    char steps[STATE_PATH_MAX];
     (void)snprintf(cache, sizeof(cache), "%.900s/cache", c->state_dir);
+    (void)snprintf(steps, sizeof(steps), "%.900s/steps", c->state_dir);
     if (identity_read(c->state_dir, &a->id, &e)) {
         log_error("%s%s", e.msg, e.st == ST_NOT_FOUND ? "; try photon-client join first" : "");
         return EXIT_CONFIG;
     }
-    if (dir_make(cache, &e) || state_lock(c->state_dir, lock, &e) ||
+    if (dir_make(cache, &e) || dir_make(steps, &e) || state_lock(c->state_dir, lock, &e) ||
         data_open(&a->data, c->sources, c->source_count, &e)) {
         log_error("%s", e.msg);
         return e.st == ST_CONFLICT ? EXIT_FAILED : EXIT_CONFIG;

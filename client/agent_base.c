@@ -1,5 +1,6 @@
 /*
- * agent_base.c - checkpoints on this side: fetched once, kept by digest, the two newest.
+ * agent_base.c - checkpoints on this side: fetched once, or made from the one before by a step,
+ * kept by digest, the two newest.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -22,7 +23,7 @@ enum {
     DIGEST_TRIES = 3
 };
 
-static void cache_path(const struct agent *a, const char *sha256, char out[STATE_PATH_MAX])
+void agent_cache_path(const struct agent *a, const char *sha256, char out[STATE_PATH_MAX])
 {
     (void)snprintf(out, STATE_PATH_MAX, "%.800s/cache/%.64s.safetensors", a->config->state_dir,
                    sha256);
@@ -73,10 +74,14 @@ static void cache_trim(const struct agent *a)
 
 /* A base may be gigabytes: it is not fetched to its end for a round that is over, or a task that is
  * somebody else's. What is there of it stays, in case the next task has the same base. */
+bool agent_fetch_over(const struct agent *a)
+{
+    return agent_stopping() || (a->fetching && beat_order(a->fetching) != BEAT_CONTINUE);
+}
+
 static bool bulk_is_over(void *ctx)
 {
-    const struct agent *a = ctx;
-    return agent_stopping() || (a->fetching && beat_order(a->fetching) != BEAT_CONTINUE);
+    return agent_fetch_over(ctx);
 }
 
 enum status agent_bulk(struct agent *a, struct err *e)
@@ -93,25 +98,24 @@ enum status agent_bulk(struct agent *a, struct err *e)
     return transport_open(&a->bulk, &c, e);
 }
 
-static enum status fetch_base(struct agent *a, const struct task *t, const char *path,
-                              struct arena *arena, struct err *e)
+/* Until it is whole, however often the link breaks. */
+enum status agent_fetch(struct agent *a, struct download *d, int retries, struct arena *arena,
+                        struct err *e)
 {
-    struct download d = {.path = arena_fmt(arena, "/silo/v1/blobs/%s", t->base_sha256),
-                         .file = path,
-                         .digest = &t->base,
-                         .bytes = t->base_bytes};
     int corrupt = 0;
     for (int attempt = 0;; attempt++) {
         struct reply r;
-        d.received = 0;
-        enum status st = transport_download(a->bulk, arena, &d, &r, e);
-        a->received_bytes += d.received;
+        d->received = 0;
+        enum status st = transport_download(a->bulk, arena, d, &r, e);
+        a->received_bytes += d->received;
+        a->fetched_bytes += d->received;
         corrupt += st == ST_CORRUPT ? 1 : 0;
-        bool again = st == ST_NET || st == ST_RETRY || (st == ST_CORRUPT && corrupt < DIGEST_TRIES);
+        bool again = st == ST_NET || (st == ST_RETRY && retries-- != 0) ||
+                     (st == ST_CORRUPT && corrupt < DIGEST_TRIES);
         if (!st || !again || r.cancelled) {
             return st;
         }
-        if (d.received > 0) {
+        if (d->received > 0) {
             attempt = 0; // it moves
         }
         uint64_t draw = 0;
@@ -125,6 +129,16 @@ static enum status fetch_base(struct agent *a, const struct task *t, const char 
             clock_sleep_ms(100);
         }
     }
+}
+
+static enum status fetch_base(struct agent *a, const struct task *t, const char *path,
+                              struct arena *arena, struct err *e)
+{
+    struct download d = {.path = arena_fmt(arena, "/silo/v1/blobs/%s", t->base_sha256),
+                         .file = path,
+                         .digest = &t->base,
+                         .bytes = t->base_bytes};
+    return agent_fetch(a, &d, -1, arena, e);
 }
 
 static enum status have_base(struct agent *a, const struct task *t, struct beat *b,
@@ -145,9 +159,14 @@ static enum status have_base(struct agent *a, const struct task *t, struct beat 
         (void)unlink(path);
     }
     double begin = clock_mono_s();
+    bool made = false;
+    a->fetched_bytes = 0;
     FAULT("base.fetch");
     a->fetching = b;
-    enum status st = fetch_base(a, t, path, arena, e);
+    enum status st = agent_step(a, t, path, arena, &made, e);
+    if (!st && !made) {
+        st = fetch_base(a, t, path, arena, e);
+    }
     a->fetching = NULL;
     TRY(st);
     FAULT("base.fetched");
@@ -159,7 +178,7 @@ enum status agent_base(struct agent *a, const struct task *t, struct beat *b, st
                        int *fd, int64_t *offset, double *seconds, struct err *e)
 {
     char path[STATE_PATH_MAX];
-    cache_path(a, t->base_sha256, path);
+    agent_cache_path(a, t->base_sha256, path);
     agent_doing(a, t, "downloading", 0);
     *seconds = 0.0;
     TRY(have_base(a, t, b, path, arena, seconds, e));
@@ -183,36 +202,70 @@ enum status agent_base(struct agent *a, const struct task *t, struct beat *b, st
     return ST_OK;
 }
 
-void agent_prefetch(struct agent *a, const char *base, struct arena *arena)
-{
+/* "SHA-256 BYTES" of a header, with " BASE" behind them for a step. */
+struct offer {
+    char sha256[DIGEST_HEX + 1];
+    char base[DIGEST_HEX + 1];
     struct digest digest;
+    int64_t bytes;
+};
+
+static bool read_offer(struct offer *o, const char *text)
+{
+    struct digest unused;
+    *o = (struct offer){.bytes = 0};
+    int words = sscanf(text, "%64s %" SCNd64 " %64s", o->sha256, &o->bytes, o->base);
+    return words >= 2 && o->bytes > 0 && !digest_parse(&o->digest, o->sha256, NULL) &&
+           (words == 2 || !digest_parse(&unused, o->base, NULL));
+}
+
+/* The file that would help, and where it goes; false: what there is is enough. */
+static bool choose_offer(const struct agent *a, const struct offer *whole, const char *step,
+                         struct offer *out, char path[STATE_PATH_MAX])
+{
+    struct offer s;
+    *out = *whole;
+    agent_cache_path(a, whole->sha256, path);
+    if (access(path, R_OK) == 0) {
+        return false;
+    }
+    if (read_offer(&s, step) && s.base[0]) {
+        agent_cache_path(a, s.base, path);
+        if (access(path, R_OK) == 0) { // the step is enough; a task says how to take it
+            *out = s;
+            agent_step_path(a, s.sha256, path);
+            return access(path, R_OK) != 0;
+        }
+        agent_cache_path(a, whole->sha256, path);
+    }
+    return true;
+}
+
+void agent_prefetch(struct agent *a, const char *base, const char *step, struct arena *arena)
+{
     struct err e = {0};
     struct reply r;
+    struct offer whole;
+    struct offer o;
     char path[STATE_PATH_MAX];
-    char *end = NULL;
-    const char *space = strchr(base, ' ');
-    if (!space || space - base != DIGEST_HEX) {
+    if (!read_offer(&whole, base) || !choose_offer(a, &whole, step, &o, path)) {
         return;
     }
-    const char *hex = arena_fmt(arena, "%.*s", DIGEST_HEX, base);
-    int64_t bytes = strtoll(space, &end, 10);
-    cache_path(a, hex, path);
-    if (*end != '\0' || bytes <= 0 || digest_parse(&digest, hex, &e) || access(path, R_OK) == 0) {
-        return;
-    }
-    struct download d = {.path = arena_fmt(arena, "/silo/v1/blobs/%s", hex),
+    struct download d = {.path = arena_fmt(arena, "/silo/v1/blobs/%s", o.sha256),
                          .file = path,
-                         .digest = &digest,
-                         .bytes = bytes};
+                         .digest = &o.digest,
+                         .bytes = o.bytes};
     agent_doing(a, NULL, "downloading", 0);
     enum status st = transport_download(a->bulk, arena, &d, &r, &e);
     a->received_bytes += d.received;
     if (st) {
         log_debug("a checkpoint is not fetched ahead: %s", e.msg);
+    } else if (o.base[0]) {
+        log_info("the step to checkpoint %.12s was fetched ahead", whole.sha256);
     } else {
-        (void)snprintf(a->verified, sizeof(a->verified), "%s", hex);
+        (void)snprintf(a->verified, sizeof(a->verified), "%s", o.sha256);
         cache_trim(a);
-        log_info("checkpoint %.12s was fetched ahead", hex);
+        log_info("checkpoint %.12s was fetched ahead", o.sha256);
     }
     agent_doing(a, NULL, "waiting", 0);
 }

@@ -1,6 +1,6 @@
 /*
- * agent_int.h - what the agent's own files share: agent.c (loop), agent_base.c, agent_train.c,
- * agent_encode.c, agent_upload.c, agent_sweep.c.
+ * agent_int.h - what the agent's own files share: agent.c (loop), agent_base.c, agent_step.c,
+ * agent_train.c, agent_encode.c, agent_upload.c, agent_sweep.c.
  */
 #ifndef CLIENT_AGENT_INT_H
 #define CLIENT_AGENT_INT_H
@@ -55,6 +55,7 @@ struct agent {
 
     char verified[65];       /* digest of the checkpoint that was checked last */
     double fetched_s;        // what fetching that checkpoint took; 0 when it was on disk already
+    int64_t fetched_bytes;   // and how many bytes came for it
     double link_bytes_per_s; /* of the last pieces sent; 0 before */
     bool hello_due;          /* what hello said has changed */
     int64_t sweep_ms;        /* when ended runs are asked for again, clock_mono_ms() */
@@ -83,8 +84,29 @@ enum status agent_bulk(struct agent *a, struct err *e) MUST_CHECK;
 enum status agent_base(struct agent *a, const struct task *t, struct beat *b, struct arena *arena,
                        int *fd, int64_t *offset, double *seconds, struct err *e) MUST_CHECK;
 
-/* Fetches a file into the cache that a task will probably want; what fails is tried again then. */
-void agent_prefetch(struct agent *a, const char *base, struct arena *arena);
+void agent_cache_path(const struct agent *a, const char *sha256, char out[STATE_PATH_MAX]);
+
+/*
+ * A file of the server's, until it is whole. retries: how often to come back where the server asks
+ * for that, -1: without end. ST_CONFLICT: the task is lost; ST_CORRUPT: other bytes came, thrice.
+ */
+enum status agent_fetch(struct agent *a, struct download *d, int retries, struct arena *arena,
+                        struct err *e) MUST_CHECK;
+/* Has whoever fetches been told to leave it? */
+bool agent_fetch_over(const struct agent *a);
+
+/*
+ * The task's base into path by steps from a checkpoint that is here. *made false: there is no way
+ * that is fewer bytes, or it failed, and the base must be fetched whole. ST_CONFLICT, ST_LIMIT.
+ */
+enum status agent_step(struct agent *a, const struct task *t, const char *path, struct arena *arena,
+                       bool *made, struct err *e) MUST_CHECK;
+/* Where a step waits, by its SHA-256. */
+void agent_step_path(const struct agent *a, const char *name, char out[STATE_PATH_MAX]);
+
+/* Fetches a file, or the step to it, that a task will probably want; what fails is tried again
+ * then. Both as the headers say (client/reply.h). */
+void agent_prefetch(struct agent *a, const char *base, const char *step, struct arena *arena);
 
 /* Removes what is kept for runs that are over, now and then; no task is at work. */
 void agent_sweep(struct agent *a);

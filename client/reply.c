@@ -101,6 +101,11 @@ enum status reply_error(const struct reply *r, struct err *e)
 
 void reply_clear(struct reply *r)
 {
-    *r = (struct reply){
-        .text = "", .code = "", .detail = "", .hint = "", .base = "", .retry_after_s = -1.0};
+    *r = (struct reply){.text = "",
+                        .code = "",
+                        .detail = "",
+                        .hint = "",
+                        .base = "",
+                        .step = "",
+                        .retry_after_s = -1.0};
 }

@@ -27,6 +27,7 @@ struct reply {
     const char *hint;
     double retry_after_s; /* -1: not given */
     const char *base;     /* "SHA-256 BYTES" of the file to fetch while there is no task, or "" */
+    const char *step;     /* "SHA-256 BYTES BASE" of the step to it from BASE, or "" */
     bool cancelled;
 };
 

@@ -5,6 +5,7 @@
  *     STATE/silo.json       server, name, token (mode 0600)
  *     STATE/status.json     what the agent does now, for `photon-client status`
  *     STATE/cache/          checkpoints by digest
+ *     STATE/steps/          steps to the next one, until they are taken
  *     STATE/runs/<run>/     journal.json, moments.state, moments.next, snap-N.state/.json, update,
  *                           residual, one of each fragment
  *

@@ -51,16 +51,57 @@ static enum status read_head(struct task *t, const struct json *doc, struct err 
     return json_want_int(doc, "rounds", 0, LIMIT_ROUNDS, &t->rounds, e);
 }
 
+static enum status read_digest(const struct json *o, const char *key, char hex[65],
+                               struct digest *out, struct err *e)
+{
+    const char *text = NULL;
+    TRY(json_want_str(o, key, &text, e));
+    TRY(digest_parse(out, text, e));
+    (void)snprintf(hex, 65, "%s", text);
+    return ST_OK;
+}
+
+static enum status read_step(struct task_step *s, const struct json *o, int64_t number,
+                             struct err *e)
+{
+    const char *codec = NULL;
+    TRY(json_want_int(o, "number", number, number, &s->number, e));
+    TRY(read_digest(o, "base", s->base_sha256, &s->base, e));
+    TRY(read_digest(o, "sha256", s->sha256, &s->digest, e));
+    TRY(json_want_int(o, "bytes", 8, LIMIT_BLOB, &s->bytes, e));
+    TRY(json_want_str(o, "codec", &codec, e));
+    return codec_parse(&s->codec, codec, e);
+}
+
+/* Without them the base is taken whole. */
+static enum status read_steps(struct task *t, const struct json *base, struct err *e)
+{
+    const struct json *list = json_get(base, "steps");
+    if (!list) {
+        return ST_OK;
+    }
+    if (json_kind(list) != JSON_ARRAY || json_len(list) > STEP_CHAIN_MAX) {
+        return err_set(e, ST_INVALID, "'steps' is no list of at most %d", STEP_CHAIN_MAX);
+    }
+    t->step_count = json_len(list);
+    for (int i = 0; i < t->step_count; i++) {
+        const struct json *o = json_at(list, i);
+        if (json_kind(o) != JSON_OBJECT) {
+            return err_set(e, ST_INVALID, "step %d is no object", i);
+        }
+        TRY(read_step(&t->steps[i], o, t->base_number - t->step_count + 1 + i, e));
+    }
+    return ST_OK;
+}
+
 static enum status read_base(struct task *t, const struct json *doc, struct err *e)
 {
     const struct json *base = NULL;
-    const char *sha256 = NULL;
     TRY(want_object(doc, "base", &base, e));
     TRY(json_want_int(base, "number", 0, LIMIT_ROUNDS, &t->base_number, e));
-    TRY(json_want_str(base, "sha256", &sha256, e));
-    TRY(digest_parse(&t->base, sha256, e));
-    (void)snprintf(t->base_sha256, sizeof(t->base_sha256), "%s", sha256);
-    return json_want_int(base, "bytes", 8, LIMIT_BLOB, &t->base_bytes, e);
+    TRY(read_digest(base, "sha256", t->base_sha256, &t->base, e));
+    TRY(json_want_int(base, "bytes", 8, LIMIT_BLOB, &t->base_bytes, e));
+    return read_steps(t, base, e);
 }
 
 static enum status read_lease(struct task *t, const struct json *doc, struct err *e)

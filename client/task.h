@@ -12,8 +12,20 @@
 #include "common/json.h"
 #include "common/run_spec.h"
 #include "common/status.h"
+#include "common/step.h"
 
 enum task_kind { TASK_TRAIN = 0, TASK_EVALUATE };
+
+/* A step to the base (common/step.h), or to a checkpoint on the way to it. */
+struct task_step {
+    int64_t number; /* of the checkpoint that it leads to */
+    char base_sha256[65];
+    struct digest base; /* that it begins at */
+    char sha256[65];
+    struct digest digest;
+    int64_t bytes;
+    enum codec codec;
+};
 
 struct task {
     char id[32];
@@ -27,6 +39,8 @@ struct task {
     char base_sha256[65];
     struct digest base;
     int64_t base_bytes;
+    int step_count;
+    struct task_step steps[STEP_CHAIN_MAX]; /* a chain, the last one leads to the base */
     /* train */
     int64_t global_step;
     int64_t local_steps;

@@ -345,6 +345,13 @@ static enum status fail_net(struct transport *t, CURLcode c, struct reply *out, 
                    t->error[0] ? t->error : curl_easy_strerror(c));
 }
 
+static const char *header_text(const struct exchange *x, struct arena *a, const char *name)
+{
+    struct curl_header *h = NULL;
+    bool there = curl_easy_header(x->t->curl, name, 0, CURLH_HEADER, -1, &h) == CURLHE_OK;
+    return there ? arena_fmt(a, "%.200s", h->value) : "";
+}
+
 static void fill_reply(struct exchange *x, struct arena *a, struct reply *out)
 {
     long http = 0;
@@ -354,10 +361,8 @@ static void fill_reply(struct exchange *x, struct arena *a, struct reply *out)
     if (curl_easy_getinfo(x->t->curl, CURLINFO_RETRY_AFTER, &after) == CURLE_OK && after > 0) {
         out->retry_after_s = (double)after;
     }
-    struct curl_header *base = NULL;
-    if (curl_easy_header(x->t->curl, "Photon-Base", 0, CURLH_HEADER, -1, &base) == CURLHE_OK) {
-        out->base = arena_fmt(a, "%.100s", base->value);
-    }
+    out->base = header_text(x, a, "Photon-Base");
+    out->step = header_text(x, a, "Photon-Step");
     char *text = arena_alloc(a, x->body.len + 1);
     memcpy(text, x->body.data, x->body.len);
     out->text = text;

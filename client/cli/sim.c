@@ -19,6 +19,7 @@
 #include "common/rng.h"
 #include "common/safetensors.h"
 #include "server/checkpoint.h"
+#include "server/downlink.h"
 #include "server/round.h"
 #include "server/sampling.h"
 
@@ -201,7 +202,8 @@ static enum status play_attempt(struct sim *s, const struct sim_base *base, int 
             continue;
         }
         o->seats++;
-        o->download_bytes += s->book.weights_bytes;
+        o->download_bytes += sim_book_down(&s->book, s->spec, &s->c->silos[silo]);
+        s->c->silos[silo].held = s->book.round + 1;
         if (drops_out(s, &s->c->silos[silo], base->round, attempt)) {
             continue;
         }
@@ -236,10 +238,14 @@ static enum status fold(struct sim *s, int32_t round, struct outcome *o,
                                  .state = s->book.has_state ? &s->book.state : NULL,
                                  .updates = updates,
                                  .update_count = count,
+                                 .down = downlink_rung(s->spec, round, s->book.tripped),
                                  .threads = s->c->aggregate_threads};
     int corrupt = -1;
     enum status st = checkpoint_next(&job, next, &o->stats, &corrupt, e);
     mem_free(updates);
+    if (!st && next->has_step) { // no virtual silo reads it
+        st = blob_remove(s->blobs, &next->step, e);
+    }
     return st;
 }
 
@@ -260,7 +266,8 @@ static enum status clear_round(struct sim *s, const struct sim_book *before, str
     return before->has_state && !same ? blob_remove(s->blobs, &before->state, e) : ST_OK;
 }
 
-static enum status log_round(struct sim *s, int32_t round, const struct outcome *o, struct err *e)
+static enum status log_round(struct sim *s, int32_t round, const struct outcome *o,
+                             const struct checkpoint_files *f, struct err *e)
 {
     int64_t step = (int64_t)round * s->spec->federation.local_steps;
     struct buf *b = metrics_file_begin(&s->metrics, "round", step);
@@ -276,6 +283,13 @@ static enum status log_round(struct sim *s, int32_t round, const struct outcome 
     jw_int(b, "download_bytes", o->download_bytes);
     jw_num(b, "train_s", o->train_s);
     jw_num(b, "aggregate_s", o->stats.seconds);
+    if (f->has_step) {
+        jw_str(b, "step_codec", codec_name(f->step_codec));
+        jw_int(b, "step_bytes", f->step_bytes);
+        jw_num(b, "step_error", f->step_report.error);
+        jw_num(b, "step_residual", f->step_report.residual_ratio);
+        jw_num(b, "step_fallback", f->step_report.fallback_share);
+    }
     jw_array(b, "silos"); // that counted, in the order of slots
     for (int k = 0; k < s->drawn_seats; k++) {
         if (s->seats[s->drawn[k].index].counted) {
@@ -355,8 +369,13 @@ static enum status play_seats(struct sim *s, const struct sim_base *base, struct
     return ST_OK;
 }
 
-static void take_head(struct sim *s, const struct checkpoint_files *f)
+static void take_head(struct sim *s, int32_t round, const struct checkpoint_files *f)
 {
+    s->book.round = round;
+    s->book.step_bytes[round % STEP_CHAIN_MAX] = f->has_step ? f->step_bytes : 0;
+    if (f->has_step && f->step_report.fallback_share > CODED_FALLBACK_MAX) {
+        s->book.tripped = round;
+    }
     s->book.weights = f->weights;
     s->book.weights_bytes = f->weights_bytes;
     s->book.has_state = f->has_state;
@@ -375,12 +394,11 @@ static enum status play_round(struct sim *s, struct err *e)
     (void)close(base.fd);
     TRY(st);
     TRY(fold(s, round, &o, &next, e));
-    take_head(s, &next);
-    s->book.round = round;
+    take_head(s, round, &next);
     s->book.tokens += o.tokens;
     s->book.upload_bytes += o.upload_bytes;
     s->book.download_bytes += o.download_bytes;
-    TRY(log_round(s, round, &o, e));
+    TRY(log_round(s, round, &o, &next, e));
     TRY(evaluate(s, e));
     TRY(name_checkpoint(s, e));
     for (int i = 0; i < s->c->silo_count; i++) {
@@ -411,7 +429,7 @@ static enum status begin(struct sim *s, struct err *e)
     }
     struct checkpoint_files first;
     TRY(checkpoint_initial(s->blobs, s->spec, &first, e));
-    take_head(s, &first);
+    take_head(s, 0, &first);
     TRY(evaluate(s, e));
     TRY(name_checkpoint(s, e));
     return sim_book_write(&s->book, c->silos, c->silo_count, e);

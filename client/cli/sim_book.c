@@ -38,9 +38,38 @@ enum status sim_book_open(struct sim_book *b, const char *dir, const struct run_
     sha256_end(h, &d);
     sha256_free(h);
     arena_free(a);
-    *b = (struct sim_book){.dir = dir, .eval_loss = (double)NAN};
+    *b = (struct sim_book){
+        .dir = dir, .eval_loss = (double)NAN, .steps = spec->codec.down != CODEC_F32};
     digest_hex(&d, b->identity);
     return dir_make(dir, e);
+}
+
+/* Where the step to a checkpoint is noted. */
+static int step_at(int32_t number)
+{
+    return number % STEP_CHAIN_MAX;
+}
+
+static int32_t oldest_step(int32_t round)
+{
+    return round > STEP_CHAIN_MAX ? round - STEP_CHAIN_MAX + 1 : 1;
+}
+
+int64_t sim_book_down(const struct sim_book *b, const struct run_spec *spec,
+                      const struct sim_silo *silo)
+{
+    int32_t from = silo->held; // the step after what it has, which is held - 1
+    int64_t sum = 0;
+    if (spec->codec.down == CODEC_F32 || from == 0 || from < oldest_step(b->round)) {
+        return b->weights_bytes;
+    }
+    for (int32_t n = from; n <= b->round; n++) {
+        sum += b->step_bytes[step_at(n)];
+        if (b->step_bytes[step_at(n)] == 0 || sum >= b->weights_bytes) {
+            return b->weights_bytes;
+        }
+    }
+    return sum;
 }
 
 static void print_digest(struct buf *b, const char *key, const struct digest *d)
@@ -48,6 +77,26 @@ static void print_digest(struct buf *b, const char *key, const struct digest *d)
     char hex[DIGEST_HEX + 1];
     digest_hex(d, hex);
     jw_str(b, key, hex);
+}
+
+/* What the way down needs; nothing where every silo takes all weights. */
+static void print_down(struct buf *t, const struct sim_book *b, const struct sim_silo *silos,
+                       int count)
+{
+    if (!b->steps) {
+        return;
+    }
+    jw_int(t, "tripped", b->tripped);
+    jw_array(t, "steps"); // bytes, the oldest first
+    for (int32_t n = oldest_step(b->round); n <= b->round; n++) {
+        jw_int(t, NULL, b->step_bytes[step_at(n)]);
+    }
+    jw_end_array(t);
+    jw_array(t, "held"); // by silo
+    for (int i = 0; i < count; i++) {
+        jw_int(t, NULL, silos[i].held);
+    }
+    jw_end_array(t);
 }
 
 enum status sim_book_write(const struct sim_book *b, const struct sim_silo *silos, int count,
@@ -68,6 +117,7 @@ enum status sim_book_write(const struct sim_book *b, const struct sim_silo *silo
     jw_int(&t, "upload_bytes", b->upload_bytes);
     jw_int(&t, "download_bytes", b->download_bytes);
     jw_num(&t, "eval_loss", b->eval_loss);
+    print_down(&t, b, silos, count);
     jw_array(&t, "moments"); // after which round, by silo
     for (int i = 0; i < count; i++) {
         jw_int(&t, NULL, silos[i].settled);
@@ -90,19 +140,49 @@ static enum status read_digest(const struct json *o, const char *key, struct dig
     return digest_parse(out, hex, e);
 }
 
+/* A list of count whole numbers from 0 to most. */
+static enum status want_list(const struct json *o, const char *key, int count, int64_t most,
+                             const struct json **out, struct err *e)
+{
+    const struct json *list = json_get(o, key);
+    bool ok = list && json_kind(list) == JSON_ARRAY && json_len(list) == count;
+    for (int i = 0; ok && i < count; i++) {
+        ok = json_is_int(json_at(list, i), 0, most);
+    }
+    *out = list;
+    return ok ? ST_OK : err_set(e, ST_CORRUPT, "sim.json has no sound list of %s", key);
+}
+
 static enum status read_moments(const struct json *o, struct sim_silo *silos, int count,
                                 int64_t round, struct err *e)
 {
-    const struct json *list = json_get(o, "moments");
-    bool ok = list && json_kind(list) == JSON_ARRAY && json_len(list) == count;
-    for (int i = 0; ok && i < count; i++) {
-        ok = json_is_int(json_at(list, i), 0, round);
-    }
-    if (!ok) {
-        return err_set(e, ST_CORRUPT, "sim.json does not know the silos' moments");
-    }
+    const struct json *list = NULL;
+    TRY(want_list(o, "moments", count, round, &list, e));
     for (int i = 0; i < count; i++) {
         silos[i].settled = (int32_t)json_int(json_at(list, i));
+    }
+    return ST_OK;
+}
+
+static enum status read_down(struct sim_book *b, const struct json *o, struct sim_silo *silos,
+                             int count, struct err *e)
+{
+    const struct json *steps = NULL;
+    const struct json *held = NULL;
+    int64_t tripped = 0;
+    int32_t first = oldest_step(b->round);
+    if (!b->steps) {
+        return ST_OK;
+    }
+    TRY(json_want_int(o, "tripped", 0, b->round, &tripped, e));
+    TRY(want_list(o, "steps", b->round - first + 1, LIMIT_BLOB, &steps, e));
+    TRY(want_list(o, "held", count, b->round + 1, &held, e));
+    b->tripped = (int32_t)tripped;
+    for (int32_t n = first; n <= b->round; n++) {
+        b->step_bytes[step_at(n)] = json_int(json_at(steps, n - first));
+    }
+    for (int i = 0; i < count; i++) {
+        silos[i].held = (int32_t)json_int(json_at(held, i));
     }
     return ST_OK;
 }
@@ -134,6 +214,7 @@ static enum status parse(struct sim_book *b, const struct run_spec *spec, struct
     n.eval_loss = loss && json_kind(loss) == JSON_NUMBER ? json_num(loss) : (double)NAN;
     TRY(read_moments(o, silos, count, round, e));
     n.round = (int32_t)round;
+    TRY(read_down(&n, o, silos, count, e));
     *b = n;
     return ST_OK;
 }

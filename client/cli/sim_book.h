@@ -11,6 +11,7 @@
 #include "common/hash.h"
 #include "common/run_spec.h"
 #include "common/status.h"
+#include "common/step.h"
 
 enum { SIM_PATH_MAX = 1024 };
 
@@ -24,8 +25,15 @@ struct sim_book {
     struct digest state;
     int64_t tokens; /* trained by updates that counted */
     int64_t upload_bytes, download_bytes;
-    double eval_loss; /* of the last evaluation; NAN without */
+    double eval_loss;                   /* of the last evaluation; NAN without */
+    bool steps;                         /* checkpoints go down in steps (common/step.h) */
+    int64_t step_bytes[STEP_CHAIN_MAX]; /* of the step to checkpoint n, at n % STEP_CHAIN_MAX */
+    int32_t tripped;                    /* the newest round whose step tripped the guard; 0: none */
 };
+
+/* Bytes that the silo, which holds what it holds, takes to have the head: its weights, or steps. */
+int64_t sim_book_down(const struct sim_book *b, const struct run_spec *spec,
+                      const struct sim_silo *silo);
 
 /* A new book, before round 1; makes the folder. */
 enum status sim_book_open(struct sim_book *b, const char *dir, const struct run_spec *spec,

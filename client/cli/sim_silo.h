@@ -22,6 +22,7 @@ struct sim_silo {
     int32_t ordinal;
     struct data *data; /* owned */
     int32_t settled;   /* the last round whose update counted, whose moments it has; 0: none */
+    int32_t held;      /* one more than the newest checkpoint that it has; 0: none */
 };
 
 /* The trainer and whose text it reads at the moment. */

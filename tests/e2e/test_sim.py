@@ -28,6 +28,8 @@ SPEC = {
 
 # The same with error feedback in it: two seats for three silos, so residuals age.
 CODED = dict(SPEC, name="coded", codec={"up": "q4"})
+# And down: checkpoints go as steps, to a silo that lapsed as more than one.
+STEPS = dict(SPEC, name="steps", codec={"up": "q4", "down": "q2"}, eval={"every": 4, "windows": 8})
 
 # The model in three parts that rounds synchronise in turn: kept weights, a residual for each, their own outer steps.
 FRAGMENTS = dict(SPEC, name="parts", codec={"up": "q4"}, federation=dict(SPEC["federation"], rounds=7, fragments=3),
@@ -93,10 +95,14 @@ def the_simulation_gives_the_checkpoint_of_the_federation(desk):
         run = world.wait_finished(world.post("/api/v1/runs", SPEC)["id"])
         coded = world.wait_finished(world.post("/api/v1/runs", CODED)["id"])
         parts = world.wait_finished(world.post("/api/v1/runs", FRAGMENTS)["id"])
+        steps = world.wait_finished(world.post("/api/v1/runs", STEPS)["id"])
     report = desk.sim("parts", FRAGMENTS, *desk.silos())
     assert report["sha256"] == parts["head_checkpoint"]["sha256"], (report, parts["head_checkpoint"])
     each = coded["upload_bytes"] / 4, parts["upload_bytes"] / 7  # of a round; the headers of small updates count
     assert each[1] < each[0] / 2, each
+    report = desk.sim("steps", STEPS, *desk.silos())
+    assert report["sha256"] == steps["head_checkpoint"]["sha256"], (report, steps["head_checkpoint"])
+    assert steps["download_bytes"] < run["download_bytes"] / 2, (steps["download_bytes"], run["download_bytes"])
     report = desk.sim("coded", CODED, *desk.silos())
     assert report["sha256"] == coded["head_checkpoint"]["sha256"], (report, coded["head_checkpoint"])
     assert coded["upload_bytes"] < run["upload_bytes"] / 4, (coded["upload_bytes"], run["upload_bytes"])

@@ -92,7 +92,7 @@ NVARCH    := $(foreach s,$(SM),-gencode arch=compute_$(s),code=sm_$(s)) \
              -gencode arch=compute_$(lastword $(SM)),code=compute_$(lastword $(SM))
 
 LIBS_engine := $(if $(filter 1,$(DNNL)),-ldnnl) $(OPENMP) -ldl -lm -lpthread
-LIBS_server := $(shell $(PKG_CONFIG) --libs libpq libmicrohttpd libcjson libcrypto libcurl 2>/dev/null) -lm -lpthread
+LIBS_server := $(shell $(PKG_CONFIG) --libs libpq libmicrohttpd gnutls libcjson libcrypto libcurl 2>/dev/null) -lm -lpthread
 LIBS_client := $(shell $(PKG_CONFIG) --libs libcurl libcjson libcrypto libpcre2-8 libutf8proc zlib 2>/dev/null)
 LIBS_cuda   := $(addprefix -L,$(CUDA_LIB)) -lcublasLt $(addprefix -Xlinker -rpath -Xlinker ,$(CUDA_LIB))
 

@@ -20,6 +20,7 @@ need libmicrohttpd-dev libmicrohttpd.pc
 need libcjson-dev libcjson.pc
 need libcurl4-openssl-dev libcurl.pc
 need libssl-dev libcrypto.pc
+need libgnutls28-dev gnutls.pc
 need zlib1g-dev zlib.pc
 need libpcre2-dev libpcre2-8.pc
 need libutf8proc-dev libutf8proc.pc

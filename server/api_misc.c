@@ -14,6 +14,7 @@
 #include "server/static_files.h"
 #include "server/stats.h"
 #include "server/stream.h"
+#include "server/tls.h"
 
 #ifndef PHOTON_COMMIT
 #define PHOTON_COMMIT "unknown"
@@ -86,9 +87,18 @@ static enum status get_ready(struct request *rq, struct response *rs, struct err
 static enum status get_version(struct request *rq, struct response *rs, struct err *e)
 {
     (void)e;
-    respond_json(rq, rs, 200,
-                 "{\"version\":\"" PHOTON_VERSION "\",\"commit\":\"" PHOTON_COMMIT
-                 "\",\"protocol\":" PHOTON_PROTOCOL "}");
+    char pin[PIN_TEXT_MAX + 1];
+    struct buf b;
+    tls_pin(rq->server->certificate, pin);
+    buf_init(&b, 4096);
+    jw_object(&b, NULL);
+    jw_str(&b, "version", PHOTON_VERSION);
+    jw_str(&b, "commit", PHOTON_COMMIT);
+    jw_raw(&b, "protocol", PHOTON_PROTOCOL);
+    jw_str(&b, "public_url", rq->server->public_url);
+    jw_str(&b, "pin", pin[0] ? pin : NULL);
+    jw_end_object(&b);
+    respond_buf(rq, rs, 200, &b);
     return ST_OK;
 }
 

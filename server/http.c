@@ -21,6 +21,7 @@
 #include "server/guard.h"
 #include "server/http_int.h"
 #include "server/http_listen.h"
+#include "server/http_tls.h"
 #include "server/server.h"
 #include "server/stats.h"
 
@@ -450,8 +451,7 @@ static enum status start_daemon(struct http *h, enum listener l, struct err *e)
         o[n++] = (struct MHD_OptionItem){MHD_OPTION_THREAD_POOL_SIZE, cores > 1 ? cores : 2, NULL};
     }
     if (h->tls) {
-        o[n++] = (struct MHD_OptionItem){MHD_OPTION_HTTPS_MEM_CERT, 0, h->tls_cert};
-        o[n++] = (struct MHD_OptionItem){MHD_OPTION_HTTPS_MEM_KEY, 0, h->tls_key};
+        o[n++] = (struct MHD_OptionItem){MHD_OPTION_HTTPS_CERT_CALLBACK, 0, http_tls_callback()};
         o[n++] = (struct MHD_OptionItem){MHD_OPTION_HTTPS_PRIORITIES, 0, http_tls_priorities()};
     }
     o[n] = (struct MHD_OptionItem){MHD_OPTION_END, 0, NULL};
@@ -466,8 +466,7 @@ static enum status start_daemon(struct http *h, enum listener l, struct err *e)
         on_completed, &listenings[l], MHD_OPTION_NOTIFY_CONNECTION, on_connection, &listenings[l],
         MHD_OPTION_ARRAY, o, MHD_OPTION_END);
     if (!h->daemons[l]) {
-        return err_set(e, ST_IO, "cannot start the %s listener%s", bulk ? "bulk" : "control",
-                       h->tls ? "; try another certificate and key" : "");
+        return err_set(e, ST_IO, "cannot start the %s listener", bulk ? "bulk" : "control");
     }
     return ST_OK;
 }
@@ -484,13 +483,10 @@ enum status http_start(struct http **out, struct server *server, const struct ht
     server->streams = streams_new(server);
     h->work = work_new(h, c->workers);
 
-    enum status st = http_tls_load(c, &h->tls_cert, &h->tls_key, e);
-    h->tls = h->tls_cert != NULL;
-    server->tls = h->tls;
-    if (st == ST_OK) {
-        st = http_listen(&h->listen_fds[LISTENER_CONTROL], &server->control_port, c->listen, h->tls,
-                         e);
-    }
+    h->tls = c->tls;
+    server->tls = c->tls;
+    enum status st =
+        http_listen(&h->listen_fds[LISTENER_CONTROL], &server->control_port, c->listen, h->tls, e);
     if (st == ST_OK) {
         st = http_listen(&h->listen_fds[LISTENER_BULK], &server->bulk_port, c->bulk_listen, h->tls,
                          e);
@@ -546,7 +542,5 @@ void http_stop(struct http *h)
     streams_stop(h->server->streams);
     h->server->streams = NULL;
     conns_destroy(&h->conns);
-    mem_free(h->tls_cert);
-    mem_free(h->tls_key);
     mem_free(h);
 }

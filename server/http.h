@@ -173,8 +173,7 @@ struct http;
 struct http_config {
     const char *listen;      /* host:port of control */
     const char *bulk_listen; /* host:port of bulk */
-    const char *tls_cert;    /* NULL: plain HTTP, allowed on loopback alone */
-    const char *tls_key;
+    bool tls;                /* with what http_tls_show() was given; else loopback alone */
     int workers;
 };
 

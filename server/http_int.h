@@ -122,7 +122,6 @@ struct http {
     atomic_bool stopping;
     _Atomic int64_t beat_ms; /* of the ticker */
     bool tls;
-    char *tls_cert, *tls_key; /* PEM text */
 };
 
 /* ---- http_work.c ---- */

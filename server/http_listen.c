@@ -12,9 +12,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "common/mem.h"
-
-enum { BACKLOG = 1024, PEM_MAX = 256 * 1024, FILES_OF_OUR_OWN = 256 };
+enum { BACKLOG = 1024, FILES_OF_OUR_OWN = 256 };
 
 enum status listen_address_parse(struct listen_address *out, const char *text, struct err *e)
 {
@@ -112,7 +110,7 @@ enum status http_listen(int *fd, int *port, const char *address, bool tls, struc
         st =
             err_set(e, ST_DENIED,
                     "%s is not loopback and there is no TLS, tokens would travel in the clear; try "
-                    "--tls-cert and --tls-key, or 127.0.0.1 behind a proxy",
+                    "--tls auto, --tls-cert and --tls-key, or 127.0.0.1 behind a proxy",
                     address);
     }
     int got = -1;
@@ -125,57 +123,6 @@ enum status http_listen(int *fd, int *port, const char *address, bool tls, struc
     }
     *fd = got;
     return port_of(got, port, e);
-}
-
-static enum status read_pem(char **out, const char *path, bool secret, struct err *e)
-{
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) {
-        return err_set(e, ST_IO, "cannot read '%s': %s", path, strerror(errno));
-    }
-    char *text = mem_alloc(PEM_MAX + 1);
-    struct stat info;
-    enum status st = ST_OK;
-    ssize_t n = 0;
-    if (fstat(fd, &info) != 0 || (n = read(fd, text, PEM_MAX)) <= 0) {
-        st = err_set(e, ST_IO, "cannot read '%s'", path);
-    } else if (secret && (info.st_mode & 0077U)) {
-        st = err_set(e, ST_DENIED, "others may read the key '%s'; try chmod 600", path);
-    } else if (!strstr(text, "-----BEGIN ")) {
-        st = err_set(e, ST_INVALID, "'%s' is no PEM file", path);
-    }
-    (void)close(fd);
-    if (st) {
-        mem_free(text);
-        return st;
-    }
-    *out = text;
-    return ST_OK;
-}
-
-enum status http_tls_load(const struct http_config *c, char **cert, char **key, struct err *e)
-{
-    if (!c->tls_cert && !c->tls_key) {
-        return ST_OK;
-    }
-    if (!c->tls_cert || !c->tls_key) {
-        return err_set(e, ST_INVALID, "TLS needs both a certificate and a key");
-    }
-    char *got = NULL;
-    TRY(read_pem(&got, c->tls_cert, false, e));
-    enum status st = read_pem(key, c->tls_key, true, e);
-    if (st) {
-        mem_free(got);
-        return st;
-    }
-    *cert = got;
-    return ST_OK;
-}
-
-char *http_tls_priorities(void)
-{
-    static char words[] = "NORMAL:-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2";
-    return words;
 }
 
 int http_connection_limit(int wanted)

@@ -1,5 +1,5 @@
 /*
- * http_listen.h - what must be in order before a listener starts: its address, its port, TLS.
+ * http_listen.h - what must be in order before a listener starts: its address, its port.
  */
 #ifndef SERVER_HTTP_LISTEN_H
 #define SERVER_HTTP_LISTEN_H
@@ -7,7 +7,6 @@
 #include <stdbool.h>
 
 #include "common/status.h"
-#include "server/http.h"
 
 /* "host:port" taken apart: [::1]:8080, 127.0.0.1:0, localhost:8080, :8080 (every address). */
 struct listen_address {
@@ -24,12 +23,6 @@ enum status listen_address_parse(struct listen_address *out, const char *text,
  */
 enum status http_listen(int *fd, int *port, const char *address, bool tls,
                         struct err *e) MUST_CHECK;
-
-/* Certificate and key as text the caller frees; both NULL when the config names none. */
-enum status http_tls_load(const struct http_config *c, char **cert, char **key,
-                          struct err *e) MUST_CHECK;
-
-char *http_tls_priorities(void); /* GnuTLS' words for TLS 1.3 and 1.2 only */
 
 /* wanted connections, or fewer where the process may not open that many files. */
 int http_connection_limit(int wanted);

@@ -33,11 +33,13 @@
 #include "server/service.h"
 #include "server/settings.h"
 #include "server/static_files.h"
+#include "server/tls.h"
 #include "server/upload_hash.h"
 
 enum {
     TEND_MS = 250,
-    DATABASE_WAIT_MS = 10000, // of a database that is only just starting
+    CERTIFICATE_MS = 3600 * 1000, // it is looked at so often
+    DATABASE_WAIT_MS = 10000,     // of a database that is only just starting
     BULK_CONNECTIONS = 64,
     FILES_WANTED = 65536,
     STOP_MAX_S = 10,
@@ -233,12 +235,28 @@ static enum status next_port(struct program *p, struct err *e)
     return ST_OK;
 }
 
+static enum status open_tls(struct program *p, struct err *e)
+{
+    struct tls_config c = {.data_dir = p->data,
+                           .make = p->o.tls_auto,
+                           .cert = p->o.tls_cert,
+                           .key = p->o.tls_key,
+                           .public_url = p->o.public_url,
+                           .bulk_url = p->o.bulk_url,
+                           .listen = p->o.listen,
+                           .bulk_listen = p->o.bulk_listen};
+    return as_config(tls_open(&p->server.certificate, &c, e));
+}
+
 static enum status start(struct program *p, struct err *e)
 {
     raise_file_limit();
     TRY(next_port(p, e));
     TRY(open_data(p, e));
     FAULT("start.data");
+    if (!p->o.check) {
+        TRY(open_tls(p, e));
+    }
     TRY(open_database(p, e));
     FAULT("start.database");
     if (p->o.check) {
@@ -262,8 +280,7 @@ static enum status start(struct program *p, struct err *e)
     }
     struct http_config config = {.listen = p->o.listen,
                                  .bulk_listen = p->o.bulk_listen,
-                                 .tls_cert = p->o.tls_cert,
-                                 .tls_key = p->o.tls_key,
+                                 .tls = p->server.certificate != NULL,
                                  .workers = p->o.workers};
     enum status st = http_start(&p->http, &p->server, &config, e);
     return st == ST_DENIED ? as_config(st) : st; // plain HTTP off loopback
@@ -285,6 +302,7 @@ static void stop(struct program *p, int rc)
     db_pool_free(p->server.pool);
     upload_hash_end(p->server.blobs);
     blob_store_close(p->server.blobs);
+    tls_close(p->server.certificate);
     cluster_stop(p->cluster);
 }
 
@@ -307,6 +325,11 @@ static void say_ready(const struct program *p)
                  p->fresh ? "#token=" : "", p->fresh ? p->secret : "");
     if (p->fresh) {
         (void)printf("Admin token: %s/admin-token\n", p->data);
+    }
+    char pin[PIN_TEXT_MAX + 1];
+    tls_pin(p->server.certificate, pin);
+    if (pin[0]) {
+        (void)printf("Pin: %s\n", pin);
     }
     (void)fflush(stdout);
     log_info("photon-server " PHOTON_VERSION " is ready on %s, bulk on port %d", url,
@@ -336,13 +359,27 @@ static void tell_alive(const struct program *p, int64_t every_ms, int64_t *at_ms
     }
 }
 
+static void look_at_certificate(const struct program *p, bool now, int64_t *at_ms)
+{
+    struct err e = {0};
+    if (!p->server.certificate || (!now && clock_mono_ms() < *at_ms)) {
+        return;
+    }
+    *at_ms = clock_mono_ms() + CERTIFICATE_MS;
+    if (tls_refresh(p->server.certificate, &e)) {
+        log_error("%s; the certificate shown is still the last", e.msg);
+    }
+}
+
 static void wait_for_signal(struct program *p)
 {
     int sig = -1;
     int64_t every_ms = service_watchdog_ms();
     int64_t at_ms = 0;
+    int64_t certificate_ms = clock_mono_ms() + CERTIFICATE_MS;
     while (sig != SIGTERM && sig != SIGINT) {
         tell_alive(p, every_ms, &at_ms);
+        look_at_certificate(p, sig == SIGHUP, &certificate_ms);
         struct timespec tick = {.tv_nsec = TEND_MS * 1000000L};
         sig = sigtimedwait(&p->signals, NULL, &tick);
         if (p->cluster) {
@@ -421,7 +458,7 @@ int main(int argc, char **argv)
     (void)sigaddset(&p.signals, SIGTERM);
     (void)sigaddset(&p.signals, SIGINT);
     (void)sigaddset(&p.signals,
-                    SIGHUP); // heard and ignored: a closed terminal is no reason to stop
+                    SIGHUP);                            // a closed terminal is no reason to stop
     (void)pthread_sigmask(SIG_BLOCK, &p.signals, NULL); // before any thread: all inherit it
 
     enum status st = start(&p, &e);

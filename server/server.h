@@ -17,6 +17,7 @@ struct blob_store;
 struct hub;
 struct pace;
 struct streams;
+struct tls;
 
 struct server {
     const char *data_dir;
@@ -25,8 +26,9 @@ struct server {
     const char *bulk_url;   /* how silos reach bulk; NULL: the request's host with bulk's port */
     int control_port, bulk_port;
     bool tls;
-    atomic_bool stopping; /* no new task is handed out */
-    int64_t started_ms;   /* Unix time */
+    struct tls *certificate; /* NULL: plain HTTP */
+    atomic_bool stopping;    /* no new task is handed out */
+    int64_t started_ms;      /* Unix time */
     int aggregate_threads;
     int64_t orphan_age_s; /* files that no row knows are reaped at this age */
     int audit_days;       /* rows of the audit table are kept so long; 0: for ever */

@@ -56,7 +56,10 @@ static const struct row {
     {"listen", TEXT, "HOST:PORT", AT(listen), "control and dashboard (default 127.0.0.1:8080)"},
     {"bulk-listen", TEXT, "HOST:PORT", AT(bulk_listen),
      "weights and updates (default: the next port)"},
-    {"tls-cert", TEXT, "FILE", AT(tls_cert), "certificate chain, PEM; needed off loopback"},
+    {"tls", TEXT, "auto", 0,
+     "make a certificate, in the data folder; this or one's own off loopback"},
+    {"tls-cert", TEXT, "FILE", AT(tls_cert),
+     "one's own certificate, and those that vouch for it, PEM"},
     {"tls-key", TEXT, "FILE", AT(tls_key), "its private key, PEM"},
     {"public-url", TEXT, "URL", AT(public_url), "how others reach --listen, when it is not so"},
     {"bulk-url", TEXT, "URL", AT(bulk_url), "how silos reach --bulk-listen, when it is not so"},
@@ -106,8 +109,8 @@ static void help(void)
         "The aggregator of a federation: rounds, checkpoints, REST API and dashboard.\n"
         "`photon-server check` verifies the database and every file, and changes nothing.\n\n"
         "Examples:\n"
-        "  photon-server --data /var/lib/photon --listen 0.0.0.0:8443 --tls-cert cert.pem "
-        "--tls-key key.pem\n"
+        "  photon-server --data /var/lib/photon --listen 0.0.0.0:8443 --tls auto \\\n"
+        "                --public-url https://agg.example.org:8443\n"
         "  photon-server check --data /var/lib/photon\n\nOptions:\n");
     for (int i = 0; i < ROWS; i++) {
         char left[40];
@@ -116,6 +119,7 @@ static void help(void)
     }
     (void)printf(
         "\nSIGTERM or SIGINT stops it in order, a second one at once; any kill is safe.\n"
+        "SIGHUP has it look at its certificate again.\n"
         "Exit codes: 0 done, 1 check found violations, 2 usage, 3 a file, folder or setting "
         "is refused,\n4 port or folder in use, or the database does not let us in, 70 "
         "bug, 75 the database does not\nanswer: try again.\n");
@@ -177,6 +181,10 @@ static bool set_log(struct server_options *o, const char *name, const char *text
 static bool set(struct server_options *o, const struct row *r, const char *text, int *rc)
 {
     void *at = (char *)o + r->offset;
+    if (strcmp(r->name, "tls") == 0) {
+        o->tls_auto = strcmp(text, "auto") == 0;
+        return o->tls_auto || usage(rc, "--tls is auto, or left out: '%s'", text);
+    }
     if (strncmp(r->name, "log-", 4) == 0) {
         return set_log(o, r->name, text, rc);
     }
@@ -275,6 +283,9 @@ bool server_options_parse(struct server_options *o, int argc, char **argv, int *
     }
     if (!o->tls_cert != !o->tls_key) {
         return usage(rc, "--tls-cert and --tls-key belong together");
+    }
+    if (o->tls_auto && o->tls_cert) {
+        return usage(rc, "--tls auto makes a certificate, --tls-cert has one");
     }
     return true;
 }

@@ -24,6 +24,7 @@ struct server_options {
     const char *migrate_database; /* as its owner; NULL: one role does both */
     const char *listen;
     const char *bulk_listen; /* NULL: the same host, the next port */
+    bool tls_auto;           /* a certificate of our own */
     const char *tls_cert;
     const char *tls_key;
     const char *public_url;

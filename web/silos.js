@@ -141,6 +141,10 @@ export function silosPage(app, main) {
   return { update: paint, destroy: () => feed.destroy() };
 }
 
+/** What a silo's operator types, but for the token. Pure. @param {any} about GET /version @param {string} origin @param {string} name */
+export const joinLine = (about, origin, name) =>
+  `photon-client join ${about.public_url ?? origin} --name ${name} --state ./photon-silo${about.pin ? ` --pin ${about.pin}` : ''}`;
+
 /** A join token for one silo: shown once, here. */
 function invite() {
   const name = /** @type {HTMLInputElement} */ (h('input', { id: 'invite-name', required: true, maxlength: 63, pattern: '[A-Za-z0-9][A-Za-z0-9._\\-]*',
@@ -152,9 +156,10 @@ function invite() {
     e.preventDefault();
     make.setAttribute('disabled', '');
     try {
+      const about = await get('/version');
       const token = await post('/api/v1/tokens', { role: 'join', name: name.value.trim(), ttl_s: 604800 });
       out.replaceChildren(
-        h('p', null, 'Send this line to the silo’s operator:'), h('pre', { tabindex: 0 }, `photon-client join ${location.origin}`),
+        h('p', null, 'Send this line to the silo’s operator:'), h('pre', { tabindex: 0 }, joinLine(about, location.origin, token.name)),
         h('p', null, 'and, by another way, the token it asks for. It is shown only now, works once, and for seven days:'),
         h('pre', { tabindex: 0 }, token.secret));
     } catch (err) {

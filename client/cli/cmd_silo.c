@@ -94,6 +94,15 @@ static int act(int argc, char **argv)
     return on_silo(argc, argv, argv[0]);
 }
 
+/* Where the server says it is found, else where it was found; with the pin that its key needs. */
+static void print_join_line(struct api *api, const struct reply *version, const char *name)
+{
+    const char *pin = api_text(version->json, "pin", NULL);
+    (void)printf("photon-client join %s --name %s --state ./photon-silo%s%s\n",
+                 api_text(version->json, "public_url", transport_url(api->transport)), name,
+                 pin ? " --pin " : "", pin ? pin : "");
+}
+
 static int token_create(int argc, char **argv)
 {
     struct api_options o = {0};
@@ -118,14 +127,15 @@ static int token_create(int argc, char **argv)
     if (!api_begin(&api, &c, &o, argc, argv, &name, &rc)) {
         return rc;
     }
+    struct reply about;
     struct reply r;
-    rc = token_make(&api, "join", name, ttl, &r);
+    rc = api_call(&api, "GET", "/version", NULL, &about);
+    rc = rc ? rc : token_make(&api, "join", name, ttl, &r);
     if (!rc && api.json) {
         api_print_json(&api, r.json);
     } else if (!rc) {
         (void)fprintf(stderr, "Send this line to the silo; it asks for the token below:\n");
-        (void)printf("photon-client join %s --name %s --state ./photon-silo\n",
-                     transport_url(api.transport), name);
+        print_join_line(&api, &about, name);
         (void)fprintf(stderr, "The token, shown once, used once, good for %s:\n", ttl);
         (void)printf("%s\n", api_text(r.json, "secret", "?"));
     }

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import tempfile
 import time
@@ -162,7 +163,10 @@ class World:
         if body is not None:
             data = json.dumps(body).encode()
             request.add_header("Content-Type", "application/json")
-        with urllib.request.urlopen(request, data, timeout=30) as answer:
+        context = None
+        if self.url.startswith("https://"):
+            context = ssl.create_default_context(cafile=self.path("server", "tls", "ca.pem"))
+        with urllib.request.urlopen(request, data, timeout=30, context=context) as answer:
             text = answer.read()
             return json.loads(text) if text else None
 

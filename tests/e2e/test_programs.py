@@ -1,15 +1,17 @@
 """What the programs say to whoever starts them wrongly: exit codes as docs/OPERATIONS.md has them, and what to do."""
 
 import glob
+import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
 import traceback
 import urllib.request
 
-from harness import ROOT, World, free_ports
+from harness import ROOT, World, free_ports, until
 
 SPEC = ('{"name":"bad","model":{"d_model":64,"n_heads":2,"n_layers":2,"vocab_size":320,"seq_len":64},'
         '"federation":{"rounds":%s,"silos_per_round":1,"local_steps":4},"inner":{"batch":2}}')
@@ -140,10 +142,53 @@ def a_silo_does_not_spin_at_barriers(world):
     assert len(found) == 1 and found[0] != "0", found  # a person's choice stands
 
 
+def a_silo_joins_and_trains_over_tls_by_its_join_line(world):
+    """The line that the operator's tool prints is what the silo types; what it pins outlives renewals, and nothing else."""
+    def restart(*options):
+        world.stop_server()
+        world.start_server("--tls", "auto", *options)
+
+    world.url = "https://127.0.0.1:%d" % world.port
+    restart()
+    operator = dict(PHOTON_SERVER=world.url, PHOTON_TOKEN=world.token)
+    expect(world, 4, ["--pin", "--ca-file"], "photon", "silo", "token", "create", "elm", **operator)
+    rc, said, why = run(world, "photon", "silo", "token", "create", "elm",
+                        PHOTON_CA_FILE=world.path("server", "tls", "ca.pem"), **operator)
+    assert rc == 0, why
+    line, secret = said.splitlines()
+    words = shlex.split(line)
+    assert words[:3] == ["photon-client", "join", world.url] and words[-2] == "--pin", line
+    rc, _, why = run(world, *words, PHOTON_TOKEN=secret)
+    assert rc == 0, why
+    os.rename(world.path("photon-silo"), world.path("elm"))
+    os.rename(world.path("oak-data"), world.path("elm-data"))
+    world.start("elm")
+    spec = json.loads(SPEC % 2)
+    first = world.post("/api/v1/runs", dict(spec, name="pinned"))["id"]
+    world.wait_finished(first)
+
+    with open(world.path("server", "tls", "server.pem")) as f:
+        shown = f.read()
+    restart("--public-url", "https://agg.example.org:8443")  # one host more: another certificate, the same key
+    with open(world.path("server", "tls", "server.pem")) as f:
+        assert f.read() != shown
+    world.wait_finished(world.post("/api/v1/runs", dict(spec, name="renewed"))["id"])
+    rc, said, _ = run(world, "photon", "silo", "token", "create", "fir", PHOTON_PIN=words[-1], **operator)
+    assert rc == 0 and said.startswith("photon-client join https://agg.example.org:8443 --name fir ") and words[-1] in said, said
+
+    for name in ("server.key", "server.pem"):
+        os.remove(world.path("server", "tls", name))
+    restart()
+    silo = world.silos["elm"]
+    until("the silo to refuse another key", lambda: silo.poll() is not None)
+    assert silo.returncode == 4 and "PIN_MISMATCH" in world.log_of("elm"), (silo.returncode, world.log_of("elm")[-500:])
+
+
 TESTS = [help_names_the_codes_of_the_manual, the_spec_of_the_manual_is_accepted,
          the_metrics_of_the_manual_are_all, a_wrong_command_line_is_2,
          a_wrong_file_or_setting_is_3, a_token_that_is_not_good_is_4, no_server_is_4_and_no_database_75,
-         what_is_not_there_is_1, no_usable_device_is_7, a_silo_does_not_spin_at_barriers]
+         what_is_not_there_is_1, no_usable_device_is_7, a_silo_does_not_spin_at_barriers,
+         a_silo_joins_and_trains_over_tls_by_its_join_line]
 
 
 def main(build):

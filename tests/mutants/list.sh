@@ -151,6 +151,12 @@ mutant 'the digest of an upload is not compared' server/accept.c \
     tests/api silos.test_a_file_that_differs_from_its_declared_digest_is_refused
 mutant 'a download is taken as it is' client/download.c \
     's/if (d->digest \&\& !digest_equal(&got, d->digest))/if (0)/' tests/unit/test_transport
+mutant 'a renewal takes a new key' server/tls_make.c \
+    's/if (st == ST_NOT_FOUND \&\& !has_cert)/if (st == ST_NOT_FOUND)/' tests/unit/test_tls_make
+mutant 'a certificate is kept until it ends' server/tls_make.c \
+    's/lasts(m, m->cert, TLS_RENEW_DAYS)/lasts(m, m->cert, 0)/' tests/unit/test_tls_make
+mutant 'a key of another certificate is shown' server/tls_make.c \
+    's/if (X509_check_private_key(cert, key) != 1)/if (false)/' tests/unit/test_tls
 mutant 'a pin that differs is not seen' client/transport.c \
     's/if (!rc && t->pin) {/if (false) {/' tests/api pins.test_a_client_believes_the_pinned_key_and_no_other
 mutant 'a pin beside authorities makes them idle' client/transport.c \

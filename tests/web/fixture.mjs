@@ -205,6 +205,9 @@ async function handle(world, req, res) {
     if (world.missing.some((m) => p.includes(m)) || !file.startsWith(WEB)) return problem(404, 'NOT_FOUND', p);
     return readFile(file).then((b) => send(200, b, TYPES[path.extname(file)] ?? 'application/octet-stream'), () => problem(404, 'NOT_FOUND', p));
   }
+  if (p === '/version') {
+    return send(200, { version: '0.1.0', commit: '0', protocol: 1, public_url: null, pin: 'sha256//47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=' });
+  }
   if (!p.startsWith('/api/')) return send(200, await readFile(path.join(WEB, 'index.html')), TYPES['.html']);
   if (p === '/api/v1/login') {
     const body = req.method === 'POST' ? JSON.parse(await text(req)) : {};

@@ -8,7 +8,7 @@ import { linesOf, tableRows } from '../../web/panel.js';
 import { codecTitle, counted, roundState, timeParts } from '../../web/rounds.js';
 import { lineage, phase, runActions, summary, vitals } from '../../web/run.js';
 import { matching, runColumns, tally } from '../../web/runs.js';
-import { byTrouble, siloActions, straggler } from '../../web/silos.js';
+import { byTrouble, joinLine, siloActions, straggler } from '../../web/silos.js';
 
 const run = (over) => ({ id: 'r_1', name: 'tiny-1', experiment: 'demo', state: 'running', round: 3, rounds: 20, params: 1060864, tokens: 1228800, eval_loss: 3.21, eval_ppl: 24.8,
   silos_live: 4, silos_per_round: 4, created_at: '2026-01-01T00:00:00.000Z', updated_at: '2026-01-01T00:10:00.000Z', finished_at: null, upload_bytes: 120, download_bytes: 480,
@@ -62,6 +62,13 @@ test('what is waited for is a sentence', () => {
   assert.equal(phase(run(), 0), '');
   assert.equal(lineage(run()), '');
   assert.equal(lineage(run({ parent: { run: 'r_1', name: 'tiny-1', checkpoint: 12, steps: 768 } })), 'Forked from tiny-1, checkpoint 12');
+});
+
+test('a join line has the address the server gives and the pin its key needs', () => {
+  const page = 'https://10.0.0.1:8443';
+  assert.equal(joinLine({ public_url: null, pin: null }, page, 'lab-e'), `photon-client join ${page} --name lab-e --state ./photon-silo`);
+  assert.equal(joinLine({ public_url: 'https://agg.example.org', pin: 'sha256//AAA=' }, page, 'lab-e'),
+    'photon-client join https://agg.example.org --name lab-e --state ./photon-silo --pin sha256//AAA=');
 });
 
 test('a state allows its actions only', () => {

@@ -109,6 +109,7 @@ test('an admin invites a silo: the secret is shown once, on this page', { skip }
   await page.getByLabel('Its name').fill('clinic-f');
   await page.getByRole('button', { name: 'Make a join token' }).click();
   await page.getByText('photon_join_secret_0123456789').waitFor();
+  assert.match(await page.locator('dialog pre').first().innerText(), /^photon-client join http:.* --name clinic-f .* --pin sha256\/\//);
   await page.getByRole('button', { name: 'Close' }).click();
   assert.equal(await page.locator('dialog').count(), 0);
 }));

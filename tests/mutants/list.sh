@@ -260,6 +260,16 @@ mutant 'the next panel is sought behind the next row' kernels/cuda/attn_ring.h \
     's/(uint32_t)(rows \* PANEL_ROW),$/(uint32_t)PANEL_ROW,/' tests/kernels/test_attn_ring
 mutant 'a slot is written again before it was read' kernels/cuda/attn_ring.h \
     's/(n \/ stages \& 1) ^ 1/n \/ stages \& 1/' tests/kernels/test_attn_ring
+mutant 'shares: a piece is dealt to the next rank' common/shards.c \
+    's/piece % s->ranks), piece/(piece + 1) % s->ranks), piece/' tests/unit/test_shards
+mutant 'shares: gradients are summed before the last layer adds to them' client/trainer.c \
+    's/layer < t->buckets\[b\].layer/layer > t->buckets[b].layer/' tests/kernels/test_ranks
+mutant 'shares: each rank clips by its own chunks alone' client/trainer_step.c \
+    's/r->ops->all_reduce(r->be, DTYPE_F64, r->partials, chunks);//' tests/kernels/test_ranks
+mutant 'a step begun ahead takes the settings of the one before' kernels/backend.h \
+    's/return clip->taken > steps->t ?/return false ?/' tests/kernels/test_steps
+mutant 'a step begun ahead takes the settings of the one after' client/trainer_step.c \
+    's/r->t + 1 + i, /r->t + 2 + i, /' tests/kernels/test_steps
 mutant 'a last turn is given to nobody' kernels/cuda/attn_ring.h \
     's/return who == 0 || !last;/return true;/' tests/kernels/test_attn_ring
 mutant 'a tile of k is given back while it is multiplied' kernels/cuda/attn_wgmma.cu \

@@ -278,7 +278,8 @@ static void after_task(struct agent *a, const struct task *t, struct beat *b, en
     }
 }
 
-static void work(struct agent *a, const struct task *t, struct arena *arena)
+static enum status start_beat(struct agent *a, const struct task *t, struct beat **out,
+                              struct err *e)
 {
     struct beat_config bc = {.url = a->id.url,
                              .token = a->id.token,
@@ -287,9 +288,14 @@ static void work(struct agent *a, const struct task *t, struct arena *arena)
                              .task = t->id,
                              .epoch = t->epoch,
                              .heartbeat_s = t->heartbeat_s};
-    struct beat *b = NULL;
+    return beat_start(out, &bc, e);
+}
+
+/* Takes the beat over; NULL: it has none yet. */
+static void work(struct agent *a, const struct task *t, struct beat *b, struct arena *arena)
+{
     struct err e = {0};
-    if (beat_start(&b, &bc, &e)) {
+    if (!b && start_beat(a, t, &b, &e)) {
         (void)agent_fail(a, "transient", &e);
         release(a, t, a->fail_code, a->fail_detail);
         return;
@@ -298,6 +304,95 @@ static void work(struct agent *a, const struct task *t, struct arena *arena)
         t->kind == TASK_TRAIN ? agent_train(a, t, b, arena) : agent_evaluate(a, t, b, arena);
     after_task(a, t, b, end);
     beat_stop(b, (double)PART_S);
+}
+
+static int device_is_lost(const struct agent *a)
+{
+    log_error("the device %s failed %d times in a row and is taken for lost; look at the driver's "
+              "log, try photon-client doctor",
+              a->device, a->device_failures);
+    return EXIT_NO_DEVICE;
+}
+
+/* An exit code, or -1 to go on. */
+static int after_work(struct agent *a)
+{
+    if (!a->held.there) {
+        agent_doing(a, NULL, "waiting", 0);
+    }
+    return agent_lost_device(a) ? device_is_lost(a) : -1;
+}
+
+/* ---- a task in the hand ---- */
+
+static enum status ask_for_task(struct agent *a, struct arena *arena, struct reply *r,
+                                struct err *e)
+{
+    transport_timeout(a->control, a->poll_s + 15.0);
+    enum status st = transport_call(
+        a->control, arena, "POST", "/silo/v1/tasks/claim",
+        arena_fmt(arena, "{\"agent\":\"%s\",\"wait_s\":%d}", a->boot, (int)a->poll_s), r, e);
+    transport_timeout(a->control, 30.0);
+    return st;
+}
+
+static void hold(struct agent *a, struct arena *arena)
+{
+    const struct task *t = &a->held.task;
+    struct err e = {0};
+    a->held.there = true;
+    if (start_beat(a, t, &a->held.beat, &e)) {
+        a->held.beat = NULL; // tried again when the work begins
+    }
+    const struct task_step *s = t->step_count > 0 ? &t->steps[t->step_count - 1] : NULL;
+    const char *step =
+        s ? arena_fmt(arena, "%s %" PRId64 " %s", s->sha256, s->bytes, s->base_sha256) : "";
+    agent_prefetch(a, arena_fmt(arena, "%s %" PRId64, t->base_sha256, t->base_bytes), step, arena);
+}
+
+enum claim_result agent_claim_held(struct agent *a)
+{
+    struct arena *arena = arena_new(TASK_ARENA_MAX);
+    struct reply r;
+    struct err e = {0};
+    enum claim_result got = CLAIM_NONE;
+    if (ask_for_task(a, arena, &r, &e)) {
+        a->hello_due = true; // it may be a new server, at a new bulk address
+        got = CLAIM_FAILED;
+    } else if (r.http == 200) {
+        FAULT("claim.got");
+        got = CLAIM_FAILED;
+        if (r.json && task_parse(&a->held.task, r.json, &e) == ST_OK) {
+            hold(a, arena);
+            got = CLAIM_GOT;
+        }
+    } else {
+        agent_prefetch(a, r.base, r.step, arena);
+    }
+    arena_free(arena);
+    return got;
+}
+
+static int work_held(struct agent *a)
+{
+    struct arena *arena = arena_new(TASK_ARENA_MAX);
+    struct task t = a->held.task;
+    struct beat *b = a->held.beat;
+    a->held.there = false;
+    a->held.beat = NULL;
+    work(a, &t, b, arena);
+    arena_free(arena);
+    return after_work(a);
+}
+
+/* On the way out. */
+static void release_held(struct agent *a)
+{
+    if (a->held.there) {
+        release(a, &a->held.task, "shutdown", "the agent was told to stop");
+        beat_stop(a->held.beat, 0.0);
+        a->held.there = false;
+    }
 }
 
 /* ---- the loop ---- */
@@ -318,14 +413,6 @@ static void show_waiting(struct agent *a)
     progress_show(&a->progress, &v, false);
 }
 
-static int device_is_lost(const struct agent *a)
-{
-    log_error("the device %s failed %d times in a row and is taken for lost; look at the driver's "
-              "log, try photon-client doctor",
-              a->device, a->device_failures);
-    return EXIT_NO_DEVICE;
-}
-
 /* One claim and what follows from it; an exit code, or -1 to go on. */
 static int turn(struct agent *a, int *failures)
 {
@@ -333,11 +420,7 @@ static int turn(struct agent *a, int *failures)
     struct reply r;
     struct err e = {0};
     int rc = -1;
-    transport_timeout(a->control, a->poll_s + 15.0);
-    enum status st = transport_call(
-        a->control, arena, "POST", "/silo/v1/tasks/claim",
-        arena_fmt(arena, "{\"agent\":\"%s\",\"wait_s\":%d}", a->boot, (int)a->poll_s), &r, &e);
-    transport_timeout(a->control, 30.0);
+    enum status st = ask_for_task(a, arena, &r, &e);
     if (st && !r.cancelled) {
         rc = fatal(a, &r, &e);
         if (rc < 0) {
@@ -356,9 +439,8 @@ static int turn(struct agent *a, int *failures)
             log_error("a task is not understood: %s", r.json ? e.msg : "no JSON");
             nap(10000);
         } else {
-            work(a, &t, arena);
-            agent_doing(a, NULL, "waiting", 0);
-            rc = agent_lost_device(a) ? device_is_lost(a) : -1;
+            work(a, &t, NULL, arena);
+            rc = after_work(a);
         }
     } else if (!st) {
         *failures = 0;
@@ -389,8 +471,10 @@ static int loop(struct agent *a)
             }
             agent_doing(a, NULL, "waiting", 0);
         }
-        agent_sweep(a);
-        int rc = turn(a, &failures);
+        if (!a->held.there) {
+            agent_sweep(a);
+        }
+        int rc = a->held.there ? work_held(a) : turn(a, &failures);
         if (rc >= 0) {
             return rc;
         }
@@ -463,9 +547,11 @@ int agent_run(const struct agent_config *c)
     if (!rc) {
         read_counters(&a);
         rc = loop(&a);
+        release_held(&a);
         progress_end(&a.progress);
         agent_doing(&a, NULL, "stopped", 0);
     }
+    agent_ahead_drop(&a);
     trainer_close(a.trainer);
     data_close(a.data);
     transport_close(a.bulk);

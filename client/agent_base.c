@@ -256,6 +256,7 @@ void agent_prefetch(struct agent *a, const char *base, const char *step, struct 
                          .digest = &o.digest,
                          .bytes = o.bytes};
     agent_doing(a, NULL, "downloading", 0);
+    double begin = clock_mono_s();
     enum status st = transport_download(a->bulk, arena, &d, &r, &e);
     a->received_bytes += d.received;
     if (st) {
@@ -263,6 +264,8 @@ void agent_prefetch(struct agent *a, const char *base, const char *step, struct 
     } else if (o.base[0]) {
         log_info("the step to checkpoint %.12s was fetched ahead", whole.sha256);
     } else {
+        a->fetched_s = clock_mono_s() - begin;
+        a->fetched_bytes = d.received;
         (void)snprintf(a->verified, sizeof(a->verified), "%s", o.sha256);
         cache_trim(a);
         log_info("checkpoint %.12s was fetched ahead", o.sha256);

@@ -1,6 +1,6 @@
 /*
  * agent_int.h - what the agent's own files share: agent.c (loop), agent_base.c, agent_step.c,
- * agent_train.c, agent_encode.c, agent_upload.c, agent_sweep.c.
+ * agent_train.c, agent_ahead.c, agent_encode.c, agent_upload.c, agent_sweep.c.
  */
 #ifndef CLIENT_AGENT_INT_H
 #define CLIENT_AGENT_INT_H
@@ -29,6 +29,21 @@ enum task_end {
     TASK_FAILED    /* release code and detail say why */
 };
 
+struct taken_step {
+    struct step_report report;
+    double seconds;
+};
+
+/* Steps of a round that were taken before it began (agent_ahead.c). */
+struct ahead {
+    bool there;
+    bool parked; /* what they gave is in a file, else in the trainer */
+    char run[32];
+    int64_t round, global_step, ordinal; /* of the round they belong to */
+    struct taken_step *taken;            /* owned */
+    int32_t count;
+};
+
 struct agent {
     const struct agent_config *config;
     struct silo_identity id;
@@ -52,6 +67,13 @@ struct agent {
     int32_t row_ordinal;
     char device[96];
     double tokens_per_s; /* of the last training; NAN before */
+
+    struct ahead ahead;
+    struct {
+        bool there;
+        struct task task;
+        struct beat *beat; /* owned; its sign of life */
+    } held;                /* a task that was claimed while another one's steps went on */
 
     char verified[65];       /* digest of the checkpoint that was checked last */
     double fetched_s;        // what fetching that checkpoint took; 0 when it was on disk already
@@ -111,6 +133,21 @@ void agent_prefetch(struct agent *a, const char *base, const char *step, struct 
 /* Removes what is kept for runs that are over, now and then; no task is at work. */
 void agent_sweep(struct agent *a);
 
+enum claim_result { CLAIM_NONE = 0, CLAIM_GOT, CLAIM_FAILED };
+
+/* One long poll; a task becomes the held one, and its checkpoint is fetched. */
+enum claim_result agent_claim_held(struct agent *a);
+
+/* The trainer is wanted by somebody else: what the steps ahead gave goes into a file. */
+void agent_ahead_park(struct agent *a);
+void agent_ahead_drop(struct agent *a);
+/* What they gave is in the trainer, and they are this task's first; else there is nothing. */
+bool agent_ahead_take(struct agent *a, const struct task *t);
+
+/* agent_upload(), and the next round's first steps meanwhile where the run has it so. */
+enum task_end agent_send(struct agent *a, const struct task *t, struct run_state *rs,
+                         struct beat *b, struct arena *arena);
+
 enum task_end agent_train(struct agent *a, const struct task *t, struct beat *b,
                           struct arena *arena);
 enum task_end agent_evaluate(struct agent *a, const struct task *t, struct beat *b,
@@ -118,6 +155,9 @@ enum task_end agent_evaluate(struct agent *a, const struct task *t, struct beat 
 
 /* Opens the trainer for this task's run unless it is open. */
 enum task_end agent_trainer(struct agent *a, const struct task *t);
+/* What an operation of the trainer came to. A device that failed is opened anew with the next task:
+ * what it holds may be damaged. */
+void agent_note_device(struct agent *a, enum status st);
 
 /* So many times in a row that only a new process, or a person, can help. */
 bool agent_lost_device(const struct agent *a);

@@ -78,7 +78,7 @@ static void forget(struct agent *a, const char *run, struct arena *arena)
         return;
     }
     run_state_path(&rs, STATE_MOMENTS, moments);
-    bool personal = trainer_state_has_weights(moments);
+    bool personal = rs.j.personal && trainer_state_has_weights(moments);
     int64_t freed = empty(rs.dir, personal);
     if (freed > 0) {
         char size[16];

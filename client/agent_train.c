@@ -57,12 +57,14 @@ static enum task_end without_base(struct agent *a, struct beat *b, const struct 
 
 static void forget_trainer(struct agent *a)
 {
+    if (!a->ahead.parked) {
+        agent_ahead_drop(a);
+    }
     trainer_close(a->trainer);
     a->trainer = NULL;
 }
 
-/* A device that failed is opened anew with the next task: what it holds may be damaged. */
-static void note_device(struct agent *a, enum status st)
+void agent_note_device(struct agent *a, enum status st)
 {
     if (st == ST_DEVICE) {
         a->device_failures++;
@@ -94,6 +96,7 @@ enum task_end agent_trainer(struct agent *a, const struct task *t)
     if (a->trainer && strcmp(a->trainer_run, t->run) == 0) {
         return TASK_DONE;
     }
+    agent_ahead_park(a);
     forget_trainer(a);
     struct trainer_config c = {.model = t->spec.model,
                                .inner = t->spec.inner,
@@ -108,7 +111,7 @@ enum task_end agent_trainer(struct agent *a, const struct task *t)
         // It was there at the start. A device that failed may also say that it has no memory.
         bool lost = st == ST_NOT_FOUND || st == ST_DEVICE || a->device_failures > 0;
         a->trainer = NULL;
-        note_device(a, lost ? ST_DEVICE : st);
+        agent_note_device(a, lost ? ST_DEVICE : st);
         return agent_fail(a, st == ST_NOMEM ? "oom" : "transient", &e);
     }
     (void)snprintf(a->trainer_run, sizeof(a->trainer_run), "%s", t->run);
@@ -201,22 +204,27 @@ static enum status load_mean_moments(struct training *w, int fd, int64_t offset,
     return ST_OK;
 }
 
-/* Weights and moments as they were at the round's start, or at the newest snapshot of it. */
-static enum status load_start(struct training *w, int fd, int64_t offset, struct err *e)
+/* The newest snapshot of this round, if there is one that can be used. */
+static bool load_snapshot(struct training *w)
 {
     char path[STATE_PATH_MAX];
-    struct trainer *t = w->a->trainer;
-    w->done = (struct snap){0};
-    if (run_state_snap_best(&w->rs, &w->done, path)) {
-        struct err why = {0};
-        if (trainer_load_state(t, path, &why) == ST_OK) {
-            agent_say(w->a, "round %" PRId64 " goes on from step %" PRId64 " of %" PRId64,
-                      w->t->round, w->done.step, w->t->local_steps);
-            return ST_OK;
-        }
-        log_warn("a snapshot is not used: %s", why.msg);
-        w->done = (struct snap){0};
+    struct err why = {0};
+    if (!run_state_snap_best(&w->rs, &w->done, path)) {
+        return false;
     }
+    if (trainer_load_state(w->a->trainer, path, &why) == ST_OK) {
+        agent_say(w->a, "round %" PRId64 " goes on from step %" PRId64 " of %" PRId64, w->t->round,
+                  w->done.step, w->t->local_steps);
+        return true;
+    }
+    log_warn("a snapshot is not used: %s", why.msg);
+    return false;
+}
+
+/* Weights and moments as they were at the round's start. */
+static enum status load_plain(struct training *w, int fd, int64_t offset, struct err *e)
+{
+    struct trainer *t = w->a->trainer;
     TRY(load_own(t, &w->rs, &w->t->spec, e));
     if (w->t->spec.inner_state == INNER_STATE_AVERAGE) {
         TRY(load_mean_moments(w, fd, offset, e));
@@ -250,6 +258,25 @@ static void report_step(struct training *w, const struct step_report *r)
     progress_show(&a->progress, &v, false);
 }
 
+static enum task_end count_step(struct training *w, const struct step_report *r, double seconds)
+{
+    struct err e = {0};
+    w->done.step++;
+    w->done.tokens += r->tokens;
+    w->done.train_s += seconds;
+    w->done.loss_sum += r->finite ? r->loss : 0.0;
+    w->bad_steps = r->finite ? 0 : w->bad_steps + 1;
+    report_step(w, r);
+    if (w->bad_steps >= DIVERGED_STEPS) {
+        (void)err_set(&e, ST_DEVICE,
+                      "loss or gradient is not finite for %d steps, up to global step %" PRId64
+                      "; try a lower learning rate",
+                      DIVERGED_STEPS, r->step);
+        return agent_fail(w->a, "diverged", &e);
+    }
+    return TASK_DONE;
+}
+
 static enum task_end one_step(struct training *w)
 {
     struct step_report r;
@@ -258,26 +285,82 @@ static enum task_end one_step(struct training *w)
     enum status st = FAULT_ERR("train.device")
                          ? err_set(&e, ST_DEVICE, "the device is lost, as asked for")
                          : trainer_step(w->a->trainer, w->t->global_step + w->done.step, &r, &e);
-    note_device(w->a, st);
+    agent_note_device(w->a, st);
     if (st) {
         const char *code = st == ST_NOMEM ? "oom" : st == ST_DEVICE ? "transient" : "bad_data";
         return agent_fail(w->a, code, &e);
     }
     FAULT("train.step");
-    w->done.step++;
-    w->done.tokens += r.tokens;
-    w->done.train_s += clock_mono_s() - begin;
-    w->done.loss_sum += r.finite ? r.loss : 0.0;
-    w->bad_steps = r.finite ? 0 : w->bad_steps + 1;
-    report_step(w, &r);
-    if (w->bad_steps >= DIVERGED_STEPS) {
-        (void)err_set(&e, ST_DEVICE,
-                      "loss or gradient is not finite for %d steps, up to global step %" PRId64
-                      "; try a lower learning rate",
-                      DIVERGED_STEPS, r.step);
-        return agent_fail(w->a, "diverged", &e);
+    return count_step(w, &r, clock_mono_s() - begin);
+}
+
+/* ---- steps that need no checkpoint ---- */
+
+/* From the end of the former round on: taken while its update travelled, or now. */
+static enum task_end steps_ahead(struct training *w, int32_t steps)
+{
+    struct agent *a = w->a;
+    struct err e = {0};
+    enum task_end end = TASK_DONE;
+    bool taken = agent_ahead_take(a, w->t);
+    log_info("round %" PRId64 ": its first %" PRId32 " steps %s", w->t->round, steps,
+             taken ? "were taken ahead" : "go on from this silo's own weights");
+    if (taken) {
+        for (int32_t i = 0; i < a->ahead.count && !end; i++) {
+            end = count_step(w, &a->ahead.taken[i].report, a->ahead.taken[i].seconds);
+        }
+        agent_ahead_drop(a);
+        return end;
     }
-    return TASK_DONE;
+    if (load_own(a->trainer, &w->rs, &w->t->spec, &e)) {
+        return agent_fail(a, "transient", &e);
+    }
+    trainer_run_until(a->trainer, w->t->global_step + steps);
+    while (w->done.step < steps && !end) {
+        end = agent_stopping()                    ? TASK_LEAVING
+              : beat_order(w->b) == BEAT_CONTINUE ? one_step(w)
+                                                  : TASK_DROPPED;
+    }
+    if (end && a->trainer) {
+        trainer_run_until(a->trainer, 0);
+    }
+    return end;
+}
+
+/* The checkpoint, with what those steps came to on top of it. */
+static enum status rebase(struct training *w, int fd, int64_t offset, struct err *e)
+{
+    char path[STATE_PATH_MAX];
+    int end_fd = -1;
+    int64_t end_offset = 0;
+    struct layout l = layout_common(w->arena, &w->t->spec, w->rs.j.kept, w->t->round);
+    run_state_path(&w->rs, STATE_MOMENTS, path);
+    TRY(trainer_state_weights(w->a->trainer, path, &end_fd, &end_offset, e));
+    struct trainer_rebase r = {fd, offset, end_fd, end_offset, l.spans, l.span_count};
+    enum status st = trainer_rebase(w->a->trainer, &r, e);
+    (void)close(end_fd);
+    return st;
+}
+
+/* To the round's start, or to where it stood. */
+static enum task_end load_start(struct training *w, int fd, int64_t offset)
+{
+    char path[STATE_PATH_MAX];
+    struct err e = {0};
+    int32_t steps = schedule_steps_ahead(&w->t->spec, w->rs.j.kept, w->t->round);
+    w->done = (struct snap){0};
+    if (load_snapshot(w)) {
+        return TASK_DONE;
+    }
+    w->done = (struct snap){0};
+    run_state_path(&w->rs, STATE_MOMENTS, path);
+    bool ahead = steps > 0 && access(path, F_OK) == 0;
+    enum task_end end = ahead ? steps_ahead(w, steps) : TASK_DONE;
+    if (end) {
+        return end;
+    }
+    enum status st = ahead ? rebase(w, fd, offset, &e) : load_plain(w, fd, offset, &e);
+    return st ? agent_fail(w->a, st == ST_NOMEM ? "oom" : "transient", &e) : TASK_DONE;
 }
 
 /* A lost lease may come back to us with the next claim; what was done is kept for that. */
@@ -340,6 +423,7 @@ static enum status conclude(struct training *w, int fd, int64_t offset, struct e
     char next[STATE_PATH_MAX];
     double begin = clock_mono_s();
     w->rs.j.tokens = w->done.tokens;
+    w->rs.j.personal = w->t->spec.personal.count > 0;
     w->rs.j.train_loss = w->done.loss_sum / (double)w->t->local_steps;
     w->rs.j.train_s = w->done.train_s;
     TRY(agent_encode(w->a, w->t, &w->rs, fd, offset, e));
@@ -360,19 +444,19 @@ static enum task_end train_from(struct training *w, int fd, int64_t offset)
 {
     struct agent *a = w->a;
     struct err e = {0};
-    enum status st = load_start(w, fd, offset, &e);
-    if (st) {
-        return agent_fail(a, st == ST_NOMEM ? "oom" : "transient", &e);
+    enum task_end end = load_start(w, fd, offset);
+    if (end) {
+        return end;
     }
     w->snapped_ms = clock_mono_ms();
     agent_doing(a, w->t, "training", w->done.step);
     beat_report(w->b, "train", w->done.step, a->tokens_per_s);
-    enum task_end end = train_steps(w);
+    end = train_steps(w);
     if (end) {
         return end;
     }
     beat_report(w->b, "encode", w->done.step, w->rate);
-    st = conclude(w, fd, offset, &e);
+    enum status st = conclude(w, fd, offset, &e);
     if (st) { // invalid: a delta that no rung takes
         const char *code = st == ST_LIMIT     ? "disk_full"
                            : st == ST_INVALID ? "diverged"
@@ -455,7 +539,7 @@ enum task_end agent_train(struct agent *a, const struct task *t, struct beat *b,
     w.rs.j.download_s = seconds;
     end = train_from(&w, fd, offset);
     (void)close(fd);
-    return end ? end : agent_upload(a, t, &w.rs, b, arena);
+    return end ? end : agent_send(a, t, &w.rs, b, arena);
 }
 
 /* ---- evaluation ---- */
@@ -482,7 +566,7 @@ static enum task_end eval_windows(struct agent *a, const struct task *t, struct 
         struct eval_result r;
         int64_t n = count - at < EVAL_SLICE ? count - at : EVAL_SLICE;
         enum status st = trainer_eval(a->trainer, at, n, &r, &e);
-        note_device(a, st);
+        agent_note_device(a, st);
         if (st) {
             return agent_fail(a, st == ST_DEVICE ? "transient" : "bad_data", &e);
         }
@@ -549,6 +633,7 @@ enum task_end agent_evaluate(struct agent *a, const struct task *t, struct beat 
                              struct arena *arena)
 {
     struct err e = {0};
+    agent_ahead_park(a);
     enum task_end end = agent_trainer(a, t);
     if (end) {
         return end;

@@ -309,6 +309,7 @@ static enum status journal_write(const struct run_state *s, const struct journal
     jw_bool(&b, "carry", j->carry);
     jw_int(&b, "carry_fragment", j->carry_fragment);
     jw_int(&b, "kept", j->kept);
+    jw_bool(&b, "personal", j->personal);
     jw_int(&b, "guard_until", j->guard_until);
     jw_int(&b, "round", j->key.round);
     jw_str(&b, "base", j->key.base);
@@ -384,6 +385,7 @@ static enum status journal_parse(const struct json *o, struct journal *j, struct
     j->fallback_share = number_or_zero(o, "fallback_share");
     j->guard_until = count_or_zero(o, "guard_until");
     j->kept = count_or_zero(o, "kept");
+    j->personal = !json_get(o, "personal") || flag(o, "personal"); // unknown: they are kept
     j->key.fragment = count_or_zero(o, "fragment");
     j->carry_fragment = count_or_zero(o, "carry_fragment");
     return ST_OK;
@@ -600,6 +602,7 @@ enum status run_state_begin(struct run_state *s, const struct round_key *key, st
                         .carry = s->j.phase == JOURNAL_SETTLED && s->j.late,
                         .carry_fragment = s->j.key.fragment,
                         .kept = s->j.kept,
+                        .personal = s->j.personal,
                         .guard_until = s->j.guard_until};
     FAULT("journal.begin");
     TRY(journal_write(s, &j, e));

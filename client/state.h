@@ -103,6 +103,7 @@ struct journal {
     double codec_error, residual_ratio, fallback_share; /* what the codec did to it */
     char upload[32];                                    /* id, once created; "" before */
     /* over rounds */
+    bool personal;          /* moments.state has tensors that are this silo's alone */
     int64_t kept;           /* the round whose end moments.state is of; 0: there is none */
     int64_t guard_until;    /* up to this round updates go one rung up */
     bool carry;             /* the former round's LATE is about to become the residual */

@@ -331,6 +331,36 @@ enum status trainer_load_weights(struct trainer *t, int fd, int64_t offset, stru
     return load_spans(t, LAYOUT_WEIGHTS, fd, offset, &all, 1, e);
 }
 
+enum status trainer_rebase(struct trainer *t, const struct trainer_rebase *r, struct err *e)
+{
+    enum { PIECE = STAGE_COUNT / 2 };
+    float *base = t->stage;
+    float *end = t->stage + PIECE;
+    float *local = mem_alloc(PIECE * sizeof(*local));
+    enum status st = ST_OK;
+    for (int32_t i = 0; i < r->count && !st; i++) {
+        int64_t stop = r->spans[i].model + r->spans[i].count;
+        for (int64_t at = r->spans[i].model; at < stop && !st; at += PIECE) {
+            int64_t n = stop - at < PIECE ? stop - at : PIECE;
+            size_t size = (size_t)n * sizeof(float);
+            int64_t skip = at * (int64_t)sizeof(float);
+            st = trainer_weights(t, at, n, local, e); // first: it may want the stage for itself
+            st = st ? st : read_at(r->base_fd, base, size, r->base_offset + skip, e);
+            st = st ? st : read_at(r->end_fd, end, size, r->end_offset + skip, e);
+            for (int64_t k = 0; k < n && !st; k++) {
+                base[k] += local[k] - end[k];
+            }
+            st = st ? st : check_finite(base, n, at, e);
+            if (!st) {
+                ranks_put(t, LAYOUT_WEIGHTS, at, n, base);
+                st = ranks_sync(t, e);
+            }
+        }
+    }
+    mem_free(local);
+    return st;
+}
+
 enum status trainer_load_moments(struct trainer *t, enum layout_part part, int fd, int64_t offset,
                                  const struct layout_span *spans, int32_t count, struct err *e)
 {

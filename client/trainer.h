@@ -98,6 +98,20 @@ enum status trainer_load_weights(struct trainer *t, int fd, int64_t offset,
 enum status trainer_load_spans(struct trainer *t, int fd, int64_t offset,
                                const struct layout_span *spans, int32_t count,
                                struct err *e) MUST_CHECK;
+/*
+ * Weights of these spans become base + (local - end), in this order of operations: what was trained
+ * since `end`, on top of `base`. Both are F32 in flat order in open files.
+ */
+struct trainer_rebase {
+    int base_fd;
+    int64_t base_offset;
+    int end_fd;
+    int64_t end_offset;
+    const struct layout_span *spans;
+    int32_t count;
+};
+enum status trainer_rebase(struct trainer *t, const struct trainer_rebase *r,
+                           struct err *e) MUST_CHECK;
 /* First (LAYOUT_M) or second (LAYOUT_V) moments of these spans, as trainer_load_spans() reads. */
 enum status trainer_load_moments(struct trainer *t, enum layout_part part, int fd, int64_t offset,
                                  const struct layout_span *spans, int32_t count,
@@ -118,6 +132,10 @@ enum status trainer_load_state(struct trainer *t, const char *path, struct err *
 
 /* Was that file saved with weights? False too when it is none. */
 bool trainer_state_has_weights(const char *path);
+/* Where the weights begin in such a file, which is the caller's to close; their checksum is not
+ * looked at. ST_CORRUPT: it has none. */
+enum status trainer_state_weights(struct trainer *t, const char *path, int *fd, int64_t *offset,
+                                  struct err *e) MUST_CHECK;
 void trainer_reset_state(struct trainer *t); /* zero moments, t = 0 */
 
 /*

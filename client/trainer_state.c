@@ -357,3 +357,25 @@ bool trainer_state_has_weights(const char *path)
     }
     return whole && memcmp(head.magic, MAGIC, sizeof(MAGIC)) == 0 && head.arrays == 3;
 }
+
+enum status trainer_state_weights(struct trainer *t, const char *path, int *fd, int64_t *offset,
+                                  struct err *e)
+{
+    struct reader r = {.fd = open(path, O_RDONLY | O_CLOEXEC), .path = path};
+    struct state_head head;
+    if (r.fd < 0) {
+        return io_failed("open", path, e);
+    }
+    enum status st = read_all(&r, &head, sizeof(head), e);
+    st = st ? st : check_head(t, &head, path, e);
+    if (!st && head.arrays != 3) {
+        st = err_set(e, ST_CORRUPT, "'%s' has no weights", path);
+    }
+    if (st) {
+        (void)close(r.fd);
+        return st;
+    }
+    *fd = r.fd;
+    *offset = (int64_t)sizeof(head) + 2 * head.total * (int64_t)sizeof(float); // behind m and v
+    return ST_OK;
+}

@@ -51,7 +51,8 @@ struct plan_cost plan_cost(enum plan_topology t, const struct plan_round *r, int
     double compute = r->compute_s * n;
     double hidden = r->overlap * comm;
     double left = hidden > compute ? hidden - compute : 0.0;
-    double total = compute + r->fold_s * n + (comm - hidden) + left;
+    double waits = r->fold_s * n + (comm - hidden) + left;
+    double total = compute + fmax(0.0, waits - r->ahead_s * n);
     return (struct plan_cost){.comm_s = comm_s(t, r),
                               .round_s = total / n,
                               .total_s = total,

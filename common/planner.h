@@ -11,9 +11,11 @@
  *
  * (0 when K is 1 and nobody is between), and the whole run takes
  *
- *     total = rounds (compute + fold) + (1 - o) comm + max(0, o comm - compute)
+ *     total = compute + max(0, rounds fold + (1 - o) comm + max(0, o comm - compute) - ahead)
  *
- * with comm and compute over all rounds and o the share of communication hidden behind compute.
+ * with comm, compute and ahead over all rounds and o the share of communication hidden behind
+ * compute. ahead is compute that needs no checkpoint (federation.overlap_steps d of tau, so d / tau
+ * of it): it goes on while the round communicates and folds.
  */
 #ifndef COMMON_PLANNER_H
 #define COMMON_PLANNER_H
@@ -33,7 +35,8 @@ struct plan_round {
     double latency_s;            /* one way */
     double compute_s;            /* of the slowest silo */
     double fold_s;               /* aggregation and outer step */
-    double overlap;              /* 0 to 1 */
+    double overlap;              /* o, 0 to 1 */
+    double ahead_s;              /* of compute_s */
 };
 
 struct plan_cost {

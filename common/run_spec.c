@@ -55,7 +55,7 @@ static const struct spec_section SECTIONS[] = {
                "bias", "freeze", "personal", NULL}},
     {"tokenizer", {"sha256", NULL}},
     {"federation", {"rounds", "silos_per_round", "min_silos", "oversample", "local_steps",
-                    "local_steps_policy", "local_steps_min", "fragments", "deadline_s", "deadline_k",
+                    "local_steps_policy", "local_steps_min", "overlap_steps", "fragments", "deadline_s", "deadline_k",
                     NULL}},
     {"inner", {"optimizer", "lr", "betas", "eps", "weight_decay", "clip_norm", "batch",
                "micro_batch", "warmup", "schedule_steps", "min_lr_ratio", NULL}},
@@ -290,6 +290,7 @@ static void read_federation(struct spec_reader *r, const struct json *doc, struc
     spec_i32(&p, "oversample", 0, LIMIT_SILOS, &s->federation.oversample);
     spec_i32(&p, "local_steps", 1, LIMIT_STEPS, &s->federation.local_steps);
     read_steps_policy(&p, s);
+    spec_i32(&p, "overlap_steps", 0, LIMIT_STEPS, &s->federation.overlap_steps);
     s->federation.fragments = 1;
     spec_i32(&p, "fragments", 1, LIMIT_ROUNDS, &s->federation.fragments);
     spec_i32(&p, "deadline_s", 1, DEADLINE_MAX_S, &s->federation.deadline_s);
@@ -565,6 +566,9 @@ static void print_federation(struct buf *b, const struct run_spec *s)
     jw_str(b, "local_steps_policy", STEPS[s->federation.local_steps_policy]);
     if (s->federation.local_steps_policy == STEPS_DYLU) {
         jw_int(b, "local_steps_min", s->federation.local_steps_min);
+    }
+    if (s->federation.overlap_steps > 0) { // at their defaults they are not printed, as in
+        jw_int(b, "overlap_steps", s->federation.overlap_steps); // print_codec()
     }
     if (schedule_fragments(s) > 1) { // at its default it is not printed: specs keep their digests
         jw_int(b, "fragments", s->federation.fragments);

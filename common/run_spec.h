@@ -48,6 +48,7 @@ struct run_spec {
         int32_t local_steps;                  /* tau */
         enum steps_policy local_steps_policy; /* dylu: slow silos take fewer, by speed */
         int32_t local_steps_min; /* dylu's floor; default an eighth of tau; fixed: tau */
+        int32_t overlap_steps;   /* of a round, taken while the former one's update travels */
         int32_t fragments;       /* parts of the model that rounds synchronise in turn; 1: whole */
         int32_t deadline_s;      /* cap, default 86400 */
         double deadline_k;       /* 5 */

@@ -26,7 +26,12 @@ bool schedule_renewed(const struct run_spec *s, int32_t fragment, int64_t kept, 
     return (fragment - first + parts) % parts < round - kept;
 }
 
+int32_t schedule_steps_ahead(const struct run_spec *s, int64_t kept, int64_t round)
+{
+    return kept >= 1 && kept == round - 1 ? s->federation.overlap_steps : 0;
+}
+
 bool schedule_keeps_weights(const struct run_spec *s)
 {
-    return schedule_fragments(s) > 1 || s->personal.count > 0;
+    return s->federation.overlap_steps > 0 || schedule_fragments(s) > 1 || s->personal.count > 0;
 }

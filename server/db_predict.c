@@ -28,9 +28,12 @@ static const char SQL_RATES[] =
     "   LEFT JOIN own o ON o.silo_id = u.silo_id CROSS JOIN every v"
     "  WHERE u.round_id = $1 AND u.state = 'accepted' AND coalesce(o.train, v.train) > 0"
     "  ORDER BY u.slot";
-/* What else a round takes: its fold, and from the last update to the next round. */
+/* What else a round takes: its fold, and from the last update to the next round. And the share of
+ * its steps that goes on meanwhile. */
 static const char SQL_FOLD[] =
-    "SELECT coalesce(percentile_cont(0.5) WITHIN GROUP (ORDER BY s), 0) FROM"
+    "SELECT coalesce(percentile_cont(0.5) WITHIN GROUP (ORDER BY s), 0),"
+    "       (SELECT coalesce((spec #>> '{federation,overlap_steps}')::double precision, 0)"
+    "             / local_steps FROM run WHERE id = $1) FROM"
     " (SELECT extract(epoch FROM closed_at - sealed_at) AS s FROM round"
     "   WHERE run_id = $1 AND number < $2::integer AND state = 'closed' ORDER BY number DESC LIMIT "
     "10) x";
@@ -87,6 +90,8 @@ enum status db_predict_round(struct db *db, struct arena *a, int64_t round_id, c
     TRY(read_round(&rows, &r, e));
     TRY(db_query(db, a, SQL_FOLD, 2, argv + 1, &rows, e));
     TRY(db_double(&rows, 0, 0, &r.fold_s, e));
+    TRY(db_double(&rows, 0, 1, &r.ahead_s, e));
+    r.ahead_s *= number > 1 ? r.compute_s : 0.0; // nothing goes before the first round
     struct plan_cost c = plan_cost(PLAN_SERVER, &r, 1);
     const char *set[] = {argv[0], db_arg_double(a, c.total_s),
                          db_arg_int(a, (int64_t)(c.bytes + 0.5))};

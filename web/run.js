@@ -66,6 +66,7 @@ export function vitals(run, now) {
 export function summary(run, spec) {
   return [run.preset, `${f.count(run.params)} parameters`, spec?.outer?.name, spec?.inner?.optimizer,
     spec?.federation?.local_steps ? `${f.plural(spec.federation.local_steps, 'local step')}` : '',
+    spec?.federation?.overlap_steps ? `${spec.federation.overlap_steps} of them ahead` : '',
     spec?.federation?.fragments > 1 ? `${spec.federation.fragments} fragments in turn` : '',
     `started ${f.stamp(run.created_at)}`].filter(Boolean).join(' · ');
 }

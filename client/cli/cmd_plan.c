@@ -99,7 +99,8 @@ static struct outlook look_ahead(const struct run_spec *s, const struct plan_arg
                                   .silo_link = a->silo_link_bytes,
                                   .latency_s = a->latency_s,
                                   .compute_s = step_s * (double)local,
-                                  .overlap = a->overlap};
+                                  .overlap = a->overlap,
+                                  .ahead_s = step_s * (double)s->federation.overlap_steps};
     // A fold reads every update once and the weights; a digest is the slower part of it.
     o.round.fold_s = ((double)silos * o.round.up_bytes + plan_checkpoint_bytes(s)) / a->fold_rate;
     for (int t = 0; t < PLAN_TOPOLOGIES; t++) {
@@ -108,7 +109,7 @@ static struct outlook look_ahead(const struct run_spec *s, const struct plan_arg
     struct plan_round dp = o.round;
     dp.up_bytes = dp.down_bytes = 2.0 * (double)o.params;
     dp.compute_s = step_s;
-    dp.fold_s = 0.0;
+    dp.fold_s = dp.ahead_s = 0.0;
     double steps = (double)(o.rounds * local) * a->dp_steps;
     o.dp = plan_cost(PLAN_RING, &dp, steps < 1.0 ? 1 : (int64_t)steps);
     double n = (double)o.rounds;

@@ -118,8 +118,8 @@ static bool keeps_state(const struct run_spec *s)
     return s->inner_state == INNER_STATE_KEEP || schedule_keeps_weights(s);
 }
 
-static enum status load_start(struct sim_desk *d, const struct sim_silo *s,
-                              const struct sim_base *base, struct err *e)
+/* What the silo kept of its own. */
+static enum status load_own(struct sim_desk *d, const struct sim_silo *s, struct err *e)
 {
     char path[STATE_PATH_MAX];
     trainer_reset_state(d->trainer);
@@ -130,6 +130,13 @@ static enum status load_start(struct sim_desk *d, const struct sim_silo *s,
     if (d->spec->inner_state == INNER_STATE_RESET) {
         trainer_reset_state(d->trainer);
     }
+    return ST_OK;
+}
+
+/* The checkpoint, or as much of it as the silo has not its own of. */
+static enum status load_common(struct sim_desk *d, const struct sim_silo *s,
+                               const struct sim_base *base, struct err *e)
+{
     if (!schedule_keeps_weights(d->spec) || s->settled == 0) {
         return trainer_load_weights(d->trainer, base->fd, base->offset, e);
     }
@@ -141,33 +148,68 @@ static enum status load_start(struct sim_desk *d, const struct sim_silo *s,
     return st;
 }
 
+/* The checkpoint, with what the steps ahead came to on top of it. */
+static enum status rebase(struct sim_desk *d, const struct sim_silo *s, const struct sim_base *base,
+                          struct err *e)
+{
+    char path[STATE_PATH_MAX];
+    struct trainer_rebase r = {.base_fd = base->fd, .base_offset = base->offset};
+    kept_path(d, s, MOMENTS, s->settled, path);
+    TRY(trainer_state_weights(d->trainer, path, &r.end_fd, &r.end_offset, e));
+    struct arena *a = arena_new(LIMIT_REQUEST_ARENA);
+    struct layout l = layout_common(a, d->spec, s->settled, base->round);
+    r.spans = l.spans;
+    r.count = l.span_count;
+    enum status st = trainer_rebase(d->trainer, &r, e);
+    (void)close(r.end_fd);
+    arena_free(a);
+    return st;
+}
+
 /* ---- a task ---- */
 
-static enum status train_steps(struct sim_desk *d, const struct sim_base *base,
-                               struct sim_update *u, struct err *e)
+/* How far a task has come. */
+struct training {
+    int64_t done;
+    double loss_sum;
+    int bad; // steps in a row without a finite gradient
+};
+
+static enum status train_to(struct sim_desk *d, const struct sim_base *base, int64_t steps,
+                            struct training *w, struct sim_update *u, struct err *e)
 {
-    int64_t steps = d->spec->federation.local_steps;
-    int64_t first = (int64_t)(base->round - 1) * steps;
-    double loss_sum = 0.0;
-    int bad = 0;
+    int64_t first = (int64_t)(base->round - 1) * d->spec->federation.local_steps;
     trainer_run_until(d->trainer, first + steps);
-    for (int64_t i = 0; i < steps; i++) {
+    for (; w->done < steps; w->done++) {
         struct step_report r;
         if (d->stopping && d->stopping()) {
             return err_set(e, ST_RETRY, "stopped; the same command goes on from the last round");
         }
-        TRY(trainer_step(d->trainer, first + i, &r, e));
+        TRY(trainer_step(d->trainer, first + w->done, &r, e));
         u->tokens += r.tokens;
-        loss_sum += r.finite ? r.loss : 0.0;
-        bad = r.finite ? 0 : bad + 1;
-        if (bad >= DIVERGED_STEPS) {
+        w->loss_sum += r.finite ? r.loss : 0.0;
+        w->bad = r.finite ? 0 : w->bad + 1;
+        if (w->bad >= DIVERGED_STEPS) {
             return err_set(e, ST_CORRUPT,
                            "the training diverged: loss or gradient is not finite for %d steps, up "
                            "to global step %" PRId64 "; try a lower learning rate",
                            DIVERGED_STEPS, r.step);
         }
     }
-    u->train_loss = loss_sum / (double)steps;
+    return ST_OK;
+}
+
+static enum status train(struct sim_desk *d, const struct sim_silo *s, const struct sim_base *base,
+                         struct sim_update *u, struct err *e)
+{
+    struct training w = {0};
+    int64_t steps = d->spec->federation.local_steps;
+    int32_t ahead = schedule_steps_ahead(d->spec, s->settled, base->round);
+    TRY(load_own(d, s, e));
+    TRY(train_to(d, base, ahead, &w, u, e));
+    TRY(ahead > 0 ? rebase(d, s, base, e) : load_common(d, s, base, e));
+    TRY(train_to(d, base, steps, &w, u, e));
+    u->train_loss = w.loss_sum / (double)steps;
     return ST_OK;
 }
 
@@ -194,8 +236,7 @@ enum status sim_silo_train(struct sim_desk *d, const struct sim_silo *s,
     TRY(dir_make(path, e));
     d->data = s->data;
     d->ordinal = s->ordinal;
-    TRY(load_start(d, s, base, e));
-    TRY(train_steps(d, base, &u, e));
+    TRY(train(d, s, base, &u, e));
     TRY(encode(d, s, base, &u, e));
     if (keeps_state(d->spec)) {
         kept_path(d, s, MOMENTS, base->round, path);

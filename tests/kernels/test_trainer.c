@@ -133,6 +133,46 @@ static void moments_can_be_put_in_from_outside(void)
     trainer_close(b);
 }
 
+/* Within the spans base + (local - end), operation by operation; elsewhere the local weights. */
+static void what_was_trained_since_the_end_goes_on_top_of_the_base(void)
+{
+    struct trainer_config c = config();
+    struct trainer *t = opened(&c);
+    int64_t total = trainer_params(t)->total;
+    const struct layout_span spans[] = {{0, 0, 100}, {500, 500, total - 500}};
+    struct trainer_rebase r = {.base_offset = BEFORE, .spans = spans, .count = 2};
+    r.base_fd = weights_file(trainer_params(t), total);
+    float *base = weights(t);
+    (void)step(t, 0);
+    (void)step(t, 1);
+    float *end = weights(t);
+    CHECK_INT(trainer_save_state(t, in_folder("round"), true, NULL), ST_OK);
+    (void)step(t, 2);
+    float *local = weights(t);
+    CHECK_INT(trainer_state_weights(t, in_folder("round"), &r.end_fd, &r.end_offset, NULL), ST_OK);
+    CHECK_INT(trainer_rebase(t, &r, NULL), ST_OK);
+    float *got = weights(t);
+    for (int64_t i = 0; i < total; i++) {
+        float work = local[i] - end[i];
+        float want = i >= 100 && i < 500 ? local[i] : base[i] + work;
+        if (got[i] != want) {
+            CHECK_NEAR(got[i], want, 0.0);
+        }
+    }
+    (void)step(t, 3); // and goes on
+
+    (void)close(r.end_fd);
+    CHECK_INT(trainer_save_state(t, in_folder("round"), false, NULL), ST_OK);
+    CHECK_INT(trainer_state_weights(t, in_folder("round"), &r.end_fd, &r.end_offset, NULL),
+              ST_CORRUPT);
+    (void)close(r.base_fd);
+    mem_free(base);
+    mem_free(end);
+    mem_free(local);
+    mem_free(got);
+    trainer_close(t);
+}
+
 static void a_kill_in_mid_round_changes_no_bit(void)
 {
     for (int kind = 0; kind < INNER_COUNT; kind++) {
@@ -533,6 +573,7 @@ static void on_this_engine(void)
     RUN_HERE(the_same_steps_twice_give_the_same_bits);
     RUN_HERE(frozen_tensors_do_not_move_and_count_for_nothing);
     RUN_HERE(moments_can_be_put_in_from_outside);
+    RUN_HERE(what_was_trained_since_the_end_goes_on_top_of_the_base);
     RUN_HERE(a_kill_in_mid_round_changes_no_bit);
     RUN_HERE(between_rounds_moments_stay_and_weights_are_the_servers);
     RUN_HERE(a_gradient_that_is_not_finite_leaves_everything_as_it_was);

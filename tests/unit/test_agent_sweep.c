@@ -132,7 +132,7 @@ static bool folder(void)
     return access(rs.dir, F_OK) == 0;
 }
 
-static void begin(int32_t arrays)
+static void begin(int32_t arrays, bool personal)
 {
     struct err e = {0};
     struct round_key key = {.round = 3, .local_steps = 64};
@@ -144,6 +144,7 @@ static void begin(int32_t arrays)
     struct transport_config c = {.url = url, .token = "secret"};
     CHECK_INT(transport_open(&agent.control, &c, &e), ST_OK);
     CHECK_INT(run_state_open(&rs, dir, RUN_ID, &e), ST_OK);
+    rs.j.personal = personal;
     CHECK_INT(run_state_begin(&rs, &key, &e), ST_OK);
     put(STATE_MOMENTS, arrays);
     put("snap-7.state", 3);
@@ -188,7 +189,7 @@ static int64_t noted(void)
 
 static void an_ended_run_leaves_nothing(void)
 {
-    begin(2);
+    begin(2, false);
     may_forget();
     agent_sweep(&agent);
     CHECK(!folder());
@@ -213,7 +214,7 @@ static void nothing_goes_without_the_servers_word(void)
         {200, "{\"run\":\"r_01J0000000000000000000000A\",\"state\":\"stopped\"}"},
     };
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
-        begin(2);
+        begin(2, false);
         says(cases[i].status, cases[i].body);
         agent_sweep(&agent);
         CHECK(there(STATE_MOMENTS) && there("journal.json") && there("snap-7.state"));
@@ -223,7 +224,7 @@ static void nothing_goes_without_the_servers_word(void)
 
 static void personal_tensors_stay(void)
 {
-    begin(3);
+    begin(3, true);
     may_forget();
     agent_sweep(&agent);
     CHECK(there(STATE_MOMENTS) && there("journal.json"));
@@ -231,9 +232,19 @@ static void personal_tensors_stay(void)
     end();
 }
 
+/* Weights that were kept for fragments or steps ahead are the run's. */
+static void weights_of_the_run_go(void)
+{
+    begin(3, false);
+    may_forget();
+    agent_sweep(&agent);
+    CHECK(!folder());
+    end();
+}
+
 static void an_update_is_settled_before_it_goes(void)
 {
-    begin(2);
+    begin(2, false);
     may_forget();
     send_unanswered("{\"accepted\":true}");
     agent_sweep(&agent);
@@ -244,7 +255,7 @@ static void an_update_is_settled_before_it_goes(void)
 
 static void folders_are_asked_for_now_and_then(void)
 {
-    begin(2);
+    begin(2, false);
     says(200, "{}");
     agent_sweep(&agent);
     CHECK(folder());
@@ -260,7 +271,7 @@ static void folders_are_asked_for_now_and_then(void)
 static void what_is_not_ours_is_left_alone(void)
 {
     char path[STATE_PATH_MAX];
-    begin(2);
+    begin(2, false);
     may_forget();
     run_state_path(&rs, "notes", path);
     CHECK_INT(mkdir(path, 0700), 0);
@@ -275,6 +286,7 @@ int main(void)
     RUN(an_ended_run_leaves_nothing);
     RUN(nothing_goes_without_the_servers_word);
     RUN(personal_tensors_stay);
+    RUN(weights_of_the_run_go);
     RUN(an_update_is_settled_before_it_goes);
     RUN(folders_are_asked_for_now_and_then);
     RUN(what_is_not_ours_is_left_alone);

@@ -96,6 +96,11 @@ static void what_is_hidden_costs_nothing_until_compute_is_shorter(void)
     CHECK_NEAR(plan_cost(PLAN_SERVER, &r, 10).total_s, 10 * 101.0, 1e-12);
     r.overlap = 0.5;
     CHECK_NEAR(plan_cost(PLAN_SERVER, &r, 10).total_s, 10 * (101.0 + 4.05), 1e-12);
+    r.ahead_s = 3.0; // of the 5.05 s that a round waits
+    CHECK_NEAR(plan_cost(PLAN_SERVER, &r, 10).total_s, 10 * (101.0 + 4.05 - 3.0), 1e-12);
+    r.ahead_s = 100.0;
+    CHECK_NEAR(plan_cost(PLAN_SERVER, &r, 10).total_s, 10 * 100.0, 1e-12);
+    r.ahead_s = 0.0;
     r.overlap = 1.0;
     r.compute_s = 2.0; // 6.1 s stick out
     CHECK_NEAR(plan_cost(PLAN_SERVER, &r, 10).total_s, 10 * (2.0 + 1.0 + 6.1), 1e-12);

@@ -194,6 +194,17 @@ static void fragments_must_fit_the_run(void)
         "/federation/fragments", "try inner_state keep");
 }
 
+static void steps_ahead_must_fit_the_round(void)
+{
+    bad_federation("\"overlap_steps\":9", "/federation/overlap_steps", "has 8 steps; try 2");
+    bad_federation("\"overlap_steps\":2,\"local_steps_policy\":\"dylu\"",
+                   "/federation/overlap_steps", "try local_steps_policy fixed");
+    bad("{\"model\":{" SIZES "},\"federation\":{\"rounds\":2,\"silos_per_round\":1,"
+        "\"local_steps\":8,\"overlap_steps\":2},\"inner\":{\"batch\":8},"
+        "\"inner_state\":\"average\"}",
+        "/federation/overlap_steps", "try inner_state keep");
+}
+
 static void patterns_must_name_tensors_and_leave_some(void)
 {
     struct run_spec s;
@@ -253,7 +264,7 @@ static void what_is_printed_parses_to_the_same_spec(void)
         "\"down_k\":128,\"share\":0.25}}",
         "{\"model\":{" SIZES "}," REST ",\"codec\":{\"up\":\"q4\",\"down\":\"snapshot\"}}",
         "{\"model\":{" SIZES "},\"federation\":{\"rounds\":4,\"silos_per_round\":1,"
-        "\"local_steps\":8,\"fragments\":3},\"inner\":{\"batch\":8}}",
+        "\"local_steps\":8,\"fragments\":3,\"overlap_steps\":8},\"inner\":{\"batch\":8}}",
         "{\"model\":{" SIZES "}," REST
         ",\"codec\":{\"up\":\"topk\",\"down\":\"topk\",\"down_k\":128}}",
     };
@@ -386,6 +397,7 @@ int main(void)
     RUN(every_outer_optimizer_has_its_own_defaults);
     RUN(slow_silos_may_take_fewer_steps);
     RUN(fragments_must_fit_the_run);
+    RUN(steps_ahead_must_fit_the_round);
     RUN(patterns_must_name_tensors_and_leave_some);
     RUN(the_quorum_is_two_thirds_and_two_at_least);
     RUN(a_short_run_warms_up_for_a_tenth);

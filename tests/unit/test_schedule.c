@@ -51,6 +51,19 @@ static void what_was_synchronised_meanwhile_is_renewed(void)
     }
 }
 
+static void a_silo_goes_ahead_from_the_end_of_the_round_before_alone(void)
+{
+    struct run_spec s = spec(1);
+    s.federation.overlap_steps = 5;
+    CHECK(schedule_keeps_weights(&s));
+    CHECK_INT(schedule_steps_ahead(&s, 3, 4), 5);
+    CHECK_INT(schedule_steps_ahead(&s, 2, 4), 0); // it missed round 3
+    CHECK_INT(schedule_steps_ahead(&s, 4, 4), 0); // the run went back
+    CHECK_INT(schedule_steps_ahead(&s, 0, 1), 0); // a newcomer
+    s.federation.overlap_steps = 0;
+    CHECK_INT(schedule_steps_ahead(&s, 3, 4), 0);
+}
+
 static int32_t fragment_of(const struct run_spec *s, const char *tensor)
 {
     struct arena *a = arena_new(1 << 20);
@@ -128,6 +141,7 @@ int main(void)
 {
     RUN(fragments_take_turns);
     RUN(what_was_synchronised_meanwhile_is_renewed);
+    RUN(a_silo_goes_ahead_from_the_end_of_the_round_before_alone);
     RUN(whole_blocks_stride_the_fragments);
     RUN(updates_of_a_cycle_are_the_model);
     RUN(a_silo_takes_the_fragments_that_were_renewed);

@@ -7,7 +7,7 @@
  *
  *     nothing        what the file of choices has noted for this machine, else mma.sync
  *     mma            mma.sync, whatever is noted
- *     wgmma          Hopper's; where that is not noted yet, after a trial, which is then noted
+ *     wgmma          Hopper's on Hopper; where that is not noted yet, after a trial that is noted
  *     wgmma-untried  Hopper's, without a trial: for tests
  *
  * Before a trial the file is told "mma", and "wgmma" only after: whoever comes when a trial has
@@ -239,12 +239,14 @@ const char *attn_open(struct cuda *c)
         if (strcmp(wish, w.name) == 0) {
             c->attn_wish = w.kind;
             // Code for sm_90a runs on nothing older and nothing newer.
-            return w.kind > ATTN_MMA && c->capability != 90
-                       ? "PHOTON_CUDA_ATTN asks for wgmma, which takes compute capability 9.0"
+            return w.kind == ATTN_UNTRIED && c->capability != 90
+                       ? "PHOTON_CUDA_ATTN asks for what takes compute capability 9.0"
                        : nullptr;
         }
     }
-    return "PHOTON_CUDA_ATTN is none of mma, wgmma; try it unset";
+    // An error that sticks: one of opening would have "auto" go on without the GPU.
+    cuda_fail(c, "PHOTON_CUDA_ATTN is neither mma nor wgmma; try it unset");
+    return nullptr;
 }
 
 static enum attn_kind choose(struct cuda *c, int64_t D)
@@ -288,7 +290,9 @@ static bool tiled(enum dtype at, int64_t D, const void *qkv, const void *o)
 static enum attn_kind kind_for(struct cuda *c, int64_t D)
 {
     enum attn_kind *kind = &c->attn[D == 128];
-    if (*kind == ATTN_OPEN) {
+    if (*kind == ATTN_OPEN && c->recording) {
+        c->spoiled = true; // a trial cannot be kept
+    } else if (*kind == ATTN_OPEN) {
         *kind = choose(c, D);
     }
     return *kind;

@@ -103,9 +103,11 @@ static __device__ __forceinline__ void multiply_rows(float (&d)[N][4], uint32_t 
 
 /* d (64 x D) += p (64 x 16 K, in registers) times tile b of 16 K rows. */
 template <int K, int N>
-static __device__ __forceinline__ void multiply_add(float (&d)[N][4], const uint32_t (&p)[K][4],
+static __device__ __forceinline__ void multiply_add(float (&d)[N][4], uint32_t (&p)[K][4],
                                                     uint32_t b)
 {
+    settle(d);
+    settle(p);
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < K; k++) {

@@ -10,24 +10,19 @@
 
 typedef PFN_cuTensorMapEncodeTiled_v12000 encode_fn;
 
-static encode_fn encoder()
+static encode_fn look_for_encoder()
 {
-    static encode_fn found;
-    if (!found) {
-        void *p = nullptr;
-        enum cudaDriverEntryPointQueryResult how = cudaDriverEntryPointSymbolNotFound;
+    void *p = nullptr;
+    enum cudaDriverEntryPointQueryResult how = cudaDriverEntryPointSymbolNotFound;
 #if CUDART_VERSION >= 12050
-        cudaError_t err = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &p, 12000,
-                                                           cudaEnableDefault, &how);
+    cudaError_t err = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &p, 12000,
+                                                       cudaEnableDefault, &how);
 #else
-        cudaError_t err =
-            cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &p, cudaEnableDefault, &how);
+    cudaError_t err =
+        cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &p, cudaEnableDefault, &how);
 #endif
-        if (err == cudaSuccess && how == cudaDriverEntryPointSuccess) {
-            found = reinterpret_cast<encode_fn>(p);
-        }
-    }
-    return found;
+    bool found = err == cudaSuccess && how == cudaDriverEntryPointSuccess;
+    return found ? reinterpret_cast<encode_fn>(p) : nullptr;
 }
 
 bool tensor_map_heads(struct cuda *c, tensor_map *out, const void *p, int64_t batch, int64_t time,
@@ -40,7 +35,7 @@ bool tensor_map_heads(struct cuda *c, tensor_map *out, const void *p, int64_t ba
                                   (cuuint64_t)time * row};
     const cuuint32_t box[] = {PANEL, (cuuint32_t)rows, (cuuint32_t)(D / PANEL), 1, 1};
     const cuuint32_t every[] = {1, 1, 1, 1, 1};
-    encode_fn encode = encoder();
+    static const encode_fn encode = look_for_encoder();
     if (!encode) {
         cuda_fail(c, "this driver knows no tensor maps; try PHOTON_CUDA_ATTN=mma");
         return false;

@@ -175,8 +175,10 @@ template <int N> static __device__ __forceinline__ void wgmma_wait()
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
 }
 
-/* After the wait: keeps the compiler from using the accumulators before it, or the registers of an A
- * for anything else. */
+/*
+ * Before a fence: what is computed into these registers is there by then. After a wait: nothing is
+ * read from accumulators before it, and the registers of an A are not used for anything else.
+ */
 template <int N> static __device__ __forceinline__ void settle(uint32_t (&a)[N][4])
 {
 #pragma unroll

@@ -116,18 +116,50 @@ static void a_trial_that_never_ended_leads_nobody_there(void)
     CHECK_INT(products_of(NULL, "cut", NULL), 0);
 }
 
-static void other_devices_and_other_wishes_are_refused(void)
+static void other_devices_get_mma_and_other_wishes_are_errors(void)
 {
     const char *need = "compute capability 9.0";
-    CHECK_INT(products_of("hopper", NULL, "none of mma, wgmma"), -2);
-    emul_capability(80);
-    CHECK_INT(products_of("wgmma", NULL, need), -2);
-    CHECK_INT(products_of("wgmma-untried", NULL, need), -2);
-    CHECK_INT(products_of(NULL, "passed", NULL), 0);
-    emul_capability(100);
-    CHECK_INT(products_of("wgmma", NULL, need), -2);
-    CHECK_INT(products_of(NULL, "passed", NULL), 0);
+    const int others[] = {80, 89, 100};
+    CHECK_INT(products_of("hopper", NULL, "neither mma nor wgmma"), -1);
+    for (int i = 0; i < 3; i++) {
+        emul_capability(others[i]);
+        CHECK_INT(products_of("wgmma", "elsewhere", NULL), 0);
+        CHECK_INT(products_of("wgmma-untried", NULL, need), -2);
+        CHECK_INT(products_of(NULL, "passed", NULL), 0);
+    }
+    CHECK_STR(last_word("elsewhere"), "");
     emul_capability(90);
+}
+
+/* Where ops are recorded rather than done, a trial waits until they are done one by one. */
+static void a_trial_is_never_part_of_a_recording(void)
+{
+    enum { T = 16, D = 64 };
+    const char *why = "";
+    struct backend *be = device("wgmma", "recorded", &why);
+    CHECK(be != NULL);
+    void *qkv = be->ops->alloc(be, 3 * T * D * 2);
+    void *o = be->ops->alloc(be, T * D * 2);
+    void *lse = be->ops->alloc(be, T * sizeof(float));
+    be->ops->record(be);
+    be->ops->attn_fwd(be, DTYPE_BF16, o, lse, qkv, NULL, 1, T, 1, D);
+    CHECK(be->ops->recorded(be) == NULL);
+    CHECK_STR(last_word("recorded"), "");
+    be->ops->attn_fwd(be, DTYPE_BF16, o, lse, qkv, NULL, 1, T, 1, D);
+    CHECK_STR(last_word("recorded"), "wgmma");
+    be->ops->record(be);
+    be->ops->attn_fwd(be, DTYPE_BF16, o, lse, qkv, NULL, 1, T, 1, D);
+    void *kept = be->ops->recorded(be);
+    CHECK(kept != NULL);
+    uint64_t before = emul_wgmma_count();
+    CHECK(be->ops->replay(be, kept));
+    CHECK(be->ops->sync(be) == NULL);
+    CHECK(emul_wgmma_count() > before);
+    be->ops->unrecord(be, kept);
+    be->ops->release(be, qkv);
+    be->ops->release(be, o);
+    be->ops->release(be, lse);
+    backend_close(be);
 }
 
 int main(void)
@@ -147,7 +179,8 @@ int main(void)
     RUN(a_trial_that_passes_is_noted_and_holds);
     RUN(a_trial_that_fails_is_an_error_and_leads_nobody_there);
     RUN(a_trial_that_never_ended_leads_nobody_there);
-    RUN(other_devices_and_other_wishes_are_refused);
+    RUN(other_devices_get_mma_and_other_wishes_are_errors);
+    RUN(a_trial_is_never_part_of_a_recording);
     tempdir_remove(&dir);
     return check_end();
 }

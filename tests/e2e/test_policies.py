@@ -1,8 +1,10 @@
 """What a spec says of state and tensors holds on real parts: averaged moments travel, frozen tensors stand still,
 personal ones stay at home, and a silo killed between rounds changes nothing."""
 
+import glob
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -119,9 +121,41 @@ def what_silos_keep_for_ended_runs_goes_in_a_day(world):
     assert os.path.exists(world.path("birch", "runs", runs["average"])), "birch asks each hour"
 
 
+def checkpoints_come_in_steps_whatever_becomes_of_what_a_silo_has(world):
+    """A silo whose cached checkpoints are damaged, and one that lost them, take the weights whole; all have the same bits."""
+    body = {"codec": {"up": "q4", "down": "q4"}, "keep_checkpoints": 0}
+    more = {"rounds": 6, "silos_per_round": 2, "min_silos": 2, "local_steps": 300}
+    undisturbed = world.wait_finished(world.post("/api/v1/runs", dict(spec("calm", body), federation=more))["id"])
+    run_id = world.post("/api/v1/runs", dict(spec("stormy", body), federation=more))["id"]
+
+    def in_round(number):
+        until("round %d" % number, lambda: world.run(run_id)["round"] >= number - 1)
+    in_round(3)
+    world.kill("alder")
+    for path in glob.glob(world.path("alder", "cache", "*.safetensors")):
+        with open(path, "r+b") as f:
+            f.seek(-6, os.SEEK_END)
+            byte = f.read(1)
+            f.seek(-6, os.SEEK_END)
+            f.write(bytes([byte[0] ^ 1]))
+    world.start("alder")
+    until("alder to see it", lambda: "is damaged and fetched again" in world.log_of("alder") or
+          "is fetched whole" in world.log_of("alder"))
+    in_round(5)
+    world.kill("birch")
+    shutil.rmtree(world.path("birch", "cache"))
+    world.start("birch")
+    run = world.wait_finished(run_id)
+    assert run["head_checkpoint"]["weights_digest"] == undisturbed["head_checkpoint"]["weights_digest"]
+    assert all("was made by 1 step" in world.log_of(name) for name in SILOS)
+    steps = [c["step"] for c in world.get("/api/v1/runs/%s/checkpoints" % run_id)["items"]]
+    assert [s and s["codec"] for s in steps] == [None] + ["q4"] * 5 + [None], steps
+
+
 TESTS = [moments_are_averaged, frozen_tensors_stand_still_and_personal_ones_stay_at_home,
          a_killed_silo_still_has_its_own_tensors, a_plan_stands_beside_what_was_measured,
-         what_silos_keep_for_ended_runs_goes_in_a_day]
+         what_silos_keep_for_ended_runs_goes_in_a_day,
+         checkpoints_come_in_steps_whatever_becomes_of_what_a_silo_has]
 
 
 def main(build):

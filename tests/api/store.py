@@ -314,7 +314,7 @@ def test_a_silo_that_asks_for_a_lost_file_gets_it_made_again(server):
     assert server.get("/api/v1/runs/%s/checkpoints/1/weights" % run).status in (200, 503)
     until("the file to be there again", lambda: os.path.exists(path))
     assert server.get("/api/v1/runs/%s/checkpoints/1/weights" % run).body == sound
-    assert rebuilt(run) == [1, 1]
+    until("both to be told", lambda: rebuilt(run) == [1, 1])  # the event comes after the file
     no_violations()
 
 

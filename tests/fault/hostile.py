@@ -7,8 +7,9 @@ offset stands where it stood, or the bit was in words nobody heeds and the bytes
 afterwards and must be accepted under the digest it had before.
 
 Updates: each is sent whole with honest digests, and is not what was asked for: its values, header, metadata, size, lease
-or declared digest. Each must be refused before it counts; the head of its run must stay the checkpoint it was. The server
-is the real one, over HTTP; the counts are printed, with the layer that refused.
+or declared digest; below f32 (tests/fault/coded.py) its scales, levels, codes, places, padding or rung as well. Each must
+be refused before it counts; the head of its run must stay the checkpoint it was. The server is the real one, over HTTP;
+the counts are printed, by rung and with the layer that refused. A sound one on each rung is welcome all the same.
 """
 
 import argparse
@@ -25,11 +26,14 @@ import traceback
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "..", "api"))
+import coded  # noqa: E402
 import kit  # noqa: E402
 import silos  # noqa: E402
 from kit import psql, until  # noqa: E402
 from silo_client import code, read_safetensors  # noqa: E402
 
+# Odd sizes, so that codes leave bits over; more than one tile.
+MODEL = {"d_model": 18, "n_heads": 1, "n_layers": 1, "vocab_size": 321, "seq_len": 9, "bias": True}
 PIECE = 1500  # bytes of weights in a chunk that is harmed: about as many as there are of words around them
 
 # ---- bits ----
@@ -78,7 +82,7 @@ def pack(text, body, size, length=None):
 
 
 class Hostile:
-    """Makes one update after the other out of a good one; each maker returns (name, file)."""
+    """Makes one f32 update after the other out of a good one; each maker returns (name, file)."""
 
     def __init__(self, draw):
         self.draw = draw
@@ -174,18 +178,18 @@ class Hostile:
         return "size", self.good[:by] if by < 0 else self.good + b"\0" * by
 
 
-def refusal(silo, task, name, data, tokens, draw):
+def refusal(silo, task, data, tokens, says, draw):
     """Sends it by the rules; the answer that refused it."""
     lie = draw.randrange(12)  # most are honest about all but what they are
-    more = {}
+    more = dict(says)
     if lie == 0:
-        more = dict(sha256=hashlib.sha256(data + b"x").hexdigest())
+        more["sha256"] = hashlib.sha256(data + b"x").hexdigest()
     elif lie == 1:
-        more = dict(epoch=task["lease"]["epoch"] + draw.choice((-1, 1, 1000)))
+        more["epoch"] = task["lease"]["epoch"] + draw.choice((-1, 1, 1000))
     elif lie == 2:
-        more = dict(tokens=tokens + draw.choice((1, 1 << 40)))
+        more["tokens"] = tokens + draw.choice((1, 1 << 40))
     elif lie == 3:
-        more = dict(codec=draw.choice(("F32", "", "zip", "f32\0", "topk" * 10)))
+        more["codec"] = draw.choice(("F32", "", "zip", "f32\0", "topk" * 10))
     answer = silo.create(task, data, tokens, **more)
     if answer.status not in (200, 201):
         return "create", answer
@@ -206,33 +210,56 @@ def head(server, run):
     return newest["number"], newest["sha256"]
 
 
+def sound(silo, task, codec, draw):
+    """(file, tokens); below f32 the file as coded.File, to be spoiled part by part."""
+    good, tokens = silo.update(task, seed=draw.randrange(1 << 30))
+    if codec == "f32":
+        return good, tokens
+    header = read_safetensors(good)[0]
+    meta = header.pop("__metadata__")
+    tensors = sorted(header.items(), key=lambda t: t[1]["data_offsets"])
+    return coded.File([(name, t["shape"]) for name, t in tensors], meta, codec, 64, draw), tokens
+
+
+def welcome(server, run, silo, task, codec, draw):
+    """A good one still counts."""
+    good, tokens = sound(silo, task, codec, draw)
+    data = good if codec == "f32" else good.bytes()
+    created = silo.create(task, data, tokens, codec=codec)
+    assert created.status == 201, created.body
+    assert silo.chunk(task, created.json()["upload"], data, 0).status == 200
+    answer = silo.finish(task, created.json()["upload"])
+    assert answer.status == 200, (codec, answer.body)
+    until("the good one to be folded", lambda: head(server, run)[0] == 1)
+
+
 def updates(server, count, draw):
-    seen = collections.Counter()
-    layers = collections.Counter()
-    hostile = Hostile(draw)
-    good_sent = 0
+    seen, rungs, layers = collections.Counter(), collections.Counter(), collections.Counter()
+    makers = {c: coded.Hostile(draw) for c in coded.RUNGS[1:]}
+    plain = Hostile(draw)
+    good_sent = collections.Counter()
     while sum(seen.values()) < count:
-        run, (silo,) = silos.begin(server, rounds=1)
+        codec = coded.RUNGS[sum(rungs.values()) // 2 % len(coded.RUNGS)]
+        run, (silo,) = silos.begin(server, rounds=1, model=MODEL)
         task = silo.task()
         before = head(server, run)
-        good, tokens = silo.update(task, seed=draw.randrange(1 << 30))
+        good, tokens = sound(silo, task, codec, draw)
         for _ in range(2):  # a third failure in a row would set the silo aside
-            name, data = hostile.make(good)
-            where, answer = refusal(silo, task, name, data, tokens, draw)
-            assert answer.status in (400, 404, 409, 410, 413, 422), (name, where, answer.status, answer.body)
+            name, data, says = (*plain.make(good), {}) if codec == "f32" else makers[codec].make(good)
+            where, answer = refusal(silo, task, data, tokens, says, draw)
+            assert answer.status in (400, 404, 409, 410, 413, 422), (codec, name, says, where, answer.status, answer.body)
             seen[name] += 1
+            rungs[codec] += 1
             layers[where + " " + code(answer)] += 1
-            assert head(server, run) == before, name
+            assert head(server, run) == before, (codec, name)
             if where == "finish":
                 assert free_seat(task)
                 task = silo.task()
         assert psql("SELECT count(*) FROM update u JOIN task t ON t.id = u.task_id WHERE t.run_id = '%s'" % run) == [["0"]]
-        if good_sent * 50 <= sum(seen.values()):  # and a good one is still welcome
-            good_sent += 1
-            good, tokens = silo.update(task)
-            assert silo.finish(task, silo.send(task, good, tokens)).status == 200
-            until("the good one to be folded", lambda: head(server, run)[0] == 1)
-    return seen, layers, good_sent
+        if good_sent[codec] * 50 <= rungs[codec]:
+            good_sent[codec] += 1
+            welcome(server, run, silo, task, codec, draw)
+    return seen, rungs, layers, sum(good_sent.values())
 
 
 def check(server):
@@ -255,9 +282,9 @@ def main():
         server.start()
         bits = flips(server, o.flips, random.Random(o.seed))
         print(json.dumps({"flips": sum(bits.values()), "wrong_bytes_stored": 0, "seed": o.seed, "by": dict(bits)}))
-        kinds, layers, good = updates(server, o.updates, random.Random(o.seed + 1))
+        kinds, rungs, layers, good = updates(server, o.updates, random.Random(o.seed + 1))
         print(json.dumps({"hostile_updates": sum(kinds.values()), "accepted": 0, "heads_changed": 0, "good_between": good,
-                          "seed": o.seed, "kinds": dict(kinds), "refused_by": dict(layers)}))
+                          "seed": o.seed, "rungs": dict(rungs), "kinds": dict(kinds), "refused_by": dict(layers)}))
         silos.no_violations()
         check(server)
         server.stop()

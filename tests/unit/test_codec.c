@@ -335,6 +335,16 @@ static void codes_that_cannot_be_are_refused(void)
     refuses(&r, &x, 1050);
     box_release(&x);
 
+    filled(&x, &r, 8);                   // one kept: a one, then five bits of its place
+    x.b.part[CODEC_GAP][0] = 1 | 7 << 1; // the last place there is
+    float v[8];
+    struct err e = {0};
+    CHECK_INT(codec_decode(&r, &x.b, 8, v, &e), ST_OK);
+    CHECK(v[7] != 0.0F);
+    x.b.part[CODEC_GAP][0] = 1 | 8 << 1;
+    refuses(&r, &x, 8);
+    box_release(&x);
+
     filled(&x, &r, CODEC_GROUP); // unary runs that never end
     memset(x.b.part[CODEC_GAP], 0, (size_t)x.b.size[CODEC_GAP]);
     refuses(&r, &x, CODEC_GROUP);
@@ -374,11 +384,11 @@ static void a_tile_as_spread_as_can_be_stays_within_the_bound(void)
 static void levels_out_of_order_are_refused(void)
 {
     struct err e = {0};
-    static const float BAD[] = {-0.5F, NAN, 1.5F, 0x1p-17F, 0.1F, -0.0F};
+    static const float BAD[] = {-0.5F, NAN, 1.5F, 0x1p-17F, 0.1F, 0.125F, -0.0F};
     for (size_t i = 0; i < sizeof(BAD) / sizeof(BAD[0]); i++) {
         struct codec_rule r = codec_rule(CODEC_Q4, 0);
         CHECK_INT(codec_check_levels(&r, &e), ST_OK);
-        r.level[3] = BAD[i]; // 0.1F is no BF16 value, and lower than the one before
+        r.level[3] = BAD[i]; // 0.1F is no BF16 value; 0.125F is lower than the one before
         CHECK_INT(codec_check_levels(&r, &e), ST_CORRUPT);
     }
 }

@@ -121,6 +121,23 @@ static void no_value_that_is_not_finite_passes(void)
     }
 }
 
+static void no_moment_that_is_not_finite_passes(void)
+{
+    static const float bad[] = {0.0F, NAN, INFINITY, -INFINITY};
+    float v[100] = {1.0F, -2.0F, 2.0F, 0.0F};
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+        v[99] = bad[i];
+        struct err e = {0};
+        double norm = -1.0;
+        int fd = files_temp((const unsigned char *)v, sizeof(v));
+        CHECK_INT(update_check_values(fd, 0, 100, &norm, &e), i ? ST_CORRUPT : ST_OK);
+        CHECK_NEAR(norm, i ? -1.0 : 3.0, 1e-12);
+        CHECK(i == 0 || strstr(e.msg, "value 99 of 100 is not finite"));
+        CHECK_INT(update_check_squares(fd, 96 * 4, 4, &e), i ? ST_CORRUPT : ST_OK);
+        CHECK_INT(close(fd), 0);
+    }
+}
+
 static void sums_of_squares_are_never_below_zero(void)
 {
     struct bed b = bed_new();
@@ -225,6 +242,7 @@ int main(void)
     RUN(an_update_for_something_else_is_refused_and_told_why);
     RUN(tokens_and_steps_may_be_left_open);
     RUN(no_value_that_is_not_finite_passes);
+    RUN(no_moment_that_is_not_finite_passes);
     RUN(sums_of_squares_are_never_below_zero);
     RUN(absurd_values_show_in_the_norm);
     RUN(a_file_of_another_size_is_refused);

@@ -1,6 +1,6 @@
 /*
  * agent_int.h - what the agent's own files share: agent.c (loop), agent_base.c, agent_step.c,
- * agent_train.c, agent_ahead.c, agent_encode.c, agent_upload.c, agent_sweep.c.
+ * agent_train.c, agent_eval.c, agent_ahead.c, agent_encode.c, agent_upload.c, agent_sweep.c.
  */
 #ifndef CLIENT_AGENT_INT_H
 #define CLIENT_AGENT_INT_H
@@ -150,6 +150,19 @@ enum task_end agent_send(struct agent *a, const struct task *t, struct run_state
 
 enum task_end agent_train(struct agent *a, const struct task *t, struct beat *b,
                           struct arena *arena);
+/* The task's checkpoint did not come: because we leave, because the task is not ours any more (then
+ * there is nothing to give back), or for a reason the server should know. */
+enum task_end agent_without_base(struct agent *a, struct beat *b, const struct err *e);
+
+/* Moments, and weights where it has its own, that this silo kept; none where it has none. */
+enum status agent_load_own(struct trainer *t, const struct run_state *rs, const struct run_spec *s,
+                           struct err *e) MUST_CHECK;
+/* All weights of the checkpoint that the round starts from (an evaluation: round 0), but for those
+ * this silo has its own of. */
+enum status agent_load_common(struct trainer *t, struct arena *arena, const struct run_state *rs,
+                              const struct run_spec *s, int64_t round, int fd, int64_t offset,
+                              struct err *e) MUST_CHECK;
+
 enum task_end agent_evaluate(struct agent *a, const struct task *t, struct beat *b,
                              struct arena *arena);
 

@@ -1,5 +1,5 @@
 /*
- * agent_train.c - the work itself: local steps with snapshots, an evaluation.
+ * agent_train.c - a round on the silo: where it starts, local steps with snapshots, its end.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -23,7 +23,6 @@ enum {
     SNAP_COST = 20,     // a snapshot may cost one part in so many of the time
     DIVERGED_STEPS = 5, // steps in a row without a finite loss and gradient
     DEVICE_TRIES = 3,
-    EVAL_SLICE = 16
 };
 
 /* ---- where rows come from ---- */
@@ -42,9 +41,7 @@ static enum status heldout_row(void *ctx, int64_t i, int32_t seq_len, int32_t *o
     return data_heldout_row(a->data, i, seq_len, out, target_bytes, e);
 }
 
-/* The round's checkpoint did not come: because we leave, because the task is not ours any more
- * (then there is nothing to give back), or for a reason the server should know. */
-static enum task_end without_base(struct agent *a, struct beat *b, const struct err *e)
+enum task_end agent_without_base(struct agent *a, struct beat *b, const struct err *e)
 {
     if (agent_stopping()) {
         return TASK_LEAVING;
@@ -154,8 +151,8 @@ static bool keeps_state(const struct run_spec *s)
     return s->inner_state == INNER_STATE_KEEP || schedule_keeps_weights(s);
 }
 
-static enum status load_own(struct trainer *t, const struct run_state *rs, const struct run_spec *s,
-                            struct err *e)
+enum status agent_load_own(struct trainer *t, const struct run_state *rs, const struct run_spec *s,
+                           struct err *e)
 {
     char path[STATE_PATH_MAX];
     run_state_path(rs, STATE_MOMENTS, path);
@@ -169,11 +166,9 @@ static enum status load_own(struct trainer *t, const struct run_state *rs, const
     return ST_OK;
 }
 
-/* All weights of the checkpoint that the round starts from, but for those this silo has its own of.
- */
-static enum status load_common(struct trainer *t, struct arena *arena, const struct run_state *rs,
-                               const struct run_spec *s, int64_t round, int fd, int64_t offset,
-                               struct err *e)
+enum status agent_load_common(struct trainer *t, struct arena *arena, const struct run_state *rs,
+                              const struct run_spec *s, int64_t round, int fd, int64_t offset,
+                              struct err *e)
 {
     char path[STATE_PATH_MAX];
     run_state_path(rs, STATE_MOMENTS, path);
@@ -225,11 +220,11 @@ static bool load_snapshot(struct training *w)
 static enum status load_plain(struct training *w, int fd, int64_t offset, struct err *e)
 {
     struct trainer *t = w->a->trainer;
-    TRY(load_own(t, &w->rs, &w->t->spec, e));
+    TRY(agent_load_own(t, &w->rs, &w->t->spec, e));
     if (w->t->spec.inner_state == INNER_STATE_AVERAGE) {
         TRY(load_mean_moments(w, fd, offset, e));
     }
-    return load_common(t, w->arena, &w->rs, &w->t->spec, w->t->round, fd, offset, e);
+    return agent_load_common(t, w->arena, &w->rs, &w->t->spec, w->t->round, fd, offset, e);
 }
 
 static void report_step(struct training *w, const struct step_report *r)
@@ -312,7 +307,7 @@ static enum task_end steps_ahead(struct training *w, int32_t steps)
         agent_ahead_drop(a);
         return end;
     }
-    if (load_own(a->trainer, &w->rs, &w->t->spec, &e)) {
+    if (agent_load_own(a->trainer, &w->rs, &w->t->spec, &e)) {
         return agent_fail(a, "transient", &e);
     }
     trainer_run_until(a->trainer, w->t->global_step + steps);
@@ -534,129 +529,10 @@ enum task_end agent_train(struct agent *a, const struct task *t, struct beat *b,
     double seconds = 0.0;
     st = agent_base(a, t, b, arena, &fd, &offset, &seconds, &e);
     if (st) {
-        return without_base(a, b, &e);
+        return agent_without_base(a, b, &e);
     }
     w.rs.j.download_s = seconds;
     end = train_from(&w, fd, offset);
     (void)close(fd);
     return end ? end : agent_send(a, t, &w.rs, b, arena);
-}
-
-/* ---- evaluation ---- */
-
-static enum task_end eval_windows(struct agent *a, const struct task *t, struct beat *b,
-                                  struct eval_result *sum)
-{
-    int64_t count = data_heldout_windows(a->data, t->spec.model.seq_len);
-    struct err e = {0};
-    if (count < 1) {
-        (void)err_set(&e, ST_LIMIT, "there is no held-out window of %d tokens; try more text",
-                      t->spec.model.seq_len);
-        return agent_fail(a, "bad_data", &e);
-    }
-    count = count < t->windows ? count : t->windows;
-    *sum = (struct eval_result){0};
-    for (int64_t at = 0; at < count; at += EVAL_SLICE) {
-        if (agent_stopping()) {
-            return TASK_LEAVING;
-        }
-        if (beat_order(b) != BEAT_CONTINUE) {
-            return TASK_DROPPED;
-        }
-        struct eval_result r;
-        int64_t n = count - at < EVAL_SLICE ? count - at : EVAL_SLICE;
-        enum status st = trainer_eval(a->trainer, at, n, &r, &e);
-        agent_note_device(a, st);
-        if (st) {
-            return agent_fail(a, st == ST_DEVICE ? "transient" : "bad_data", &e);
-        }
-        sum->nll += r.nll;
-        sum->tokens += r.tokens;
-        sum->bytes += r.bytes;
-        sum->seconds += r.seconds;
-        beat_report(b, "evaluate", at + n,
-                    sum->seconds > 0.0 ? (double)sum->tokens / sum->seconds : (double)NAN);
-    }
-    return TASK_DONE;
-}
-
-static enum task_end post_result(struct agent *a, const struct task *t,
-                                 const struct eval_result *sum, double download_s,
-                                 struct arena *arena)
-{
-    struct buf body;
-    buf_init(&body, 1024);
-    jw_object(&body, NULL);
-    jw_int(&body, "epoch", t->epoch);
-    jw_num(&body, "nll", sum->nll);
-    jw_int(&body, "tokens", sum->tokens);
-    jw_int(&body, "bytes", sum->bytes);
-    jw_num(&body, "seconds", sum->seconds);
-    jw_num(&body, "download_s", download_s);
-    jw_end_object(&body);
-    struct reply r;
-    struct err e = {0};
-    FAULT("evaluate.result");
-    enum status st = transport_call_retry(a->control, arena, "POST",
-                                          arena_fmt(arena, "/silo/v1/tasks/%s/result", t->id),
-                                          body.data, 0.0, &r, &e);
-    buf_release(&body);
-    if (!st) {
-        a->evaluations++;
-        double loss = sum->nll / (double)sum->tokens;
-        agent_say(
-            a, "checkpoint %" PRId64 ": loss %.4f, perplexity %.4g on %" PRId64 " held-out tokens",
-            t->base_number, loss, exp(loss), sum->tokens);
-        return TASK_DONE;
-    }
-    if (r.cancelled) {
-        return TASK_LEAVING;
-    }
-    log_warn("the evaluation is not counted: %s", e.msg);
-    return TASK_DROPPED;
-}
-
-/* The checkpoint as this silo would use it: with its own personal tensors. */
-static enum status load_evaluated(struct agent *a, const struct task *t, struct arena *arena,
-                                  int fd, int64_t offset, struct err *e)
-{
-    struct run_state rs;
-    if (t->spec.personal.count == 0) {
-        return trainer_load_weights(a->trainer, fd, offset, e);
-    }
-    TRY(run_state_open(&rs, a->config->state_dir, t->run, e));
-    TRY(load_own(a->trainer, &rs, &t->spec, e));
-    return load_common(a->trainer, arena, &rs, &t->spec, 0, fd, offset, e);
-}
-
-enum task_end agent_evaluate(struct agent *a, const struct task *t, struct beat *b,
-                             struct arena *arena)
-{
-    struct err e = {0};
-    agent_ahead_park(a);
-    enum task_end end = agent_trainer(a, t);
-    if (end) {
-        return end;
-    }
-    int fd = -1;
-    int64_t offset = 0;
-    double seconds = 0.0;
-    enum status st = agent_base(a, t, b, arena, &fd, &offset, &seconds, &e);
-    if (!st) {
-        st = load_evaluated(a, t, arena, fd, offset, &e);
-        (void)close(fd);
-    }
-    if (st) {
-        return without_base(a, b, &e);
-    }
-    agent_doing(a, t, "evaluating", 0);
-    beat_report(b, "evaluate", 0, (double)NAN);
-    struct eval_result sum = {0};
-    end = eval_windows(a, t, b, &sum);
-    if (!end && !isfinite(sum.nll)) {
-        (void)err_set(&e, ST_CORRUPT, "the loss of checkpoint %" PRId64 " is not finite",
-                      t->base_number);
-        end = agent_fail(a, "diverged", &e);
-    }
-    return end ? end : post_result(a, t, &sum, seconds, arena);
 }

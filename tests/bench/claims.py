@@ -49,7 +49,7 @@ class Arm:
         self.kind = arm.get("kind", "sim")
         self.label = arm.get("label", name)
         self.batch = int(size["batch"] * arm.get("batch", 1))
-        self.tau = int(number(size, arm.get("tau", "tau")))
+        self.tau = max(1, int(number(size, arm.get("tau", "tau")) * arm.get("tau_share", 1.0)))
         self.steps = int(size["steps"] * arm.get("steps", 1))
         self.silos = arm.get("silos", size["silos"]) if self.kind == "sim" else 1
         self.per_round = max(1, round(self.silos * arm.get("share", 1.0)))
@@ -66,6 +66,10 @@ class Arm:
                       "warmup": int(size["warmup"] * min(1, self.arm.get("steps", 1))), "min_lr_ratio": 0.1},
             "eval": {"every": max(1, self.rounds // self.arm.get("evals", 8)), "windows": self.windows},
             "keep_checkpoints": 1}
+        if "overlap" in self.arm:
+            base["federation"]["overlap_steps"] = max(1, int(self.tau * self.arm["overlap"]))
+        if "fragments" in self.arm:
+            base["federation"]["fragments"] = self.arm["fragments"]
         if size.get("tokenizer"):
             base["tokenizer"] = {"sha256": size["tokenizer"]}
         return merged(merged(base, size.get("spec", {})), self.arm.get("spec", {}))

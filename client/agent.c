@@ -451,14 +451,49 @@ static int turn(struct agent *a, int *failures)
     return rc;
 }
 
+static enum status open_control(struct agent *a, struct err *e)
+{
+    transport_close(a->control);
+    a->control = NULL;
+    struct transport_config c = {.url = a->id.url,
+                                 .token = a->id.token,
+                                 .ca_file = a->id.ca_file,
+                                 .pin = a->id.pin,
+                                 .cancelled = is_cancelled};
+    return transport_open(&a->control, &c, e);
+}
+
+/* `photon-client rotate` has put a new token into the folder: go on with that one. */
+static int take_up_token(struct agent *a)
+{
+    struct silo_identity now;
+    struct err e = {0};
+    if (identity_read(a->config->state_dir, &now, &e) || strcmp(now.token, a->id.token) == 0 ||
+        strcmp(now.silo, a->id.silo) != 0) {
+        return -1;
+    }
+    a->id = now;
+    a->hello_due = true; // which opens bulk anew
+    if (open_control(a, &e)) {
+        log_error("%s", e.msg);
+        return EXIT_CONFIG;
+    }
+    log_info("the silo has a new token");
+    return -1;
+}
+
 static int loop(struct agent *a)
 {
     int failures = 0;
     a->hello_due = true;
     bool first = true;
     while (!agent_stopping()) {
+        int rc = take_up_token(a);
+        if (rc >= 0) {
+            return rc;
+        }
         if (a->hello_due) {
-            int rc = hello(a);
+            rc = hello(a);
             if (rc >= 0) {
                 return rc;
             }
@@ -474,7 +509,7 @@ static int loop(struct agent *a)
         if (!a->held.there) {
             agent_sweep(a);
         }
-        int rc = a->held.there ? work_held(a) : turn(a, &failures);
+        rc = a->held.there ? work_held(a) : turn(a, &failures);
         if (rc >= 0) {
             return rc;
         }
@@ -520,12 +555,7 @@ static int open_parts(struct agent *a, int *lock)
     }
     describe_device(a, be);
     backend_close(be);
-    struct transport_config tc = {.url = a->id.url,
-                                  .token = a->id.token,
-                                  .ca_file = a->id.ca_file,
-                                  .pin = a->id.pin,
-                                  .cancelled = is_cancelled};
-    if (transport_open(&a->control, &tc, &e)) {
+    if (open_control(a, &e)) {
         log_error("%s", e.msg);
         return EXIT_CONFIG;
     }

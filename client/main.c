@@ -16,6 +16,7 @@
 #include "client/options.h"
 #include "client/passive_wait.h"
 #include "client/progress.h"
+#include "client/rotate.h"
 #include "client/solo_main.h"
 #include "client/state.h"
 #include "client/trainer.h"
@@ -219,6 +220,7 @@ static const struct verb {
              {"status", status_main, "what the silo does now, what it has sent"},
              {"acks", acks_main, "what the server told it counts, for the operator's check"},
              {"doctor", doctor_main, "look for what could keep it from working"},
+             {"rotate", rotate_main, "a new token, while the old one still works"},
              {"leave", leave_main, "forget the silo's token"}};
 
 enum { VERBS = sizeof(verbs) / sizeof(verbs[0]) };

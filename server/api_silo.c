@@ -54,6 +54,7 @@ static const struct {
     {"UPLOAD_BUSY", "ask for the upload's offset and go on from there"},
     {"OFFSET_MISMATCH", "go on from offset"},
     {"INCOMPLETE", "send the rest from offset, then finish again"},
+    {"TOKEN_ROTATED", "use the newer one; if it is lost, ask an admin for a join token"},
     {"TOKEN_USED", "ask an admin for a new join token"},
     {"NAME_MISMATCH", "join with the name that the token was made for"},
     {"SILO_REVOKED", "ask an admin for a join token with another name"},
@@ -597,6 +598,7 @@ static enum status release(struct request *rq, struct response *rs, struct err *
 // clang-format off
 const struct route routes_silo[] = {
     {"POST", "/silo/v1/join",                    (1U << ROLE_JOIN) | ROUTE_AUDITED, LISTENER_CONTROL, LIMIT_CONTROL_BODY, join, NULL},
+    {"POST", "/silo/v1/token",                   ROLES_SILO | ROUTE_AUDITED, LISTENER_CONTROL, LIMIT_CONTROL_BODY, api_rotate, NULL},
     {"POST", "/silo/v1/hello",                   ROLES_SILO, LISTENER_CONTROL, LIMIT_CONTROL_BODY, hello, NULL},
     {"GET",  "/silo/v1/runs/{run}",              ROLES_SILO, LISTENER_CONTROL, 0, run_fate, NULL},
     {"POST", "/silo/v1/tasks/claim",             ROLES_SILO, LISTENER_CONTROL, LIMIT_CONTROL_BODY, claim, NULL},

@@ -43,4 +43,7 @@ void silo_wake_run(struct request *rq, const char *run_id);
 /* server/api_upload.c */
 handler_fn api_upload_create, api_upload_get, api_upload_finish;
 
+/* server/api_rotate.c */
+handler_fn api_rotate;
+
 #endif

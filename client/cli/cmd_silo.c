@@ -145,7 +145,7 @@ static int token_create(int argc, char **argv)
 
 static int token_list(int argc, char **argv)
 {
-    return tokens_list(argc, argv, "photon silo token list", "join");
+    return tokens_list(argc, argv, "photon silo token list", true);
 }
 
 static int token_revoke(int argc, char **argv)
@@ -160,6 +160,6 @@ const struct cmd cmds_silo[] = {
     {"silo", "resume", "let a paused silo work again", act},
     {"silo", "revoke", "end a silo's access for good", act},
     {"silo", "token create", "let a new silo join: prints its join line", token_create},
-    {"silo", "token list", "join tokens", token_list},
-    {"silo", "token revoke", "take a join token back", token_revoke},
+    {"silo", "token list", "join tokens, and silos' own", token_list},
+    {"silo", "token revoke", "end one of them", token_revoke},
     {0}};

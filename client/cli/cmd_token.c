@@ -77,16 +77,15 @@ static int create(int argc, char **argv)
 
 struct listing {
     struct api *api;
-    const char *role;
+    bool silos;
 };
 
 static bool print_token(void *ctx, const struct json *t)
 {
     const struct listing *l = ctx;
     const char *role = api_text(t, "role", "?");
-    bool wanted = l->role ? strcmp(role, l->role) == 0
-                          : strcmp(role, "viewer") == 0 || strcmp(role, "admin") == 0;
-    if (!wanted) {
+    bool of_silo = strcmp(role, "join") == 0 || strcmp(role, "silo") == 0;
+    if (of_silo != l->silos) {
         return true;
     }
     if (l->api->json) {
@@ -101,7 +100,7 @@ static bool print_token(void *ctx, const struct json *t)
     return true;
 }
 
-int tokens_list(int argc, char **argv, const char *program, const char *role)
+int tokens_list(int argc, char **argv, const char *program, bool silos)
 {
     struct api_options o = {0};
     const struct option_row rows[] = {API_ROWS(&o), {0}};
@@ -110,7 +109,7 @@ int tokens_list(int argc, char **argv, const char *program, const char *role)
     struct api api;
     int rc = EXIT_DONE;
     if (api_begin(&api, &c, &o, argc, argv, NULL, &rc)) {
-        struct listing l = {.api = &api, .role = role};
+        struct listing l = {.api = &api, .silos = silos};
         rc = api_list(&api, "/api/v1/tokens", print_token, &l);
         api_close(&api);
     }
@@ -143,7 +142,7 @@ int tokens_revoke(int argc, char **argv, const char *program)
 
 static int list(int argc, char **argv)
 {
-    return tokens_list(argc, argv, "photon token list", NULL);
+    return tokens_list(argc, argv, "photon token list", false);
 }
 
 static int revoke(int argc, char **argv)

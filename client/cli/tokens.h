@@ -10,8 +10,8 @@
 int token_make(struct api *api, const char *role, const char *name, const char *ttl,
                struct reply *out);
 
-/* role NULL: those of people, viewer and admin. */
-int tokens_list(int argc, char **argv, const char *program, const char *role);
+/* Those of silos, to join with and their own; or those of people. */
+int tokens_list(int argc, char **argv, const char *program, bool silos);
 int tokens_revoke(int argc, char **argv, const char *program);
 
 #endif

@@ -15,6 +15,7 @@ import participation
 import people
 import pins
 import quotas
+import rotation
 import rounds
 import silos
 import steps
@@ -30,7 +31,7 @@ def main():
         server.start()
         fixture.load(server)
         passed, failed = kit.run_tests(server, [generic, people, pages, framing, streams, silos, rounds, store, steps, forks,
-                                                participation, audit, quotas, tls, pins, drain, cluster],
+                                                participation, audit, quotas, rotation, tls, pins, drain, cluster],
                                        sys.argv[2:])
         server.stop()
     except Exception as error:  # the counts must come out whatever happens

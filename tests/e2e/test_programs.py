@@ -142,6 +142,44 @@ def a_silo_does_not_spin_at_barriers(world):
     assert len(found) == 1 and found[0] != "0", found  # a person's choice stands
 
 
+def a_silo_at_work_takes_up_a_new_token(world):
+    def told(key):
+        with open(world.path("oak", "silo.json")) as f:
+            return json.load(f)[key]
+    run_spec = json.loads(SPEC % 2)
+    run_spec["name"] = "rotated"
+    old = told("token")
+    world.start("oak")
+    until("the silo to wait", lambda: "waiting for a task" in world.log_of("oak"))
+    rc, _, said = run(world, "photon-client", "rotate", "--state", world.path("oak"), "--ttl", "90d")
+    assert rc == 0 and "the old one works until" in said and told("token") != old, (rc, said)
+    rc, _, said = run(world, "photon", "run", "submit", "-f", "-", stdin=json.dumps(run_spec), PHOTON_TOKEN=world.token)
+    assert rc == 0, said
+    run_id = world.get("/api/v1/runs?q=rotated")["items"][0]["id"]
+    world.wait_finished(run_id)
+    until("the agent to go on with the new token", lambda: "the silo has a new token" in world.log_of("oak"))
+    world.stop(world.silos["oak"])
+    world.post("/api/v1/silos/%s/actions" % told("silo"), {"action": "pause"})  # no seat for it in later tests
+    admin = {"PHOTON_TOKEN": world.token}
+    rc, listed, _ = run(world, "photon", "silo", "token", "list", **admin)
+    assert rc == 0 and len([line for line in listed.splitlines() if " silo " in line and " oak " in line]) == 2, listed
+    expect(world, 2, ["durations"], "photon-client", "rotate", "--state", world.path("oak"), "--grace", "soon")
+    expect(world, 3, ["photon-client join"], "photon-client", "rotate", "--state", "nowhere")
+
+
+def the_audit_log_is_read_by_administrators(world):
+    admin = {"PHOTON_TOKEN": world.token}
+    rc, text, _ = run(world, "photon", "audit", **admin)
+    assert rc == 0 and "silo_join" in text and "token_create" in text and "first admin" in text, text
+    assert world.token not in text
+    rc, text, _ = run(world, "photon", "audit", "-n", "1", "--json", **admin)
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert rc == 0 and len(rows) == 1 and rows[0]["status"], text
+    rc, text, _ = run(world, "photon", "audit", "--all", "--action", "silo_join", "--json", **admin)
+    assert [json.loads(line)["action"] for line in text.splitlines()] == ["silo_join"], text
+    expect(world, 3, ["action"], "photon", "audit", "--action", "No", **admin)
+
+
 def a_silo_joins_and_trains_over_tls_by_its_join_line(world):
     """The line that the operator's tool prints is what the silo types; what it pins outlives renewals, and nothing else."""
     def restart(*options):
@@ -188,6 +226,7 @@ TESTS = [help_names_the_codes_of_the_manual, the_spec_of_the_manual_is_accepted,
          the_metrics_of_the_manual_are_all, a_wrong_command_line_is_2,
          a_wrong_file_or_setting_is_3, a_token_that_is_not_good_is_4, no_server_is_4_and_no_database_75,
          what_is_not_there_is_1, no_usable_device_is_7, a_silo_does_not_spin_at_barriers,
+         a_silo_at_work_takes_up_a_new_token, the_audit_log_is_read_by_administrators,
          a_silo_joins_and_trains_over_tls_by_its_join_line]
 
 

@@ -175,11 +175,18 @@ function invite() {
 
 // ---- /silos/{silo} -------------------------------------------------------------------
 
+/** What it moved since midnight (UTC), and what it may. Pure. @param {any} t */
+export const todayText = (t) => {
+  if (!t) return f.NONE;
+  const of = (/** @type {number} */ n, /** @type {number | null} */ most) => f.bytes(n) + (most === null ? '' : ` of ${f.bytes(most)}`);
+  return `received ${of(t.upload_bytes, t.upload_limit)}, sent ${of(t.download_bytes, t.download_limit)}`;
+};
+
 /** What is told of a silo. Pure. @param {any} s @param {number} now @returns {[string, string][]} */
 export const siloFacts = (s, now) => [
   ['Doing', s.status ?? s.state], ['State', s.state], ['Last heard', f.ago(s.last_seen_at, now)], ['Device', s.device || f.NONE],
   ['Speed', f.rate(s.tokens_per_s)], ['Version', s.version || f.NONE], ['Failures', f.isNumber(s.failures) ? String(s.failures) : f.NONE],
-  ['Joined', f.stamp(s.created_at)], ['Id', s.id],
+  ['Today', todayText(s.today)], ['Joined', f.stamp(s.created_at)], ['Id', s.id],
 ];
 
 /** Which actions its state allows. Pure. @param {any} s */

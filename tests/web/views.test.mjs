@@ -8,7 +8,7 @@ import { linesOf, tableRows } from '../../web/panel.js';
 import { codecTitle, counted, roundState, timeParts } from '../../web/rounds.js';
 import { lineage, phase, runActions, summary, vitals } from '../../web/run.js';
 import { matching, runColumns, tally } from '../../web/runs.js';
-import { byTrouble, joinLine, siloActions, straggler } from '../../web/silos.js';
+import { byTrouble, joinLine, siloActions, siloFacts, straggler, todayText } from '../../web/silos.js';
 
 const run = (over) => ({ id: 'r_1', name: 'tiny-1', experiment: 'demo', state: 'running', round: 3, rounds: 20, params: 1060864, tokens: 1228800, eval_loss: 3.21, eval_ppl: 24.8,
   silos_live: 4, silos_per_round: 4, created_at: '2026-01-01T00:00:00.000Z', updated_at: '2026-01-01T00:10:00.000Z', finished_at: null, upload_bytes: 120, download_bytes: 480,
@@ -140,4 +140,11 @@ test('the token is what follows the hash, with its name or without', () => {
 test('what a codec did is told in words, and nothing where it did nothing', () => {
   assert.equal(codecTitle({ update_bytes: null, fallback_share: 0, residual_ratio: 0 }), '');
   assert.match(codecTitle({ update_bytes: 1024, fallback_share: 0.25, residual_ratio: 2 }), /25 % of the parameters one rung up, residual 2 of the delta$/);
+});
+
+test('what a silo moved today stands beside its limits, where it has any', () => {
+  assert.equal(todayText(undefined), '–');
+  assert.equal(todayText({ upload_bytes: 0, download_bytes: 4244000, upload_limit: null, download_limit: null }), 'received 0 B, sent 4.24 MB');
+  assert.equal(todayText({ upload_bytes: 5e8, download_bytes: 0, upload_limit: 1e9, download_limit: 2e12 }), 'received 500 MB of 1.00 GB, sent 0 B of 2.00 TB');
+  assert.ok(siloFacts({ status: 'waiting', state: 'active', id: 's_1' }, 0).some(([k]) => k === 'Today'));
 });

@@ -444,6 +444,10 @@ void emul_wgmma_wait(int left)
     issuers[emul_current].fenced = false;
     unsigned mine = g->generation;
     if (++g->arrived == (unsigned)GROUP) {
+        for (int i = 0; i < 2; i++) { // others go on meanwhile, to fill what was given back early
+            emul_progress++;
+            emul_yield();
+        }
         while (issuers[group * (unsigned)GROUP].groups.size() > (size_t)left) {
             multiply_group(&issuers[group * (unsigned)GROUP]);
         }

@@ -90,7 +90,7 @@ static void attention_is_right_forward_and_backward(void)
         for (size_t k = 0; k < sizeof(cases) / sizeof(cases[0]); k++) {
             struct attn_case c = {op_dtypes[i], cases[k][0], cases[k][1],
                                   cases[k][2],  cases[k][3], false};
-            if (op_scale == OP_SMALL && (c.T > 300 || (c.t == DTYPE_F32 && c.T * c.D > 130 * 64))) {
+            if (op_scale == OP_SMALL && ((c.T > 300 && c.t == DTYPE_F32) || (c.t == DTYPE_F32 && c.T * c.D > 130 * 64))) {
                 continue;
             }
             check_attn(c);

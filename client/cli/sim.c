@@ -29,6 +29,7 @@ enum { COPY_SIZE = 1 << 20 };
 struct seat {
     bool counted; // its update is in the store, and in the sum
     struct digest sha256;
+    enum codec codec;
     int64_t tokens;
     double train_loss;
     int32_t former; // round of the moments before
@@ -174,6 +175,7 @@ static enum status play_seat(struct sim *s, int silo, const struct sim_base *bas
     struct seat *seat = &s->seats[silo];
     TRY(put_update(s, &u, &seat->sha256, e));
     seat->counted = true;
+    seat->codec = u.codec;
     seat->tokens = u.tokens;
     seat->train_loss = u.train_loss;
     o->accepted++;
@@ -228,7 +230,7 @@ static enum status fold(struct sim *s, int32_t round, struct outcome *o,
             updates[count++] = (struct checkpoint_update){.sha256 = seat->sha256,
                                                           .silo_name = s->drawn[k].name,
                                                           .tokens = seat->tokens,
-                                                          .codec = s->spec->codec.up};
+                                                          .codec = seat->codec};
         }
     }
     struct checkpoint_job job = {.blobs = s->blobs,

@@ -26,6 +26,7 @@ struct encoding {
     float *delta;   // owned
     float *carried; // owned; under a codec: beta e
     float *left;    // what this update leaves out
+    enum codec codec;
 };
 
 static enum status io_error(const char *what, const char *path, struct err *e)
@@ -89,7 +90,7 @@ static enum status take_residual(struct encoding *c, const struct sim_residual *
     if (n != size) {
         return err_set(e, ST_CORRUPT, "%s is cut short", former);
     }
-    float share = (float)pow(codec_beta(c->desk->spec->codec.up), (double)rounds);
+    float share = (float)pow(codec_beta(c->codec), (double)rounds);
     for (int64_t i = 0; i < c->total; i++) {
         c->carried[i] *= share;
     }
@@ -173,9 +174,10 @@ static enum status write_coded(struct encoding *c, struct arena *a, const struct
                                 .before_count = META_CODEC,
                                 .after = meta + META_CODEC + 1,
                                 .after_count = META - META_CODEC - 1};
-    enum status st = coding_run(&coding, a, scratch, &c->layout.table, spec->codec.up,
-                                spec->codec.up_k, &source, e);
+    enum status st =
+        coding_run(&coding, a, scratch, &c->layout.table, c->codec, spec->codec.up_k, &source, e);
     st = st ? st : coding_place(&coding, a, out, &around, &d, &u->bytes, e);
+    u->fallback_share = st ? 0.0 : coding.report.fallback_share;
     (void)close(scratch);
     return st;
 }
@@ -212,7 +214,10 @@ enum status sim_encode(struct sim_desk *d, const struct sim_silo *s, const struc
                        struct err *e)
 {
     struct arena *a = arena_new(LIMIT_REQUEST_ARENA);
-    struct encoding c = {.desk = d, .base = base, .layout = layout_update(a, d->spec, base->round)};
+    struct encoding c = {.desk = d,
+                         .base = base,
+                         .layout = layout_update(a, d->spec, base->round),
+                         .codec = residual->codec};
     c.total = c.layout.table.total;
     bool coded = d->spec->codec.up != CODEC_F32;
     void *p = NULL;

@@ -12,14 +12,15 @@
 #include "client/cli/sim_silo.h"
 #include "common/status.h"
 
-/* Files; under f32 there are none. */
+/* Files; where the run asks for f32 there are none. */
 struct sim_residual {
+    enum codec codec;   /* of this update: the run's, or one up while the guard holds */
     const char *former; /* to go on from; NULL: none */
     int32_t round;      /* that it is of */
     const char *next;
 };
 
-/* Writes update->path and the new residual, sets update->bytes. */
+/* Writes update->path and the new residual, sets update->bytes and fallback_share. */
 enum status sim_encode(struct sim_desk *d, const struct sim_silo *s, const struct sim_base *base,
                        struct sim_update *update, const struct sim_residual *residual,
                        struct err *e) MUST_CHECK;

@@ -9,6 +9,7 @@
 #include "client/cli/sim_encode.h"
 #include "client/state.h"
 #include "common/clock.h"
+#include "common/codec_file.h"
 #include "common/layout.h"
 #include "common/limits.h"
 #include "common/schedule.h"
@@ -17,6 +18,7 @@ enum { DIVERGED_STEPS = 5 };
 
 static const char MOMENTS[] = "moments";
 static const char RESIDUAL[] = "residual";
+static const char GUARD[] = "guard"; // a round whose update tripped it
 
 /* ---- the desk ---- */
 
@@ -92,6 +94,33 @@ static int32_t former_residual(const struct sim_desk *d, const struct sim_silo *
     return 0;
 }
 
+/* The rung of this round's update: as photon-client chooses it. Rounds that tripped the guard have
+ * left a file each, so that a round that is done again finds what it found before. */
+static enum codec rung(const struct sim_desk *d, const struct sim_silo *s, int32_t round)
+{
+    char path[STATE_PATH_MAX];
+    enum codec up = d->spec->codec.up;
+    for (int32_t r = round - 1; r > 0 && r >= round - CODED_GUARD_ROUNDS; r--) {
+        kept_path(d, s, GUARD, r, path);
+        if (access(path, F_OK) == 0) {
+            return codec_up(up);
+        }
+    }
+    return up;
+}
+
+static enum status trip_guard(const struct sim_desk *d, const struct sim_silo *s, int32_t round,
+                              struct err *e)
+{
+    char path[STATE_PATH_MAX];
+    kept_path(d, s, GUARD, round, path);
+    int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    if (fd < 0 || close(fd) != 0) {
+        return err_set(e, io_status(errno), "cannot create %s: %s", path, strerror(errno));
+    }
+    return ST_OK;
+}
+
 void sim_silo_settle(struct sim_silo *s, int32_t round)
 {
     s->settled = round;
@@ -109,6 +138,10 @@ void sim_silo_tidy(const struct sim_desk *d, const struct sim_silo *s, int32_t b
     }
     if (residual > 0) {
         kept_path(d, s, RESIDUAL, residual, path);
+        (void)unlink(path);
+    }
+    if (now > CODED_GUARD_ROUNDS + 1) {
+        kept_path(d, s, GUARD, now - CODED_GUARD_ROUNDS - 1, path); // holds no longer
         (void)unlink(path);
     }
 }
@@ -222,8 +255,13 @@ static enum status encode(struct sim_desk *d, const struct sim_silo *s, const st
     int32_t before = former_residual(d, s, base->round);
     kept_path(d, s, RESIDUAL, before, former);
     kept_path(d, s, RESIDUAL, base->round, next);
-    struct sim_residual r = {.former = before > 0 ? former : NULL, .round = before, .next = next};
-    return sim_encode(d, s, base, u, &r, e);
+    struct sim_residual r = {.codec = rung(d, s, base->round),
+                             .former = before > 0 ? former : NULL,
+                             .round = before,
+                             .next = next};
+    u->codec = r.codec;
+    TRY(sim_encode(d, s, base, u, &r, e));
+    return u->fallback_share > CODED_FALLBACK_MAX ? trip_guard(d, s, base->round, e) : ST_OK;
 }
 
 enum status sim_silo_train(struct sim_desk *d, const struct sim_silo *s,

@@ -13,6 +13,7 @@
 
 #include "client/data.h"
 #include "client/trainer.h"
+#include "common/codec.h"
 #include "common/hash.h"
 #include "common/run_spec.h"
 #include "common/status.h"
@@ -62,7 +63,9 @@ struct sim_update {
     int64_t tokens;
     double train_loss; /* mean over the round's steps */
     double seconds;
-    char path[1024]; /* the file */
+    enum codec codec;      /* the run's, or one up while the guard holds */
+    double fallback_share; /* struct coded_report's */
+    char path[1024];       /* the file */
 };
 
 /*

@@ -28,6 +28,8 @@ SPEC = {
 
 # The same with error feedback in it: two seats for three silos, so residuals age.
 CODED = dict(SPEC, name="coded", codec={"up": "q4"})
+# The lowest rung, where the guard trips.
+LOWEST = dict(SPEC, name="lowest", codec={"up": "topk"})
 # And down: checkpoints go as steps, to a silo that lapsed as more than one.
 STEPS = dict(SPEC, name="steps", codec={"up": "q4", "down": "q2"}, eval={"every": 4, "windows": 8})
 
@@ -98,9 +100,14 @@ def the_simulation_gives_the_checkpoint_of_the_federation(desk):
                                                   world.get("/api/v1/silos")["items"]) == len(SILOS))
         run = world.wait_finished(world.post("/api/v1/runs", SPEC)["id"])
         coded = world.wait_finished(world.post("/api/v1/runs", CODED)["id"])
+        lowest = world.wait_finished(world.post("/api/v1/runs", LOWEST)["id"])
         parts = world.wait_finished(world.post("/api/v1/runs", FRAGMENTS)["id"])
         steps = world.wait_finished(world.post("/api/v1/runs", STEPS)["id"])
         overlap = world.wait_finished(world.post("/api/v1/runs", OVERLAP)["id"])
+        logs = "".join(world.log_of(silo) for silo in SILOS)
+    assert "updates go one rung above topk" in logs
+    report = desk.sim("lowest", LOWEST, *desk.silos())
+    assert report["sha256"] == lowest["head_checkpoint"]["sha256"], (report, lowest["head_checkpoint"])
     report = desk.sim("overlap", OVERLAP, *desk.silos())
     assert report["sha256"] == overlap["head_checkpoint"]["sha256"], (report, overlap["head_checkpoint"])
     report = desk.sim("parts", FRAGMENTS, *desk.silos())

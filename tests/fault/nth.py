@@ -16,7 +16,7 @@ FEW = {"write": 40, "fsync": 40, "rename": 24, "open": 24, "fallocate": 12, "pq"
 class Nth:
     def __init__(self, rig, seed):
         self.rig, self.rng = rig, random.Random(seed)
-        self.shim = os.path.join(rig.plain, "tests", "fault", "shim.so")
+        self.shim = rig.shim()
         self.note = rig.path("failed")
         self.made = self.ended = self.aborted = self.trials = 0
         self.harm = None  # what the silo at work was started with: who, call, n

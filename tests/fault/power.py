@@ -71,7 +71,7 @@ class Disk:
 class Power:
     def __init__(self, rig, seed, lie=False):
         self.rig, self.rng, self.lie = rig, random.Random(seed), lie
-        self.shim = os.path.join(rig.plain, "tests", "fault", "shim.so")
+        self.shim = rig.shim()
         self.server = Disk(rig.path("server.shim"))
         self.client = Disk(rig.path("alder.shim"))
         self.cuts = 0

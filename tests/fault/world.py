@@ -446,17 +446,50 @@ class Rig:
             raise Broken("photon-server check: status %d\n%s%s" % (done.returncode, done.stdout[-600:], done.stderr[-600:]))
         return done.stdout.strip().splitlines()[-1]
 
-    def blob(self, digest):
+    def shim(self):
+        """The library that fails or notes calls; the loader would go on without it, and nothing would ever fail."""
+        path = os.path.join(self.plain, "tests", "fault", "shim.so")
+        if not os.path.exists(path):
+            raise Broken("%s is missing: make test-fault builds it" % path)
+        return path
+
+    def file(self, digest):
+        """A stored safetensors file: its header and its data."""
         with open(self.path("data", "store", "blobs", digest[:2], digest[2:4], digest), "rb") as f:
             data = f.read()
         if hashlib.sha256(data).hexdigest() != digest:
             raise Broken("a stored file is not what its name says: " + digest)
         (n,) = struct.unpack("<Q", data[:8])
-        return array.array("f", data[8 + n:])
+        return json.loads(data[8:8 + n]), data[8 + n:]
+
+    def blob(self, digest):
+        return array.array("f", self.file(digest)[1])
+
+    def stepped(self, parent, step):
+        """The parent's weights less a step on the rung int8 (common/codec_file.h): what silos make of them."""
+        header, data = self.file(step)
+        whole, weights = self.file(parent)
+        x = array.array("f", weights)
+        for name, at in whole.items():
+            if name == "__metadata__":
+                continue
+            first, last = (offset // 4 for offset in at["data_offsets"])
+            if name + ":q8" not in header:
+                raise Broken("a step's tensor %s went one rung up: unheard of in this model" % name)
+            part = {key: data[slice(*header[name + key]["data_offsets"])] for key in (":q8", ":scale")}
+            codes = array.array("b", part[":q8"])
+            scales = array.array("H", part[":scale"])
+            for i in range(first, last):
+                (scale,) = struct.unpack("<f", struct.pack("<I", scales[(i - first) // 256] << 16))
+                x[i] = x[i] - codes[i - first] * scale  # rounded once, as the product is exact
+        return x
 
     def recompute(self, run, most=50):
-        """The newest closed rounds again from their parent and their updates: the same values, bit for bit."""
+        """The newest closed rounds again from their parent and their updates: the same values, bit for bit. Where
+        checkpoints go down as steps, the sum is that of the state's y, and the weights are the parent's less the step."""
         rows = self.psql("SELECT c.number, encode(c.weights, 'hex'), encode(p.weights, 'hex'),"
+                         "  coalesce(encode(c.outer_state, 'hex'), ''), coalesce(encode(p.outer_state, 'hex'), ''),"
+                         "  coalesce(encode(c.step, 'hex'), ''),"
                          "  (SELECT string_agg(encode(u.digest, 'hex') || ':' || u.tokens, ',' ORDER BY u.slot)"
                          "     FROM update u WHERE u.round_id = q.id AND u.state = 'accepted')"
                          "  FROM checkpoint c JOIN checkpoint p ON (p.run_id, p.number) = (c.run_id, c.number - 1)"
@@ -464,10 +497,12 @@ class Rig:
                          " WHERE c.run_id = '%s' AND c.number > %d ORDER BY c.number DESC LIMIT %d"
                          % (run, self.recomputed.get(run, (0, 0))[1], most))
         done, top = self.recomputed.get(run, (0, 0))
-        for number, child, parent, updates in rows:
+        for number, child, parent, state, state_before, step, updates in rows:
             try:
                 parts = [(self.blob(u.split(":")[0]), float(u.split(":")[1])) for u in updates.split(",")]
-                want, x = self.blob(child), self.blob(parent)
+                if step and self.stepped(parent, step).tobytes() != self.blob(child).tobytes():
+                    raise Broken("checkpoint %s of %s is not its parent less its step" % (number, run))
+                want, x = self.blob(state or child), self.blob(state_before or parent)
             except FileNotFoundError:
                 continue  # past its keeping
             total = sum(t for _, t in parts)

@@ -192,26 +192,6 @@ struct parent {
     struct checkpoint_in weights, state; // state only where it is taken over
 };
 
-static enum status fork_weights(struct blob_store *blobs, const struct run_spec *spec,
-                                const struct param_table *table, const struct parent *p,
-                                const struct digest *want, struct checkpoint_files *f,
-                                struct err *e)
-{
-    struct checkpoint_out o = {.fd = -1, .want = want};
-    struct sha256 *data_hash = sha256_new();
-    int64_t size = table->total * (int64_t)sizeof(float);
-    enum status st = checkpoint_out_open(&o, blobs, spec, table, "checkpoint", 0, e);
-    st = st ? st
-            : copy_bytes(&p->weights, p->weights.bytes - size, size, &o, o.data_offset, data_hash,
-                         e);
-    sha256_end(data_hash, &f->weights_digest);
-    f->weights_bytes = o.bytes;
-    st = st ? st : checkpoint_out_place(&o, &f->weights, e);
-    checkpoint_out_release(&o);
-    sha256_free(data_hash);
-    return st;
-}
-
 /* Where an array begins in the parent's file, by its first tensor's name; -1: it has none. */
 static enum status find_array(const struct checkpoint_in *in, struct arena *a, const char *tensor,
                               int64_t *at, struct err *e)
@@ -225,6 +205,50 @@ static enum status find_array(const struct checkpoint_in *in, struct arena *a, c
         }
     }
     return ST_OK;
+}
+
+/* Where the weights begin; means of moments may stand before and behind them. */
+static enum status find_weights(const struct checkpoint_in *in, struct arena *a,
+                                const struct param_table *table, int64_t *at, struct err *e)
+{
+    TRY(find_array(in, a, table->items[0].name, at, e));
+    return *at < 0
+               ? err_set(e, ST_CORRUPT, "the parent's file has no '%.80s'", table->items[0].name)
+               : ST_OK;
+}
+
+/* A run begins without moments, whatever its parent had. */
+static enum status fork_weights(struct blob_store *blobs, const struct run_spec *spec,
+                                const struct param_table *table, const struct parent *p,
+                                const struct digest *want, struct checkpoint_files *f,
+                                struct err *e)
+{
+    struct arena *a = arena_new(LIMIT_REQUEST_ARENA);
+    struct layout layout = layout_checkpoint(a, spec);
+    bool moments = layout.part_at[LAYOUT_M] >= 0;
+    struct checkpoint_out o = {.fd = -1, .want = want};
+    struct sha256 *data_hash = sha256_new();
+    int64_t size = table->total * (int64_t)sizeof(float);
+    int64_t from = 0;
+    enum status st = find_weights(&p->weights, a, table, &from, e);
+    st = st ? st : checkpoint_out_open(&o, blobs, spec, &layout.table, "checkpoint", 0, e);
+    if (!st && moments) {
+        st = zeros(&o, LAYOUT_M, table->total, e);
+    }
+    if (!st) {
+        int64_t to = o.data_offset + layout.part_at[LAYOUT_WEIGHTS] * (int64_t)sizeof(float);
+        st = copy_bytes(&p->weights, from, size, &o, to, data_hash, e);
+    }
+    if (!st && moments) {
+        st = zeros(&o, LAYOUT_V, table->total, e);
+    }
+    sha256_end(data_hash, &f->weights_digest);
+    f->weights_bytes = o.bytes;
+    st = st ? st : checkpoint_out_place(&o, &f->weights, e);
+    checkpoint_out_release(&o);
+    sha256_free(data_hash);
+    arena_free(a);
+    return st;
 }
 
 /*
@@ -247,7 +271,7 @@ static enum status fork_arrays(struct checkpoint_out *o, const struct param_tabl
         st = find_array(in, a, tensor, &at, e);
         if (!st && at < 0 && tensor[0] == 'y') {
             in = &p->weights;
-            at = in->bytes - size;
+            st = find_weights(in, a, table, &at, e);
         }
         if (!st && at < 0) {
             st = err_set(e, ST_CORRUPT, "the parent's outer state has no '%.80s'", tensor);

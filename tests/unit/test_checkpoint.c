@@ -135,6 +135,30 @@ static void checkpoint_0_is_a_function_of_the_spec(void)
     bed_free(b);
 }
 
+/* Means of moments stand around the weights: a fork takes these alone, and begins with none. */
+static void a_fork_takes_the_weights_wherever_they_stand(void)
+{
+    static const char *const MORE[] = {"", ",\"inner_state\":\"average\""};
+    for (int from = 0; from < 2; from++) {
+        for (int to = 0; to < 2; to++) {
+            struct bed *b = bed_new("");
+            struct run_spec parent = files_spec(MORE[from]);
+            struct run_spec child = files_spec(MORE[to]);
+            struct checkpoint_files old;
+            struct checkpoint_files made;
+            CHECK_INT(checkpoint_initial(b->files.blobs, &parent, &old, &b->e), ST_OK);
+            struct checkpoint_source source = {.weights = old.weights};
+            CHECK_INT(checkpoint_fork(b->files.blobs, &child, &source, NULL, &made, &b->e), ST_OK);
+            CHECK(digest_equal(&made.weights_digest, &b->zero.weights_digest));
+            CHECK_INT(made.weights_bytes, checkpoint_weights_bytes(&child));
+            struct checkpoint_files fresh; // of the same seed: the same file, moments and all
+            CHECK_INT(checkpoint_initial(b->files.blobs, &child, &fresh, &b->e), ST_OK);
+            CHECK(digest_equal(&made.weights, &fresh.weights));
+            bed_free(b);
+        }
+    }
+}
+
 static void the_metadata_say_what_a_file_is(void)
 {
     struct bed *b = bed_new("");
@@ -467,6 +491,7 @@ static void sizes_are_known_before_a_file_is_made(void)
 int main(void)
 {
     RUN(checkpoint_0_is_a_function_of_the_spec);
+    RUN(a_fork_takes_the_weights_wherever_they_stand);
     RUN(the_metadata_say_what_a_file_is);
     RUN(the_next_checkpoint_is_the_base_less_the_weighted_mean);
     RUN(codecs_may_differ_from_silo_to_silo);

@@ -436,6 +436,7 @@ void trainer_settle(struct trainer *t)
 
 void trainer_run_until(struct trainer *t, int64_t step)
 {
+    assert(t);
     t->until = step;
 }
 

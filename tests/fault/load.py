@@ -501,7 +501,7 @@ def judge(r, size, quick):
         wrong.append("errors of the healthy client: %s" % r["bad"][:3])
     if len(r["wakes"]) + r["occupied"] < size["runs"] * size["rounds"] * size["seats"]:
         wrong.append("only %d tasks arrived" % (len(r["wakes"]) + r["occupied"]))
-    if len(r["wakes"]) < r["occupied"]:
+    if not quick and len(r["wakes"]) < r["occupied"]:  # of few seats, the first evaluation may have most
         wrong.append("most silos were at work elsewhere: %d" % r["occupied"])
     wake = percentile(r["wakes"], 0.99)
     if wake > (10 if quick else 1) * WAKE_MS:

@@ -18,7 +18,8 @@
 #include "server/server.h"
 
 enum {
-    SPARES_AT_ONCE = 100, // of the silos that may take an open seat
+    SPARES_AT_ONCE = 100,      // of the silos that may take an open seat
+    EVALUATIONS_AT_ONCE = 128, // of those with one to do: more than are called at once
     TEXT_MAX = 4 << 20
 };
 
@@ -28,10 +29,13 @@ enum {
  * may name too many silos, never too few for long: db_task_claim() decides.
  */
 static const char SQL_CALL[] =
-    "SELECT t.silo_id, t.kind = 'evaluate' FROM task t JOIN run r ON r.id = t.run_id"
-    "  LEFT JOIN round q ON q.id = t.round_id"
-    " WHERE t.state = 'pending' AND t.free_at <= clock_timestamp()"
-    "   AND (t.kind = 'evaluate' OR (q.state = 'open' AND r.state = 'running'))"
+    "SELECT t.silo_id, false FROM task t JOIN run r ON r.id = t.run_id"
+    "  JOIN round q ON q.id = t.round_id"
+    " WHERE t.state = 'pending' AND t.free_at <= clock_timestamp() AND t.kind = 'train'"
+    "   AND q.state = 'open' AND r.state = 'running'"
+    " UNION ALL (SELECT silo_id, true FROM task"
+    " WHERE state = 'pending' AND free_at <= clock_timestamp() AND kind = 'evaluate'"
+    " ORDER BY random() LIMIT $2)" // some may be away: each its turn
     " UNION ALL (SELECT s.id, false FROM round q JOIN run r ON r.id = q.run_id, silo s"
     " WHERE q.state = 'open' AND r.state = 'running' AND s.state = 'active' AND NOT s.gone"
     "   AND EXISTS (SELECT FROM task t WHERE t.round_id = q.id"
@@ -63,8 +67,8 @@ static int by_text(const void *a, const void *b)
 static enum status call(struct herald *h, struct db *db, struct arena *a, struct err *e)
 {
     struct db_rows rows;
-    const char *argv[] = {db_arg_int(a, SPARES_AT_ONCE)};
-    TRY(db_query(db, a, SQL_CALL, 1, argv, &rows, e));
+    const char *argv[] = {db_arg_int(a, SPARES_AT_ONCE), db_arg_int(a, EVALUATIONS_AT_ONCE)};
+    TRY(db_query(db, a, SQL_CALL, 2, argv, &rows, e));
     struct {
         const char **ids;
         int count;

@@ -37,7 +37,7 @@ WAKE_MS = 500.0
 MEMORY_MB = 150.0
 # What a class of hostile connections may last: its limit, the sweeper's second, and what a busy machine adds.
 LIMITS_S = {"head": 10.0, "control body": 30.0, "bulk body": 60.0, "reader": 60.0}
-SLACK_S = 3.0
+SLACK_S = 5.0
 
 
 def percentile(values, share):
@@ -476,13 +476,13 @@ async def sitting(world, size):
         for kind in beside:
             beside[kind] += got[kind]
     lasted, left, most = mine.recv()
-    peak = memory_mb(world.server.pid, "VmHWM")
+    last_peak = memory_mb(world.server.pid, "VmHWM")
     for kind in beside:
         print("healthy client, %s: p99 %.1f ms alone (%d), %.1f ms beside %d hostile connections (%d)" % (
             kind, percentile(before[kind], 0.99), len(before[kind]), percentile(beside[kind], 0.99), most, len(beside[kind])))
     print("hostile connections: " + ", ".join("%s %d ended within %.1f s" % (k, len(v), max(v or [0.0])) for k, v in
                                               lasted.items()) + "; %d not ended" % left)
-    print("errors of the healthy client: %d; server's memory at most %.0f MB" % (len(bad), peak))
+    print("errors of the healthy client: %d; server's memory at most %.0f MB" % (len(bad), last_peak))
     load.stop = True
     for t in tasks:
         t.cancel()
@@ -501,8 +501,8 @@ def judge(r, size, quick):
         wrong.append("errors of the healthy client: %s" % r["bad"][:3])
     if len(r["wakes"]) + r["occupied"] < size["runs"] * size["rounds"] * size["seats"]:
         wrong.append("only %d tasks arrived" % (len(r["wakes"]) + r["occupied"]))
-    if not quick and len(r["wakes"]) < r["occupied"]:  # of few seats, the first evaluation may have most
-        wrong.append("most silos were at work elsewhere: %d" % r["occupied"])
+    if len(r["wakes"]) < (3 if quick else 200):
+        wrong.append("only %d silos slept when their seat was made" % len(r["wakes"]))
     wake = percentile(r["wakes"], 0.99)
     if wake > (10 if quick else 1) * WAKE_MS:
         wrong.append("wake-up p99 is %.0f ms" % wake)

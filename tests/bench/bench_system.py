@@ -13,7 +13,7 @@ One upload of 1 GiB, begun to accepted, in turns with dd writing and syncing as 
     bench_system.py BUILD bytes [CODEC...]
 
 Every byte between one silo and the server, both listeners, heads and polls included, over three rounds of a 125m model;
-per round, for each codec of updates, and against f32. UP/DOWN names a codec for the way down too.
+per round, for each codec of updates, and against f32. UP/DOWN names a codec for the way down too, topk:256 what it keeps.
 """
 
 import json
@@ -92,7 +92,8 @@ def durable(build, pairs):
 def on_the_socket(build, codec, rounds):
     """Bytes a round, up and down, as a proxy before each listener counts them."""
     up, _, down = codec.partition("/")
-    spec = dict(SPEC, codec={"up": up, "down": down or "f32"}, federation=dict(SPEC["federation"], rounds=rounds))
+    up, _, kept = up.partition(":")
+    spec = dict(SPEC, codec=dict({"up": up, "down": down or "f32"}, **({"up_k": int(kept)} if kept else {})), federation=dict(SPEC["federation"], rounds=rounds))
     with World(build) as world:
         control, bulk = Proxy(build, world.port), Proxy(build, world.bulk_port)
         world.start_server("--public-url", "http://127.0.0.1:%d" % control.port, "--bulk-url", "http://127.0.0.1:%d" % bulk.port)
@@ -153,6 +154,6 @@ if __name__ == "__main__":
     if sys.argv[2:3] == ["durable"]:
         durable(sys.argv[1], int(sys.argv[3]) if len(sys.argv) > 3 else 3)
     elif sys.argv[2:3] == ["bytes"]:
-        bytes_a_round(sys.argv[1], sys.argv[3:] or ["f32", "int8", "q4", "topk"])
+        bytes_a_round(sys.argv[1], sys.argv[3:] or ["f32", "int8", "q4", "topk:256"])
     else:
         main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 4)

@@ -14,6 +14,7 @@
 
 #include "common/clock.h"
 #include "common/fault.h"
+#include "common/mem.h"
 #include "common/version.h"
 #include "server/admin_token.h"
 #include "server/blob.h"
@@ -449,6 +450,7 @@ int main(int argc, char **argv)
     static struct program p; // large: paths
     struct err e = {0};
     int rc = EXIT_DONE;
+    mem_share();
     if (!server_options_parse(&p.o, argc, argv, &rc)) {
         return rc;
     }

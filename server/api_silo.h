@@ -1,5 +1,11 @@
 /*
- * api_silo.h - what the halves of /silo/v1 share: control, uploads, bulk.
+ * api_silo.h - what the parts of /silo/v1 share, and where they are.
+ *
+ *     api_silo.c    the table of routes; join, hello, what becomes of a run
+ *     api_rotate.c  a new token while the old one still works
+ *     api_task.c    a task's life: claim, heartbeat, metrics, result, release
+ *     api_upload.c  an update's life: created, asked about, finished
+ *     api_bulk.c    chunks and files, on the listener for bulk
  */
 #ifndef SERVER_API_SILO_H
 #define SERVER_API_SILO_H
@@ -20,7 +26,14 @@ enum status respond_refusal(struct request *rq, struct response *rs, const struc
 /* 507. */
 enum status respond_disk_full(struct request *rq, struct response *rs);
 
-enum { SILO_CHUNK_BYTES = LIMIT_CHUNK };
+enum {
+    SILO_CHUNK_BYTES = LIMIT_CHUNK,
+    SILO_AGENT_MAX = 80, /* letters of what an agent calls itself */
+};
+
+/* No silo means a number beyond it, and sums of such would overflow in the database: one silo could
+ * keep a round from closing. */
+#define SILO_NUMBER_MAX 1e30
 
 /* Members of the request's body; false or NULL: rs is a 422 that names the member. */
 bool silo_want_int(struct request *rq, struct response *rs, const char *key, int64_t min,
@@ -39,6 +52,9 @@ enum status silo_parse_spec(struct run_spec *out, struct arena *a, const char *t
 
 /* The coordinator has a reason to look at the run. */
 void silo_wake_run(struct request *rq, const char *run_id);
+
+/* server/api_task.c */
+handler_fn api_task_claim, api_task_heartbeat, api_task_metrics, api_task_result, api_task_release;
 
 /* server/api_upload.c */
 handler_fn api_upload_create, api_upload_get, api_upload_finish;

@@ -2,7 +2,6 @@
 
 #include <assert.h>
 #include <fcntl.h>
-#include <inttypes.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -16,12 +15,12 @@
 #include "common/id.h"
 #include "common/log.h"
 #include "common/mem.h"
-#include "server/checkpoint.h"
 #include "server/db.h"
 #include "server/db_blob.h"
 #include "server/db_publish.h"
 #include "server/db_round.h"
 #include "server/db_tend.h"
+#include "server/fold.h"
 #include "server/hub.h"
 #include "server/mend.h"
 
@@ -33,16 +32,8 @@ enum {
     KEEP_MS = 1000,
     REAP_EVERY_MS = 3600 * 1000, // files that no row knows
     LISTEN_MS = 30000,
-    STOP_S = 2,     // for a thread to end
-    ASIDE_MAX = 64, // rounds that could not be aggregated, remembered at once
+    STOP_S = 2, // for a thread to end
     ARENA_MAX = 64 << 20,
-};
-
-/* A round that could not be aggregated, or a run that could not be started, must not keep the
- * others from it. */
-struct aside {
-    char id[ID_LEN + 1];
-    int64_t until_ms;
 };
 
 /* A thread that sleeps until its time or a wake. */
@@ -65,9 +56,8 @@ struct coordinator {
     struct worker keeper;
     pthread_t listener;
     bool listener_started;
-    int stop_pipe[2];              // readable once stopping: ends the listener's wait
-    struct aside aside[ASIDE_MAX]; // the folder's alone
-    int aside_count;
+    struct aside aside; // the folder's alone
+    int stop_pipe[2];   // readable once stopping: ends the listener's wait
     char run_error[sizeof(((struct err *)0)->msg)]; // said last: not again at every tick
 };
 
@@ -247,172 +237,6 @@ static void *tender_main(void *arg)
 
 /* ---- folder ---- */
 
-static void put_aside(struct coordinator *c, const char *id)
-{
-    int i = 0;
-    while (i < c->aside_count && c->aside[i].until_ms > clock_mono_ms()) {
-        i++;
-    }
-    i = i < ASIDE_MAX ? i : 0;
-    (void)snprintf(c->aside[i].id, sizeof(c->aside[i].id), "%s", id);
-    c->aside[i].until_ms = clock_mono_ms() + FULL_MS;
-    c->aside_count = i < c->aside_count ? c->aside_count : i + 1;
-}
-
-/* Those whose time has not come, as an argument of a statement: runs, or else rounds. */
-static const char *aside_ids(const struct coordinator *c, struct arena *a, bool runs)
-{
-    const char *ids[ASIDE_MAX];
-    int n = 0;
-    for (int i = 0; i < c->aside_count; i++) {
-        bool run = c->aside[i].id[0] == 'r';
-        if (clock_mono_ms() < c->aside[i].until_ms && run == runs) {
-            ids[n++] = c->aside[i].id;
-        }
-    }
-    return db_arg_array(a, ids, n);
-}
-
-/* The base or its outer state is damaged: made again, and the fold is tried anew; else a person. */
-static enum status mend_base(struct coordinator *c, struct db *db, const struct fold *f,
-                             const char *why, struct err *e)
-{
-    struct mend m = {.db = db, .blobs = c->server->blobs, .threads = c->server->aggregate_threads};
-    char advice[MEND_ADVICE];
-    int rebuilt = 0;
-    enum status st = mend_checkpoint(&m, f->run_id, f->number - 1, &rebuilt, e);
-    if (st && st != ST_CORRUPT) {
-        return st;
-    }
-    if (!st && rebuilt > 0) {
-        return ST_OK;
-    }
-    mend_advice(advice, f->number - 1, st ? e->msg : why);
-    return db_fold_give_up(db, f, false, advice, e);
-}
-
-/* Checkpoint 0 of a new run. *did: there was one, look again at once. */
-static enum status start_run(struct coordinator *c, struct db *db, struct arena *a, bool *did,
-                             struct err *e)
-{
-    struct created_run r;
-    struct checkpoint_files files;
-    TRY(db_run_next_created(db, a, aside_ids(c, a, true), &r, e));
-    *did = r.found;
-    if (!r.found) {
-        return ST_OK;
-    }
-    enum status st = r.forked ? checkpoint_fork(c->server->blobs, &r.spec, &r.from, NULL, &files, e)
-                              : checkpoint_initial(c->server->blobs, &r.spec, &files, e);
-    FAULT("run.drawn");
-    if (!st) {
-        st = db_run_start(db, c->server->blobs, r.run_id, &files, e);
-    }
-    if (st == ST_INVALID || st == ST_CORRUPT) {
-        char why[sizeof(e->msg)];
-        (void)snprintf(why, sizeof(why), "%s", e->msg);
-        st = db_run_fail(db, r.run_id, why, e);
-    }
-    db_work_unlock(db, r.run_id);
-    if (st && st != ST_RETRY) { // tried again in a while, and the others before
-        log_error("checkpoint 0 of %s cannot be made: %s", r.run_id, e->msg);
-        put_aside(c, r.run_id);
-        return ST_OK;
-    }
-    return st;
-}
-
-/* What to do about a fold that failed. Repeating a full disk or a lost connection may help. */
-static enum status fold_failed(struct coordinator *c, struct db *db, const struct fold *f,
-                               enum status st, int corrupt, struct err *e)
-{
-    char why[sizeof(e->msg)];
-    (void)snprintf(why, sizeof(why), "%s", e->msg);
-    log_error("round %" PRId32 " of %s cannot be aggregated: %s", f->number, f->run_id, why);
-    if (st == ST_CORRUPT && corrupt >= 0) {
-        return db_fold_corrupt(db, c->server->blobs, f, corrupt, why, e);
-    }
-    if (st == ST_CORRUPT) {
-        return mend_base(c, db, f, why, e);
-    }
-    return st == ST_INVALID ? db_fold_give_up(db, f, true, why, e) : st;
-}
-
-static enum status fold_one(struct coordinator *c, struct db *db, const struct fold *f,
-                            struct arena *a, struct err *e)
-{
-    struct checkpoint_job job = {.blobs = c->server->blobs,
-                                 .spec = &f->spec,
-                                 .round = f->number,
-                                 .outer_before = f->outer_before,
-                                 .base = f->base,
-                                 .state = f->has_state ? &f->state : NULL,
-                                 .updates = f->updates,
-                                 .update_count = f->update_count,
-                                 .down = f->down,
-                                 .threads = c->server->aggregate_threads};
-    struct checkpoint_files files;
-    size_t size = (size_t)(f->update_count + 1) * sizeof(double);
-    struct aggregate_stats stats = {.update_norms = arena_alloc(a, size),
-                                    .update_cosines = arena_alloc(a, size),
-                                    .update_factors = arena_alloc(a, size)};
-    int corrupt = -1;
-    enum status st = checkpoint_next(&job, &files, &stats, &corrupt, e);
-    if (st) {
-        return fold_failed(c, db, f, st, corrupt, e);
-    }
-    FAULT("fold.made");
-    bool published = false;
-    st = db_fold_publish(db, c->server->blobs, f, &files, &stats, &published, e);
-    if (st) {
-        log_error("checkpoint %" PRId32 " of %s cannot be published: %s", f->number, f->run_id,
-                  e->msg);
-        return st;
-    }
-    if (published) {
-        log_info("%s: checkpoint %" PRId32 " of %d updates in %.2f s", f->spec.name, f->number,
-                 f->update_count, stats.seconds);
-    } else {
-        log_info("%s: round %" PRId32 " was published by somebody else", f->spec.name, f->number);
-    }
-    return ST_OK;
-}
-
-static enum status fold_next(struct coordinator *c, struct db *db, struct arena *a, bool *did,
-                             struct err *e)
-{
-    struct fold f;
-    TRY(db_fold_begin(db, a, aside_ids(c, a, false), &f, e));
-    *did = f.found;
-    if (!f.found) {
-        return ST_OK;
-    }
-    enum status st = fold_one(c, db, &f, a, e);
-    db_work_unlock(db, f.run_id);
-    if (st && st != ST_RETRY) { // tried again in a while, and the others before
-        put_aside(c, db_arg_int(a, f.round_id));
-        return ST_OK;
-    }
-    return st;
-}
-
-static enum status fold(struct coordinator *c, struct db *db, struct err *e)
-{
-    bool did = true;
-    enum status st = ST_OK;
-    while (did && !st && !atomic_load(&c->stopping)) {
-        bool started = false;
-        struct arena *a = arena_new(ARENA_MAX);
-        st = fold_next(c, db, a, &did, e);
-        if (!st) {
-            st = start_run(c, db, a, &started, e);
-        }
-        did = did || started;
-        arena_free(a);
-    }
-    return st;
-}
-
 static void *folder_main(void *arg)
 {
     struct worker *w = arg;
@@ -424,7 +248,9 @@ static void *folder_main(void *arg)
         enum status st = db ? ST_OK : db_open(&db, c->conninfo, &e);
         st = st ? st : db_work_named(db, c->boot_id, &e); // anew after each loss of the connection
         if (!st) {
-            st = fold(c, db, &e);
+            struct server *s = c->server;
+            st = fold_work(
+                &(struct folder){db, s->blobs, s->aggregate_threads, &c->aside, &c->stopping}, &e);
         }
         say_once(&said, "aggregation", st, &e);
         worker_sleep(w, jittered(st == ST_LIMIT || st == ST_IO ? FULL_MS : TICK_MS));

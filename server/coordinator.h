@@ -1,10 +1,11 @@
 /*
- * coordinator.h - what makes runs move: three threads of a server.
+ * coordinator.h - what makes runs move: four threads of a server.
  *
  *     tender    once a second and at every wake: rounds of running runs open, seal, end; silos that
- *               fell silent; files past their keeping
- *     folder    checkpoint 0 of new runs, and the aggregation of sealed rounds: minutes for a large
- *               model, hence a thread of its own
+ *               fell silent
+ *     folder    checkpoint 0 of new runs, and the aggregation of sealed rounds (server/fold.h):
+ *               minutes for a large model, hence a thread of its own
+ *     keeper    files past their keeping, files that no row knows, checkpoints to be mended
  *     listener  turns PostgreSQL's notifications into hub wakes, so that another process's commit
  *               wakes our parked requests and our tender
  *

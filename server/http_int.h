@@ -65,7 +65,7 @@ int conn_busy(struct conns *c, enum listener listener); /* neither idle nor wait
 
 /*
  * Shut down whatever is over its time, end the streams nobody reads any more: libmicrohttpd does
- * not watch a suspended connection. Called about once a second. Returns how many were cut.
+ * not watch a suspended connection. Called about twice a second. Returns how many were cut.
  */
 int conns_sweep(struct conns *c, double now_s);
 

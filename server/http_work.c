@@ -39,6 +39,9 @@ static const double LOOKS_PER_S = 100.0;
 
 static const double SOON_S = 0.02;
 
+/* What is over its time ends within a second of it, also when this thread wakes late. */
+static const double SWEEP_S = 0.5;
+
 struct queue {
     struct exchange *first, *last;
 };
@@ -515,7 +518,7 @@ static void *ticker_main(void *ctx)
         if (stop) {
             return NULL;
         }
-        if (now - swept >= 1.0) {
+        if (now - swept >= SWEEP_S) {
             (void)conns_sweep(&w->http->conns, now);
             swept = now;
         }

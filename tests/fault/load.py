@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import random
 import resource
+import select
 import socket
 import struct
 import subprocess
@@ -38,6 +39,7 @@ MEMORY_MB = 150.0
 # What a class of hostile connections may last: its limit, the sweeper's second, and what a busy machine adds.
 LIMITS_S = {"head": 10.0, "control body": 30.0, "bulk body": 60.0, "reader": 60.0}
 SLACK_S = 3.0
+READERS_OF_TOKEN = 15  # one token has 16 transfers at once; a reader over that would have its refusal to read, and be idle
 
 
 def percentile(values, share):
@@ -318,15 +320,23 @@ class Hostile:
                     except asyncio.TimeoutError:
                         pass
                 else:
-                    await asyncio.sleep(1.0)
-                    if not await loop.sock_recv(s, 64):
-                        break
+                    await self.dawdle(loop, s)
+                    break
         except OSError:
             pass
         finally:
             self.open -= 1
             s.close()
         self.lasted[kind].append(time.monotonic() - began)
+
+    async def dawdle(self, loop, s):
+        """Read 64 bytes a second until the connection has ended. The connection itself is asked: what the kernel on this
+        side had taken before can be read on for seconds, and is no longer the server's."""
+        gone = select.poll()
+        gone.register(s, select.POLLRDHUP)
+        while not gone.poll(0):
+            await asyncio.sleep(0.25)
+            await loop.sock_recv(s, 16)
 
     def wave(self):
         """Half on each listener, from four addresses that are not the healthy client's."""
@@ -343,9 +353,9 @@ class Hostile:
                          "Content-Type: application/json\r\nContent-Length: 60000\r\n\r\n{")
             plan.append(("bulk body" if i % 2 else "control body", i % 2 == 1, (start % secret).encode(), b" "))
         for i in range(self.size["readers"]):
-            path, token = self.weights
+            path, tokens = self.weights
             plan.append(("reader", i % 2 == 1, ("GET %s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\n\r\n"
-                                               % (path, token)).encode(), b""))
+                                               % (path, tokens[i // 2 % len(tokens)])).encode(), b""))
         random.shuffle(plan)
         return [self.one(kind, bulk, start, drip, "127.0.0.%d" % (2 + n % 4)) for n, (kind, bulk, start, drip) in enumerate(plan)]
 
@@ -461,7 +471,9 @@ async def sitting(world, size):
     before, more = measured()
     bad += more
     head = await asyncio.to_thread(world.get, "/api/v1/runs/%s" % runs[0])
-    weights = head["head_checkpoint"]["url"], world.token
+    tokens = [(await asyncio.to_thread(world.post, "/api/v1/tokens", {"role": "viewer", "name": "reader-%d" % n}))["secret"]
+              for n in range(size["readers"] // READERS_OF_TOKEN + 1)]
+    weights = head["head_checkpoint"]["url"], tokens
     mine, theirs = multiprocessing.Pipe()
     enemy = multiprocessing.Process(target=hostile, args=(size, (world.port, world.bulk_port), ill, weights, theirs), daemon=True)
     enemy.start()

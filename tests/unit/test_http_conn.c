@@ -1,5 +1,7 @@
 /* The sweeper: who is over time is shut down, who makes progress is not. */
+#include <errno.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -128,6 +130,29 @@ static void an_answer_goes_on_while_the_peer_takes_it(void)
     close_pair();
 }
 
+/* Neither side's kernel makes it wait for bytes that nobody reads. */
+static void a_slow_reader_is_told_at_once_and_costs_nothing_more(void)
+{
+    static char block[64 * 1024];
+    open_tcp(LISTENER_CONTROL);
+    conn_phase(&conns, conn, CONN_SEND);
+    while (send(conn->fd, block, sizeof(block), MSG_DONTWAIT) > 0) {
+    }
+    CHECK_INT(sweep_in(1), 0);
+    CHECK_INT(sweep_in(61), 1);
+    int fd = conn->fd;
+    conn_closed(&conns, conn);
+    (void)close(fd); // as libmicrohttpd does, and before this a reset is not due
+    struct pollfd seen = {.fd = peer, .events = POLLRDHUP};
+    CHECK_INT(poll(&seen, 1, 5000), 1);
+    int why = 0;
+    socklen_t len = sizeof(why);
+    CHECK_INT(getsockopt(peer, SOL_SOCKET, SO_ERROR, &why, &len), 0);
+    CHECK_INT(why, ECONNRESET);
+    (void)close(peer);
+    conns_destroy(&conns);
+}
+
 static void connections_of_a_token_are_counted_until_the_request_is_over(void)
 {
     open_pair(LISTENER_BULK);
@@ -161,6 +186,7 @@ int main(void)
     RUN(a_bulk_body_goes_on_while_bytes_arrive);
     RUN(work_has_no_limit_here);
     RUN(an_answer_goes_on_while_the_peer_takes_it);
+    RUN(a_slow_reader_is_told_at_once_and_costs_nothing_more);
     RUN(connections_of_a_token_are_counted_until_the_request_is_over);
     RUN(a_peer_that_hung_up_is_seen);
     return check_end();

@@ -137,7 +137,7 @@ FORCE:
 
 # Without OpenMP's pragmas the engine still gives the same bits, on one thread.
 $(B)/kernels/cpu/%.c.o: CFLAGS += -O3 -fno-math-errno $(or $(OPENMP),-Wno-unknown-pragmas)
-$(B)/client/model%.c.o $(B)/client/trainer%.c.o $(B)/server/aggregate.c.o $(B)/common/codec%.c.o: CFLAGS += -O3
+$(B)/client/model%.c.o $(B)/client/trainer%.c.o $(B)/server/aggregate%.c.o $(B)/common/codec%.c.o: CFLAGS += -O3
 $(B)/%.c.o: %.c $(B)/flags
 	@mkdir -p $(@D)
 	$(if $(V),,@echo '  CC   $<')
@@ -373,6 +373,7 @@ lint: check-headers
 	shellcheck *.sh tests/*.sh tests/*/*.sh
 	tests/lint/includes.sh
 	tests/lint/codes.sh
+	tests/lint/mutants.sh
 	@tests/lint/size.sh
 	cppcheck --quiet --error-exitcode=1 --std=c11 --inline-suppr --suppress=missingIncludeSystem \
 	  --enable=warning,performance,portability -I. common server client kernels

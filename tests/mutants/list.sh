@@ -12,17 +12,17 @@ mutant 'the moments are not corrected for the round' common/outer.c \
     's/pow(o->beta2, round)/pow(o->beta2, 1)/' tests/unit/test_outer
 mutant 'yogi is adam' common/outer.c \
     's/bool yogi = .*;/bool yogi = false;/' tests/unit/test_outer
-mutant 'the second array is read where the first is' server/aggregate.c \
+mutant 'the second array is read where the first is' server/aggregate_block.c \
     's/return offset + i \* j->table->total/return offset + 0 * i * j->table->total/' tests/unit/test_aggregate
 mutant 'a loud update is not clipped' server/aggregate.c \
     's/w->weights\[k\] = w->shares\[k\] \* w->factors\[k\];/w->weights[k] = w->shares[k];/' tests/unit/test_aggregate
-mutant 'moments are added up instead of averaged' server/aggregate.c \
+mutant 'moments are added up instead of averaged' server/aggregate_block.c \
     's/add_scaled(b->x, b->raw, w->shares\[k\], n)/add_scaled(b->x, b->raw, 1.0, n)/' tests/unit/test_aggregate
-mutant 'a tensor that does not travel shifts what follows' server/aggregate.c \
+mutant 'a tensor that does not travel shifts what follows' server/aggregate_block.c \
     's/l ? l->index\[part\]\[at->tensor\]/l ? at->tensor/' tests/unit/test_aggregate
 mutant 'a second moment may be negative' server/update.c \
     's/if (v\[i\] < 0.0F) {/if (false) {/' tests/unit/test_update
-mutant 'a frozen tensor still counts in the norm' client/trainer.c \
+mutant 'a frozen tensor still counts in the norm' client/trainer_step.c \
     's/i < t->frozen_count; i++) {/i < 0; i++) {/' tests/kernels/test_trainer
 mutant 'a frozen tensor is stepped' client/trainer.c \
     's/if (t->config.freeze.count == 0) {/if (t->config.freeze.count >= 0) {/' tests/kernels/test_trainer
@@ -38,9 +38,9 @@ mutant 'all communication can be hidden' common/planner.c \
     's/hidden > compute ? hidden - compute : 0.0/0.0 * hidden/' tests/unit/test_planner
 mutant 'updates are folded as they came, not by slot' server/db_fold.c \
     "s/ORDER BY u.slot\"/ORDER BY u.id\"/" tests/api rounds.test_updates_are_folded_in_the_order_of_slots
-mutant 'every silo weighs the same' server/checkpoint.c \
+mutant 'every silo weighs the same' server/checkpoint_next.c \
     's/: (double)j->updates\[k\].tokens;/: 1.0;/' tests/unit/test_checkpoint
-mutant 'a stored file is not compared with its digest' server/checkpoint.c \
+mutant 'a stored file is not compared with its digest' server/checkpoint_file.c \
     's/if (!st && !digest_equal(&got, &in->want))/if (0)/' tests/unit/test_checkpoint
 mutant 'NaN passes for a number' common/codec.c \
     's/return codec_amax_bits(out, n) >= 0x7f800000/return codec_amax_bits(out, n) == 0x7f800000/' tests/unit/test_update
@@ -122,7 +122,7 @@ mutant 'the journal of a silo is not synced' client/state.c \
 mutant 'the moments of a refused update are kept' client/state.c \
     's/JOURNAL_SETTLED \&\& s->j.keep/JOURNAL_SETTLED/' tests/unit/test_state
 
-mutant 'a checkpoint is made again without comparing it' server/checkpoint.c \
+mutant 'a checkpoint is made again without comparing it' server/checkpoint_file.c \
     's/if (o->want \&\& !digest_equal(d, o->want))/if (0)/' tests/unit/test_checkpoint
 mutant 'an acknowledgement is acted on before it is synced' client/acks.c \
     's/ \&\& fdatasync(fd) == 0)/)/' tests/unit/test_acks
@@ -215,11 +215,11 @@ mutant 'first weights do not depend on the seed' common/params.c \
     's/rng_key(seed, p->name)/rng_key(0, p->name)/' tests/unit/test_params
 mutant 'a snapshot of another base goes on' client/state.c \
     's/ \&\& strcmp(a->base, b->base) == 0 \&\&/ \&\&/' tests/unit/test_state
-mutant 'the learning rate follows the steps of this silo' client/trainer.c \
-    's/inner_lr(in, step)/inner_lr(in, t->ranks[0].t)/' tests/kernels/test_trainer
+mutant 'the learning rate follows the steps of this silo' client/trainer_step.c \
+    's/double lr = inner_lr(&t->config.inner, step)/double lr = inner_lr(\&t->config.inner, t->ranks[0].t)/' tests/kernels/test_trainer
 mutant 'the rows do not depend on the silo' client/data.c \
     's/(uint64_t)(uint32_t)silo_ordinal)/0)/' tests/unit/test_data
-mutant "ADOPT's clamp is one step ahead" client/trainer.c \
+mutant "ADOPT's clamp is one step ahead" client/trainer_step.c \
     's/\.clamp = pow((double)(now - 1), 0.25)/.clamp = pow((double)now, 0.25)/' tests/kernels/test_trainer
 mutant 'weight decay pushes outward' kernels/ref/optim.c \
     's/(REAL)(1.0 - s->decay)/(REAL)(1.0 + s->decay)/' tests/kernels/test_optim
@@ -230,7 +230,7 @@ mutant 'a token sees the next one' kernels/ref/attn.c \
 mutant 'GELU by its tanh approximation' kernels/ref/gelu.c \
     's/return 0.5 \* erfc(-h \* ROOT_HALF);/return 0.5 * (1.0 + tanh(2.0 * ROOT_HALF * 1.1283791670955126 * ROOT_HALF * (h + 0.044715 * h * h * h)));/' \
     tests/kernels/test_ref
-mutant 'targets are the inputs' client/trainer.c \
+mutant 'targets are the inputs' client/trainer_step.c \
     's/from + i \* (T + 1) + 1, size/from + i * (T + 1), size/' tests/kernels/test_trainer
 mutant 'a merge of a higher rank comes first' client/bpe.c \
     's/with\[i\]->rank < with\[best\]->rank/with[i]->rank > with[best]->rank/' tests/unit/test_tokenizer

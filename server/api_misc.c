@@ -298,6 +298,7 @@ const struct route routes_misc[] = {
     PAGE("/experiments/{experiment}"),
     PAGE("/silos"),
     PAGE("/silos/{silo}"),
+    PAGE("/audit"),
     PAGE("/tokens"),
     {NULL, NULL, 0, 0, 0, NULL, NULL},
 };

@@ -5,16 +5,16 @@
 // same one. Unknown parameters are dropped.
 
 /**
- * @typedef {{page: 'runs' | 'run' | 'compare' | 'experiment' | 'silos' | 'silo' | 'missing', id: string}} Route
+ * @typedef {{page: 'runs' | 'run' | 'compare' | 'experiment' | 'silos' | 'silo' | 'audit' | 'missing', id: string}} Route
  * @typedef {{runs: string[], q: string, state: string, sort: string, x: string, lx: boolean, ly: boolean | null,
  *   sm: number, xr: [number, number] | null, silos: boolean, same: boolean, hide: string[], tab: string,
- *   theme: string}} View
+ *   action: string, token: string, theme: string}} View
  */
 
 /** @returns {View} */
 export const defaults = () => ({
   runs: [], q: '', state: '', sort: '', x: 'round', lx: false, ly: null, sm: 0, xr: null,
-  silos: false, same: false, hide: [], tab: '', theme: '',
+  silos: false, same: false, hide: [], tab: '', action: '', token: '', theme: '',
 });
 
 const AXIS_NAMES = ['round', 'step', 'tokens', 'elapsed', 'time', 'bytes'];
@@ -26,6 +26,7 @@ export function route(pathname) {
   if (parts.length === 0) return { page: 'runs', id: '' };
   if (parts.length === 1 && parts[0] === 'runs') return { page: 'runs', id: '' };
   if (parts.length === 1 && parts[0] === 'silos') return { page: 'silos', id: '' };
+  if (parts.length === 1 && parts[0] === 'audit') return { page: 'audit', id: '' };
   if (parts.length === 1 && parts[0] === 'compare') return { page: 'compare', id: '' };
   if (parts.length === 2 && parts[0] === 'runs') return { page: 'run', id };
   if (parts.length === 2 && parts[0] === 'silos') return { page: 'silo', id };
@@ -60,6 +61,8 @@ export function read(search) {
   v.same = p.get('same') === '1';
   v.hide = list(p.get('hide'));
   v.tab = /^[a-z]+$/.test(p.get('tab') ?? '') ? /** @type {string} */ (p.get('tab')) : '';
+  v.action = /^[a-z_]{1,40}$/.test(p.get('action') ?? '') ? /** @type {string} */ (p.get('action')) : '';
+  v.token = /^k_\w{1,40}$/.test(p.get('token') ?? '') ? /** @type {string} */ (p.get('token')) : '';
   v.theme = ['light', 'dark'].includes(p.get('theme') ?? '') ? /** @type {string} */ (p.get('theme')) : '';
   return v;
 }
@@ -82,6 +85,8 @@ export function write(v) {
   if (v.same) put('same', '1');
   if (v.hide.length) put('hide', v.hide.join(','));
   if (v.tab) put('tab', v.tab);
+  if (v.action) put('action', v.action);
+  if (v.token) put('token', v.token); // its id: the secret is never in an address
   if (v.theme) put('theme', v.theme);
   return out.length ? `?${out.join('&')}` : '';
 }

@@ -8,6 +8,7 @@ import * as theme from './theme.js';
 import { clock, NONE } from './format.js';
 import { h, setText } from './dom.js';
 import { standing } from './live.js';
+import { auditPage } from './audit.js';
 import { comparePage, experimentPage } from './compare.js';
 import { loginPage } from './login.js';
 import { runPage } from './run.js';
@@ -28,6 +29,7 @@ const main = /** @type {HTMLElement} */ (document.getElementById('main'));
 const live = /** @type {HTMLElement} */ (document.getElementById('live'));
 const asof = /** @type {HTMLElement} */ (document.getElementById('asof'));
 const who = /** @type {HTMLElement} */ (document.getElementById('who'));
+const audit = /** @type {HTMLElement} */ (document.querySelector('[data-nav=audit]'));
 const themes = /** @type {HTMLSelectElement} */ (document.getElementById('theme'));
 
 /** @type {Page | null} */
@@ -77,7 +79,7 @@ function change(part, done = true, quiet = false) {
   page?.update();
 }
 
-const PAGES = { runs: runsPage, run: runPage, compare: comparePage, experiment: experimentPage, silos: silosPage, silo: siloPage };
+const PAGES = { runs: runsPage, run: runPage, compare: comparePage, experiment: experimentPage, silos: silosPage, silo: siloPage, audit: auditPage };
 
 /** Show what the address says. @param {boolean} [moved] by a link: focus goes to the new page */
 function arrive(moved = false) {
@@ -94,19 +96,23 @@ function arrive(moved = false) {
   if (key === shown && page) return page.update();
   page?.destroy();
   shown = key;
-  live.hidden = route.page === 'missing';
-  if (route.page === 'missing') {
-    app.title('Not found');
-    main.replaceChildren(h('section.blank', null, h('h1', null, 'There is nothing here'),
-      h('p', null, `No page is called ${route.id}.`), h('a.button', { href: '/' }, 'All runs')));
-    page = { update() {}, destroy() {} };
-  } else {
-    page = PAGES[route.page](app, main, route.id);
-  }
+  const barred = route.page === 'audit' && !app.admin;
+  live.hidden = barred || route.page === 'missing';
+  if (route.page === 'missing') page = blank('There is nothing here', `No page is called ${route.id}.`);
+  else if (barred) page = blank('For administrators', 'The audit log is shown to those who log in with an admin token.');
+  else page = PAGES[route.page](app, main, route.id);
   if (moved) {
     scrollTo(0, 0);
     main.focus({ preventScroll: true });
   }
+}
+
+/** A page that has nothing to load. @param {string} title @param {string} text @returns {Page} */
+function blank(title, text) {
+  app.title(title);
+  setText(asof, '');
+  main.replaceChildren(h('section.blank', null, h('h1', null, title), h('p', null, text), h('a.button', { href: '/' }, 'All runs')));
+  return { update() {}, destroy() {} };
 }
 
 /** @param {string} why */
@@ -115,6 +121,7 @@ function ask(why) {
   shown = '';
   page = loginPage(app, main, why, start);
   live.hidden = true;
+  audit.hidden = true;
   setText(asof, '');
   who.replaceChildren();
 }
@@ -125,6 +132,7 @@ async function start(token) {
   if (token) await api.post('/api/v1/login', { token });
   app.me = await api.get('/api/v1/me');
   app.admin = app.me.role === 'admin';
+  audit.hidden = !app.admin;
   who.replaceChildren(h('span.role', { title: `You are logged in as ${app.me.name || app.me.role}` }, app.me.name || app.me.role || NONE),
     h('button.quiet', { type: 'button', onclick: leave }, 'Log out'));
   arrive();

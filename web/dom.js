@@ -53,6 +53,7 @@ export const ICONS = {
   play: 'M5 3.5v9l7-4.5z',
   stop: 'M4 4h8v8H4z',
   plus: 'M8 3v10M3 8h10',
+  close: 'M4 4l8 8M12 4l-8 8',
   search: 'M7 11.5a4.5 4.5 0 1 0 0-9 4.5 4.5 0 0 0 0 9zM10.5 10.5l3 3',
   reset: 'M3 8a5 5 0 1 0 1.6-3.7M3 2.5v2.8h2.8',
   up: 'M8 13V3.5m0 0-3.5 3.5M8 3.5 11.5 7',

@@ -11,7 +11,7 @@ WEB = os.path.join(ROOT, "web")
 def test_every_page_is_the_same_document(server):
     with open(os.path.join(WEB, "index.html"), "rb") as f:
         page = f.read()
-    for path in ("/", "/runs/" + RUN, "/compare?runs=a", "/experiments/demo", "/silos", "/silos/s_1"):
+    for path in ("/", "/runs/" + RUN, "/compare?runs=a", "/experiments/demo", "/silos", "/silos/s_1", "/audit"):
         answer = server.get(path, token=None)
         assert answer.status == 200 and answer.body == page, path
         assert answer.header("Content-Type") == "text/html; charset=utf-8"

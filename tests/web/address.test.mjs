@@ -13,7 +13,7 @@ test('defaults are left out', () => {
 test('open, read, write gives the same address', () => {
   for (const s of [
     '', '?x=tokens', '?x=elapsed&lx=1&ly=0&sm=0.9&xr=1.5~80.25', '?run=r_01A,r_01B&x=bytes&hide=r_01A', '?q=tiny%20run&state=live&sort=-tokens',
-    '?x=time&xr=1764000000~1764003600', '?xr=-1~2.5e%2B21', '?silos=1&same=1&hide=s_01,train_loss&tab=events&theme=dark',
+    '?x=time&xr=1764000000~1764003600', '?xr=-1~2.5e%2B21', '?silos=1&same=1&hide=s_01,train_loss&tab=events&theme=dark', '?action=run_pause&token=k_01A',
   ]) {
     assert.equal(round(s), s);
   }
@@ -21,12 +21,12 @@ test('open, read, write gives the same address', () => {
 
 test('every view survives the journey', () => {
   const v = { ...a.defaults(), runs: ['r_1', 'r_2'], q: 'a&b=c,d #?', state: 'live', sort: '-ppl', x: 'tokens', lx: true, ly: false, sm: 0.99, xr: [1e8, 4e9],
-    silos: true, same: true, hide: ['x'], tab: 'spec', theme: 'light' };
+    silos: true, same: true, hide: ['x'], tab: 'spec', action: 'login', token: 'k_01', theme: 'light' };
   assert.deepEqual(a.read(a.write(v)), v);
 });
 
 test('nonsense becomes the default, never an error', () => {
-  assert.deepEqual(a.read('?x=evil&sm=7&xr=5~1&ly=2&sort=DROP%20TABLE&tab=<&theme=pink'), a.defaults());
+  assert.deepEqual(a.read('?x=evil&sm=7&xr=5~1&ly=2&sort=DROP%20TABLE&tab=<&action=a%26b&token=r_1&theme=pink'), a.defaults());
   assert.deepEqual(a.read('?xr=a~b'), a.defaults());
   assert.deepEqual(a.route('/runs/%E0%A4%A'), { page: 'run', id: '%E0%A4%A' });
 });
@@ -36,6 +36,8 @@ test('routes', () => {
   assert.deepEqual(a.route('/runs/r_01'), { page: 'run', id: 'r_01' });
   assert.deepEqual(a.route(a.experimentPath('a/b c')), { page: 'experiment', id: 'a/b c' });
   assert.equal(a.route('/silos/s_1').page, 'silo');
+  assert.equal(a.route('/audit').page, 'audit');
+  assert.equal(a.route('/audit/1').page, 'missing');
   assert.equal(a.route('/nothing/here/at/all').page, 'missing');
 });
 

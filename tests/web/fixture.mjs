@@ -25,8 +25,8 @@ const noise = (seed) => () => {
 
 export class World {
   constructor({ now = Date.now(), role = 'admin', token = '' } = {}) {
-    Object.assign(this, { now, role, token, runs: [], silos: [], rounds: {}, series: {}, specs: {}, checkpoints: {}, runSilos: {}, events: [], seq: 0,
-      streams: new Set(), asked: [], delay: 0, missing: [] });
+    Object.assign(this, { now, role, token, runs: [], silos: [], rounds: {}, series: {}, specs: {}, checkpoints: {}, runSilos: {}, events: [], audit: [], seq: 0,
+      streams: new Set(), asked: [], delay: 0, missing: [], broken: '' });
   }
 
   addSilo(id, name, more = {}) {
@@ -103,6 +103,13 @@ export class World {
     this.series[run][metric] = [{ silo: null, ns, ys, at }];
   }
 
+  /** The newest row of the audit log. */
+  addAudit(action, object, more = {}) {
+    const id = this.audit.length + 1;
+    this.audit.unshift({ id: String(id), at: iso(this.now - 864e5 + id * 60e3), role: 'admin', token: 'k_01OP', name: 'operator', address: '192.0.2.7', action, object, status: 200,
+      left_out: 0, request: `q_${id}`, ...more });
+  }
+
   answerSeries(q) {
     const x = q.get('x') ?? 'round';
     const [from, to] = [q.get('from'), q.get('to')].map((v) => (v === null || v === '' ? null : Number(v)));
@@ -160,6 +167,14 @@ export function demoWorld(o = {}) {
     w.emit('checkpoint', 'checkpoint_created', 'r_01RUN', `checkpoint ${n}`, { round: n });
   }
   w.emit('silo', 'silo_gone', 'r_01RUN', 'lab-e was not heard of for 75 s');
+  w.addAudit('login', '', { status: 204 });
+  w.addAudit('token_create', 'k_01JOIN', { status: 201 });
+  w.addAudit('silo_join', 's_01A', { role: 'join', token: 'k_01JOIN', name: 'hospital-a', address: '198.51.100.24', status: 201 });
+  w.addAudit('run_create', 'r_01RUN', { status: 201 });
+  w.addAudit('checkpoint_download', 'r_01OLD/20', { role: 'viewer', token: 'k_01GUEST', name: HOSTILE, address: '2001:db8::7' });
+  w.addAudit('access', `GET /api/v1/runs/${HOSTILE}`, { role: 'nobody', token: null, name: '', address: '203.0.113.9', status: 401, left_out: 1204 });
+  w.addAudit('run_pause', 'r_01OLD', { status: 409 });
+  w.addAudit('run_pause', 'r_01PAUSED');
   return w;
 }
 
@@ -218,6 +233,8 @@ async function handle(world, req, res) {
   if (world.token && !(req.headers.cookie ?? '').includes(`photon=${world.token}`)) return problem(401, 'UNAUTHORIZED', 'log in first');
   if (p === '/api/v1/stream') return stream(world, url, req, res, head);
   const body = req.method === 'POST' ? JSON.parse(await text(req)) : null;
+  if (world.broken === p) return problem(503, 'UNAVAILABLE', 'the database is away');
+  if (world.role !== 'admin' && ['/api/v1/audit', '/api/v1/tokens'].includes(p)) return problem(403, 'FORBIDDEN', 'this needs an admin token');
   const answer = route(world, req.method, p.slice('/api/v1'.length), url.searchParams, body);
   if (answer === null) return problem(404, 'NOT_FOUND', `${p} does not exist`);
   if (p.endsWith('.csv')) return send(200, answer, 'text/csv; charset=utf-8', { 'Content-Disposition': 'attachment; filename="series.csv"' });
@@ -233,6 +250,8 @@ function route(w, method, p, q, body) {
   if (p === '/me') return { role: w.role, name: w.role === 'admin' ? 'operator' : 'guest' };
   if (p === '/runs') return list(w.runs.map(({ reason, live_round, ...r }) => r));
   if (p === '/silos') return list(w.silos);
+  if (p === '/audit') return list(w.audit.filter((r) => (q.get('action') ?? r.action) === r.action && (q.get('token') ?? r.token) === r.token));
+  if (p === '/tokens' && method === 'GET') return list([{ id: 'k_01JOIN', name: 'hospital-a' }, { id: 'k_01OP', name: 'operator' }]);
   if (p === '/series') return w.answerSeries(q);
   if (p === '/series.csv') return csv(w.answerSeries(new URLSearchParams([...q, ['points', '1000000']])));
   if (p === '/tokens' && method === 'POST') return { id: 'k_1', ...body, secret: 'photon_join_secret_0123456789' };

@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
 import { seriesPath, tokenOf } from '../../web/api.js';
+import { auditPath, objectOf, outcome, withNewer, withOlder } from '../../web/audit.js';
 import { inOrder, specRows } from '../../web/compare.js';
 import { nextSort, sorted } from '../../web/dom.js';
 import { linesOf, tableRows } from '../../web/panel.js';
@@ -147,4 +148,36 @@ test('what a silo moved today stands beside its limits, where it has any', () =>
   assert.equal(todayText({ upload_bytes: 0, download_bytes: 4244000, upload_limit: null, download_limit: null }), 'received 0 B, sent 4.24 MB');
   assert.equal(todayText({ upload_bytes: 5e8, download_bytes: 0, upload_limit: 1e9, download_limit: 2e12 }), 'received 500 MB of 1.00 GB, sent 0 B of 2.00 TB');
   assert.ok(siloFacts({ status: 'waiting', state: 'active', id: 's_1' }, 0).some(([k]) => k === 'Today'));
+});
+
+const rows = (...ids) => ids.map((id) => ({ id: String(id) }));
+const ids = (log) => log.rows.map((r) => Number(r.id));
+
+test('the audit log grows at both ends, and a gap is never shown', () => {
+  let log = withNewer(null, { items: rows(9, 8), next_cursor: '8' });
+  log = withOlder(log, { items: rows(7, 6), next_cursor: null });
+  assert.deepEqual([ids(log), log.cursor], [[9, 8, 7, 6], null]);
+  assert.equal(withNewer(log, { items: rows(9, 8), next_cursor: '8' }), log, 'nothing new');
+  log = withNewer(log, { items: rows(10, 9), next_cursor: '9' });
+  assert.deepEqual([ids(log), log.cursor], [[10, 9, 8, 7, 6], null]);
+  log = withNewer(log, { items: rows(14, 13), next_cursor: '13' });
+  assert.deepEqual([ids(log), log.cursor], [[14, 13], '13'], '11 and 12 are not known, so what is older is asked for again');
+  assert.deepEqual(ids(withNewer({ rows: [], cursor: null }, { items: rows(1), next_cursor: null })), [1]);
+});
+
+test('the audit log is asked for with its filters', () => {
+  assert.equal(auditPath({ action: '', token: '' }), '/api/v1/audit?limit=100');
+  assert.equal(auditPath({ action: 'run_pause', token: 'k_1' }, '17'), '/api/v1/audit?limit=100&action=run_pause&token=k_1&cursor=17');
+});
+
+test('what a change was done to has its name where one is known, and is as it was written elsewhere', () => {
+  const names = new Map([['r_1', 'tiny'], ['s_1', 'hospital'], ['k_1', 'guest']]);
+  assert.deepEqual(objectOf('r_1', names), { text: 'tiny', href: '/runs/r_1' });
+  assert.deepEqual(objectOf('r_1/3', names), { text: 'tiny, checkpoint 3', href: '/runs/r_1' });
+  assert.deepEqual(objectOf('s_1', names), { text: 'hospital', href: '/silos/s_1' });
+  assert.deepEqual(objectOf('k_1', names), { text: 'token of guest', href: '' });
+  for (const o of ['r_2', 'r_1/../x', 'GET /api/v1/runs/r_1']) assert.deepEqual(objectOf(o, names), { text: o, href: '' });
+  assert.equal(objectOf('', names).text, '–');
+  assert.equal(outcome({ status: 204, left_out: 0 }), 'done');
+  assert.equal(outcome({ status: 401, left_out: 1204 }), 'refused, 401 and 1,204 more before it');
 });

@@ -105,7 +105,16 @@ test('login, a run that waits, actions, a server that is killed: the log has no 
   await page.locator('h1 + span .pill', { hasText: 'stopped' }).waitFor();
   await until('the log to be complete again', same);
 
-  for (const place of ['/', '/silos', `/runs/${run.id}`, `/compare?run=${run.id}`, '/experiments/pages']) {
+  // The API's own words: who logged in here, and what was done to the run.
+  await page.getByRole('link', { name: 'Audit' }).click();
+  await page.getByRole('cell', { name: 'login' }).first().waitFor();
+  await page.getByLabel('Show', { exact: true }).selectOption('run_stop');
+  await page.waitForURL(/audit\?action=run_stop/);
+  await until('the one row', async () => (await page.locator('.audit tbody tr').count()) === 1);
+  assert.equal(await page.locator('.audit td[data-key=object]').innerText(), 'page-1');
+  assert.equal(await page.locator('.audit td[data-key=status]').innerText(), 'done');
+
+  for (const place of ['/', '/silos', '/audit', `/runs/${run.id}`, `/compare?run=${run.id}`, '/experiments/pages']) {
     await page.goto(url + place);
     await settled(page);
   }

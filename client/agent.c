@@ -291,6 +291,22 @@ static enum status start_beat(struct agent *a, const struct task *t, struct beat
     return beat_start(out, &bc, e);
 }
 
+/* A newer server may ask for what this version has not: the operator hears of it, others get the
+ * seat. */
+static void refuse_task(struct agent *a, const struct json *doc, const char *why)
+{
+    struct task t;
+    char text[400];
+    (void)snprintf(text, sizeof(text),
+                   "a task is not understood by photon-client " PHOTON_VERSION
+                   ": %s; try the photon-client of the server's version",
+                   why);
+    log_error("%s", text);
+    if (doc && task_parse_lease(&t, doc, NULL) == ST_OK) {
+        release(a, &t, "bad_data", text);
+    }
+}
+
 /* Takes the beat over; NULL: it has none yet. */
 static void work(struct agent *a, const struct task *t, struct beat *b, struct arena *arena)
 {
@@ -436,7 +452,7 @@ static int turn(struct agent *a, int *failures)
         struct task t;
         *failures = 0;
         if (!r.json || task_parse(&t, r.json, &e)) {
-            log_error("a task is not understood: %s", r.json ? e.msg : "no JSON");
+            refuse_task(a, r.json, r.json ? e.msg : "no JSON");
             nap(10000);
         } else {
             work(a, &t, NULL, arena);

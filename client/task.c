@@ -163,6 +163,18 @@ enum status task_parse(struct task *out, const struct json *doc, struct err *e)
     return ST_OK;
 }
 
+enum status task_parse_lease(struct task *out, const struct json *doc, struct err *e)
+{
+    struct task t = {0};
+    if (json_kind(doc) != JSON_OBJECT) {
+        return err_set(e, ST_INVALID, "a task is a JSON object");
+    }
+    TRY(want_id(doc, "task", 't', t.id, e));
+    TRY(read_lease(&t, doc, e));
+    *out = t;
+    return ST_OK;
+}
+
 struct round_key task_key(const struct task *t)
 {
     struct round_key k = {.round = t->round,

@@ -56,6 +56,9 @@ struct task {
 /* ST_INVALID names the member that is missing or out of range. *out is written on success alone. */
 enum status task_parse(struct task *out, const struct json *doc, struct err *e) MUST_CHECK;
 
+/* The id and the lease alone: what giving back a task needs that is not understood. As above. */
+enum status task_parse_lease(struct task *out, const struct json *doc, struct err *e) MUST_CHECK;
+
 /* What decides the bits of the training this task asks for. */
 struct round_key task_key(const struct task *t);
 

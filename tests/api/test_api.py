@@ -22,6 +22,7 @@ import steps
 import store
 import streams
 import tls
+import versions
 
 
 def main():
@@ -31,7 +32,7 @@ def main():
         server.start()
         fixture.load(server)
         passed, failed = kit.run_tests(server, [generic, people, pages, framing, streams, silos, rounds, store, steps, forks,
-                                                participation, audit, quotas, rotation, tls, pins, drain, cluster],
+                                                participation, audit, quotas, rotation, tls, pins, versions, drain, cluster],
                                        sys.argv[2:])
         server.stop()
     except Exception as error:  # the counts must come out whatever happens

@@ -19,8 +19,10 @@ static const char TASK[] =
     "\"federation\":{\"rounds\":20,\"silos_per_round\":4,\"local_steps\":64},"
     "\"inner\":{\"batch\":8}}}";
 
-/* The task with one piece of its text replaced. */
-static enum status parse_with(const char *from, const char *to, struct task *t, struct err *e)
+/* The task with one piece of its text replaced, read by one of the two. */
+static enum status read_with(enum status (*read)(struct task *out, const struct json *doc,
+                                                 struct err *e),
+                             const char *from, const char *to, struct task *t, struct err *e)
 {
     char text[4096];
     const char *at = strstr(TASK, from);
@@ -30,9 +32,14 @@ static enum status parse_with(const char *from, const char *to, struct task *t, 
     const struct json *doc = NULL;
     enum status st = json_parse(&doc, a, text, strlen(text), e);
     CHECK_INT(st, ST_OK);
-    st = task_parse(t, doc, e);
+    st = read(t, doc, e);
     arena_free(a);
     return st;
+}
+
+static enum status parse_with(const char *from, const char *to, struct task *t, struct err *e)
+{
+    return read_with(task_parse, from, to, t, e);
 }
 
 static void a_training_task_is_read(void)
@@ -109,6 +116,29 @@ static void what_is_missing_or_odd_is_named(void)
     }
 }
 
+static void a_task_of_a_newer_server_can_be_given_back(void)
+{
+    static const char *const newer[][2] = {{"\"kind\":\"train\"", "\"kind\":\"dance\""},
+                                           {"\"rounds\":20,\"silos", "\"waves\":2,\"silos"},
+                                           {"\"plan\":{", "\"plan\":[],\"plam\":{"}};
+    for (size_t i = 0; i < sizeof(newer) / sizeof(newer[0]); i++) {
+        struct task t;
+        struct err e = {0};
+        CHECK_INT(parse_with(newer[i][0], newer[i][1], &t, &e), ST_INVALID);
+        CHECK_INT(read_with(task_parse_lease, newer[i][0], newer[i][1], &t, &e), ST_OK);
+        CHECK_STR(t.id, "t_01J0000000000000000000000A");
+        CHECK_INT(t.epoch, 3);
+    }
+    struct task t;
+    struct err e = {0};
+    memset(&t, 0x5a, sizeof(t));
+    struct task before = t;
+    CHECK_INT(read_with(task_parse_lease, "t_01J0000000000000000000000A", "../../../etc", &t, &e),
+              ST_INVALID);
+    CHECK_INT(read_with(task_parse_lease, "\"epoch\":3", "\"epoch\":-1", &t, &e), ST_INVALID);
+    CHECK_MEM(&t, &before, sizeof(t));
+}
+
 static void an_unknown_codec_is_not_guessed(void)
 {
     struct task t;
@@ -123,6 +153,7 @@ int main(void)
     RUN(a_training_is_known_by_what_decides_its_bits);
     RUN(an_evaluation_needs_windows_alone);
     RUN(what_is_missing_or_odd_is_named);
+    RUN(a_task_of_a_newer_server_can_be_given_back);
     RUN(an_unknown_codec_is_not_guessed);
     return check_end();
 }

@@ -289,13 +289,13 @@ test-fault: all $(FAULT_TESTS) $(FAULT_TOOLS) rig-programs
 PAGE_TESTS := $(wildcard tests/web/page/*.test.mjs)
 test-all: all web rig-programs $(C_TESTS) $(FAULT_TOOLS) $(STORE_TESTS)
 	@tests/all.sh unit 'tests/run.sh $(UNIT_TESTS)' -- engine 'tests/run.sh $(ENGINE_TESTS)' -- \
-	  $(FAULT_SUITES) -- \
-	  schema 'tests/support/pg_temp.sh tests/api/schema.sh' -- store 'tests/store/run.sh $(STORE_TESTS)' -- \
-	  api 'tests/api/run.sh $(B)' -- web 'tests/web/run.sh $(wildcard tests/web/*.test.mjs)' -- \
-	  page 'tests/web/page/run.sh $(B)' -- oracle 'tests/oracle/run.sh $(B)' -- \
-	  load 'python3 -B tests/fault/load.py $(B) quick' -- \
-	  programs 'tests/e2e/run.sh $(B) programs' -- sim 'tests/e2e/run.sh $(B) sim' -- \
-	  e2e 'tests/e2e/run.sh $(B) loop' -- policies 'tests/e2e/run.sh $(B) policies'
+	  $(FAULT_SUITES) -- sim 'tests/e2e/run.sh $(B) sim' -- e2e 'tests/e2e/run.sh $(B) loop' -- \
+	  policies 'tests/e2e/run.sh $(B) policies' \
+	  beside schema 'tests/support/pg_temp.sh tests/api/schema.sh' -- api 'tests/api/run.sh $(B)' -- \
+	  web 'tests/web/run.sh $(wildcard tests/web/*.test.mjs)' -- page 'tests/web/page/run.sh $(B)' -- \
+	  oracle 'tests/oracle/run.sh $(B)' -- store 'tests/store/run.sh $(STORE_TESTS)' -- \
+	  programs 'tests/e2e/run.sh $(B) programs' \
+	  then load 'python3 -B tests/fault/load.py $(B) quick'
 test-c: $(C_TESTS) $(PLUGIN)
 	@tests/run.sh $(C_TESTS)
 test-engine: engine

@@ -77,7 +77,7 @@ def test_what_changes_nothing_has_no_row(server):
 
 def test_weights_that_leave_have_one_row_an_hour(server):
     url = "/api/v1/runs/%s/checkpoints/2/weights" % RUN
-    psql("SET session_replication_role = replica; DELETE FROM audit WHERE action = 'checkpoint_download'")
+    psql("BEGIN; SET LOCAL session_replication_role = replica; DELETE FROM audit WHERE action = 'checkpoint_download'; COMMIT")
     for headers in ({}, {"Range": "bytes=0-9"}, {"Range": "bytes=10-"}):
         server.get(url, headers=headers)
     server.call("HEAD", url)

@@ -15,6 +15,7 @@ import urllib.request
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
+SNAPSHOT_S = 2.1  # a little more than the least time between two snapshots of a silo
 
 
 def free_ports(count):
@@ -191,7 +192,10 @@ class World:
         return until("run %s to finish" % run_id, finished, timeout_s)
 
     def wait_snapshot(self, run_id, number, name, timeout_s=120.0):
-        """Wait until that silo is in mid-round: training, with a snapshot of that round on its disk."""
+        """Wait until that silo is in mid-round: training, with a snapshot of that round on its disk.
+
+        A round of a test is shorter than the time between two snapshots; so the silo is halted for that long.
+        """
         def training():
             try:
                 round_ = self.get("/api/v1/runs/%s/rounds/%d" % (run_id, number))
@@ -203,9 +207,19 @@ class World:
                 if task["silo_name"] == name and task["kind"] == "train":
                     if task["state"] == "done":
                         raise AssertionError("round %d of %s was over before it could be disturbed" % (number, name))
-                    return task["state"] == "leased" and glob.glob(self.path(name, "runs", run_id, "snap-*.json"))
+                    return task["state"] == "leased"
             return None
-        until("%s to be in the middle of round %d" % (name, number), training, timeout_s)
+
+        def snapshot():
+            if not training():
+                return None
+            if not glob.glob(self.path(name, "runs", run_id, "snap-*.json")):
+                self.silos[name].send_signal(signal.SIGSTOP)
+                time.sleep(SNAPSHOT_S)
+                self.silos[name].send_signal(signal.SIGCONT)
+                time.sleep(0.2)
+            return glob.glob(self.path(name, "runs", run_id, "snap-*.json"))
+        until("%s to be in the middle of round %d" % (name, number), snapshot, timeout_s)
 
     def log_of(self, name):
         with open(self.path(name + ".log"), errors="replace") as f:

@@ -91,7 +91,8 @@ static enum status port_of(int fd, int *port, struct err *e)
     return ST_OK;
 }
 
-enum status http_listen(int *fd, int *port, const char *address, bool tls, struct err *e)
+/* The address as the system knows it, if it may be served; freeaddrinfo() by the caller. */
+static enum status resolve(struct addrinfo **out, const char *address, bool tls, struct err *e)
 {
     struct listen_address a;
     TRY(listen_address_parse(&a, address, e));
@@ -105,18 +106,45 @@ enum status http_listen(int *fd, int *port, const char *address, bool tls, struc
     if (rc != 0) {
         return err_set(e, ST_INVALID, "cannot listen on %s: %s", address, gai_strerror(rc));
     }
-    enum status st = ST_OK;
     if (!tls && !is_loopback(found->ai_addr)) {
-        st =
-            err_set(e, ST_DENIED,
-                    "%s is not loopback and there is no TLS, tokens would travel in the clear; try "
-                    "--tls auto, --tls-cert and --tls-key, or 127.0.0.1 behind a proxy",
-                    address);
+        freeaddrinfo(found);
+        return err_set(e, ST_DENIED,
+                       "%s is not loopback and there is no TLS, tokens would travel in the clear; "
+                       "try --tls auto, --tls-cert and --tls-key, or 127.0.0.1 behind a proxy",
+                       address);
     }
+    *out = found;
+    return ST_OK;
+}
+
+enum status http_listen_check(const char *control, const char *bulk, bool tls, struct err *e)
+{
+    struct listen_address a;
+    struct addrinfo *one = NULL;
+    struct addrinfo *two = NULL;
+    TRY(listen_address_parse(&a, control, e));
+    TRY(resolve(&one, control, tls, e));
+    enum status st = resolve(&two, bulk, tls, e);
+    if (st) {
+        freeaddrinfo(one);
+        return st;
+    }
+    if (a.port != 0 && one->ai_addrlen == two->ai_addrlen &&
+        memcmp(one->ai_addr, two->ai_addr, one->ai_addrlen) == 0) {
+        st = err_set(e, ST_INVALID, "control and bulk are both to listen on %s; try another port",
+                     control);
+    }
+    freeaddrinfo(one);
+    freeaddrinfo(two);
+    return st;
+}
+
+enum status http_listen(int *fd, int *port, const char *address, bool tls, struct err *e)
+{
+    struct addrinfo *found = NULL;
+    TRY(resolve(&found, address, tls, e));
     int got = -1;
-    if (st == ST_OK) {
-        st = open_socket(&got, found, address, e);
-    }
+    enum status st = open_socket(&got, found, address, e);
     freeaddrinfo(found);
     if (st) {
         return st;

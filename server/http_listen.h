@@ -18,6 +18,13 @@ enum status listen_address_parse(struct listen_address *out, const char *text,
                                  struct err *e) MUST_CHECK;
 
 /*
+ * Would http_listen() take these two, if their ports are free? ST_DENIED and ST_INVALID as there;
+ * ST_INVALID too when they are one.
+ */
+enum status http_listen_check(const char *control, const char *bulk, bool tls,
+                              struct err *e) MUST_CHECK;
+
+/*
  * A listening socket, and the port it got. ST_CONFLICT: the port is taken. ST_DENIED: the address
  * is not this machine's own loopback and there is no TLS. ST_INVALID: no such address.
  */

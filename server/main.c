@@ -54,6 +54,8 @@ struct program {
     struct cluster *cluster;
     struct coordinator *coordinator;
     struct http *http;
+    struct s3 *bucket; // until the store has it
+    struct blob_floor floor;
     const char *owner; // of the database's tables, as a conninfo
     const char *conninfo;
     char data[PATH_MAX];
@@ -93,17 +95,11 @@ static const char *beside(char out[PATH_MAX], const char *given, const char *nam
     return out;
 }
 
-static enum status open_bucket(struct program *p, struct err *e)
+static enum status give_bucket(struct program *p, struct err *e)
 {
-    struct s3 *bucket = NULL;
-    const struct s3_config c = {.url = p->o.store,
-                                .endpoint = p->o.s3_endpoint,
-                                .credentials = p->o.s3_credentials,
-                                .ca_file = p->o.s3_ca};
-    enum status st = s3_open(&bucket, &c, e);
-    st = st ? st : blob_store_bucket(p->server.blobs, bucket, e);
-    if (st && bucket) {
-        s3_close(bucket);
+    enum status st = blob_store_bucket(p->server.blobs, p->bucket, e);
+    if (st == ST_OK) {
+        p->bucket = NULL;
     }
     return st == ST_CONFLICT ? ST_INVALID : st;
 }
@@ -126,15 +122,11 @@ static enum status open_data(struct program *p, struct err *e)
         return err_set(e, ST_NOT_FOUND,
                        "'%s' is no data folder of a photon-server; try another --data", p->data);
     }
-    struct blob_floor floor;
-    if (p->o.free_floor) {
-        TRY(blob_floor_parse(&floor, p->o.free_floor, e));
-    }
     TRY(blob_store_open(&p->server.blobs, blobs, e));
     if (p->o.free_floor) {
-        blob_store_floor(p->server.blobs, &floor);
+        blob_store_floor(p->server.blobs, &p->floor);
     }
-    return p->o.store ? open_bucket(p, e) : ST_OK;
+    return p->bucket ? give_bucket(p, e) : ST_OK;
 }
 
 /* ---- the database ---- */
@@ -228,6 +220,9 @@ static enum status next_port(struct program *p, struct err *e)
     if (!p->o.bulk_listen) {
         struct listen_address a;
         TRY(listen_address_parse(&a, p->o.listen, e));
+        if (a.port == 65535) {
+            return err_set(e, ST_INVALID, "no port follows 65535 for bulk; try --bulk-listen");
+        }
         bool v6 = strchr(a.host, ':') != NULL;
         (void)snprintf(p->bulk_listen, sizeof(p->bulk_listen), v6 ? "[%s]:%d" : "%s:%d", a.host,
                        a.port ? a.port + 1 : 0);
@@ -249,13 +244,45 @@ static enum status open_tls(struct program *p, struct err *e)
     return as_config(tls_open(&p->server.certificate, &c, e));
 }
 
+static enum status check_addresses(struct program *p, struct err *e)
+{
+    TRY(next_port(p, e));
+    bool tls = p->o.tls_auto || p->o.tls_cert;
+    return as_config(http_listen_check(p->o.listen, p->o.bulk_listen, tls, e));
+}
+
+/* All that can be refused before there is anything on the disk: who mends an option starts anew. */
+static enum status check_options(struct program *p, struct err *e)
+{
+    if (p->o.database) {
+        TRY(db_conninfo_check(p->o.database, e));
+    }
+    if (p->o.migrate_database) {
+        TRY(db_conninfo_check(p->o.migrate_database, e));
+    }
+    if (p->o.free_floor) {
+        TRY(blob_floor_parse(&p->floor, p->o.free_floor, e));
+    }
+    if (!p->o.check) {
+        TRY(check_addresses(p, e));
+    }
+    if (!p->o.check && !p->o.tls_auto) {
+        TRY(open_tls(p, e));
+    }
+    const struct s3_config c = {.url = p->o.store,
+                                .endpoint = p->o.s3_endpoint,
+                                .credentials = p->o.s3_credentials,
+                                .ca_file = p->o.s3_ca};
+    return p->o.store ? s3_open(&p->bucket, &c, e) : ST_OK;
+}
+
 static enum status start(struct program *p, struct err *e)
 {
     raise_file_limit();
-    TRY(next_port(p, e));
+    TRY(check_options(p, e));
     TRY(open_data(p, e));
     FAULT("start.data");
-    if (!p->o.check) {
+    if (!p->o.check && p->o.tls_auto) {
         TRY(open_tls(p, e));
     }
     TRY(open_database(p, e));
@@ -303,6 +330,7 @@ static void stop(struct program *p, int rc)
     db_pool_free(p->server.pool);
     upload_hash_end(p->server.blobs);
     blob_store_close(p->server.blobs);
+    s3_close(p->bucket);
     tls_close(p->server.certificate);
     cluster_stop(p->cluster);
 }

@@ -281,6 +281,12 @@ bool server_options_parse(struct server_options *o, int argc, char **argv, int *
     if (o->migrate_database && !o->database) {
         return usage(rc, "--migrate-database belongs to --database");
     }
+    if (!o->store && (o->s3_endpoint || o->s3_credentials || o->s3_ca)) {
+        return usage(rc, "--s3-endpoint, --s3-credentials and --s3-ca belong to --store");
+    }
+    if (!o->check && (o->repair || o->acks)) {
+        return usage(rc, "--repair and --acks belong to photon-server check");
+    }
     if (!o->tls_cert != !o->tls_key) {
         return usage(rc, "--tls-cert and --tls-key belong together");
     }

@@ -98,6 +98,30 @@ def a_wrong_file_or_setting_is_3(world):
     assert not os.path.exists(world.path("nowhere")), "a check made the folder it should look at"
 
 
+def a_start_that_its_options_refuse_leaves_the_disk_alone(world):
+    """Whoever mends the option starts anew: no folder, no database, no file of a server that never was."""
+    one = "127.0.0.1:%d" % free_ports(1)[0]
+    keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
+    for want, words, args in (
+            (3, ["0.0.0.0:18080", "TLS", "--tls auto"], ["--listen", "0.0.0.0:18080"]),
+            (3, ["0.0.0.0:18081", "TLS"], ["--bulk-listen", "0.0.0.0:18081"]),
+            (3, ["host:port"], ["--listen", "nowhere"]),
+            (3, ["--bulk-listen"], ["--listen", "127.0.0.1:65535"]),
+            (3, ["try another port"], ["--listen", one, "--bulk-listen", one]),
+            (3, ["10%"], ["--free-floor", "lots"]),
+            (3, ["none.pem"], ["--tls-cert", "none.pem", "--tls-key", "none.key"]),
+            (3, ["postgresql://"], ["--database", "hots=db.example.org"]),
+            (3, ["postgresql://"], ["--database", "x", "--migrate-database", "postgresql://a:b@[::1/x"]),
+            (3, ["s3://bucket/prefix"], ["--store", "bucket"]),
+            (3, ["in the clear"], ["--store", "s3://bucket", "--s3-endpoint", "http://192.0.2.1"]),
+            (2, ["--store"], ["--s3-ca", "ca.pem"]),
+            (2, ["photon-server check"], ["--repair"]),
+            (2, ["photon-server check"], ["--acks", "acks"])):
+        before = set(os.listdir(world.dir))
+        expect(world, want, words, "photon-server", "--data", "never", *args, **keys)
+        assert set(os.listdir(world.dir)) == before, "%s left %s" % (args, set(os.listdir(world.dir)) - before)
+
+
 def a_token_that_is_not_good_is_4(world):
     expect(world, 4, ["token"], "photon", "run", "list", PHOTON_TOKEN="wrong")
     expect(world, 4, ["--token-file"], "photon", "run", "list", PHOTON_TOKEN="")
@@ -224,7 +248,7 @@ def a_silo_joins_and_trains_over_tls_by_its_join_line(world):
 
 TESTS = [help_names_the_codes_of_the_manual, the_spec_of_the_manual_is_accepted,
          the_metrics_of_the_manual_are_all, a_wrong_command_line_is_2,
-         a_wrong_file_or_setting_is_3, a_token_that_is_not_good_is_4, no_server_is_4_and_no_database_75,
+         a_wrong_file_or_setting_is_3, a_start_that_its_options_refuse_leaves_the_disk_alone, a_token_that_is_not_good_is_4, no_server_is_4_and_no_database_75,
          what_is_not_there_is_1, no_usable_device_is_7, a_silo_does_not_spin_at_barriers,
          a_silo_at_work_takes_up_a_new_token, the_audit_log_is_read_by_administrators,
          a_silo_joins_and_trains_over_tls_by_its_join_line]

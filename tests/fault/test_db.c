@@ -287,8 +287,20 @@ static void a_pool_replaces_dead_connections_and_rolls_back_what_was_left_open(v
     CHECK_INT(fake_pq_unused(), 0);
 }
 
+static void an_address_that_libpq_cannot_read_is_refused_without_its_password(void)
+{
+    struct err e = {0};
+    CHECK_INT(db_conninfo_check("photon", &e), ST_OK); // a database's name
+    CHECK_INT(db_conninfo_check("", &e), ST_OK);
+    CHECK_INT(db_conninfo_check("postgresql://me:secret@[::1/photon", &e), ST_INVALID);
+    CHECK(!strstr(e.msg, "secret") && strstr(e.msg, "; try"));
+    CHECK_INT(db_conninfo_check("user=me password=sec ret", &e), ST_INVALID);
+    CHECK(!strstr(e.msg, "ret"));
+}
+
 int main(void)
 {
+    RUN(an_address_that_libpq_cannot_read_is_refused_without_its_password);
     RUN(every_refusal_has_its_status);
     RUN(a_refusal_names_the_rule_until_the_next_statement);
     RUN(a_refused_connection_is_a_retry_said_in_one_line);

@@ -79,6 +79,18 @@ PGconn *PQconnectdbParams(const char *const *keywords, const char *const *values
     return (PGconn *)&token;
 }
 
+/* The real one is asked by the tests of the programs. */
+PQconninfoOption *PQconninfoParse(const char *conninfo, char **errmsg)
+{
+    (void)conninfo, (void)errmsg;
+    return NULL;
+}
+
+void PQconninfoFree(PQconninfoOption *options)
+{
+    (void)options;
+}
+
 void PQreset(PGconn *conn)
 {
     (void)conn;

@@ -64,10 +64,35 @@ static void plain_http_stays_on_loopback(void)
     CHECK_INT(http_listen(&fd, &port, "no-such-host.invalid:0", true, &e), ST_INVALID);
 }
 
+static void two_addresses_are_judged_before_either_is_taken(void)
+{
+    static const struct {
+        const char *control, *bulk;
+        bool tls;
+        enum status want;
+    } cases[] = {{"127.0.0.1:8080", "127.0.0.1:8081", false, ST_OK},
+                 {"127.0.0.1:0", "127.0.0.1:0", false, ST_OK},
+                 {"0.0.0.0:8443", "0.0.0.0:8444", true, ST_OK},
+                 {"0.0.0.0:8080", "127.0.0.1:8081", false, ST_DENIED},
+                 {"127.0.0.1:8080", "0.0.0.0:8081", false, ST_DENIED},
+                 {"127.0.0.1:8080", "127.0.0.1:8080", false, ST_INVALID},
+                 {"127.0.0.1:8080", "127.1:8080", true, ST_INVALID},
+                 {"127.0.0.1", "127.0.0.1:1", true, ST_INVALID},
+                 {"127.0.0.1:1", "127.0.0.1:65536", true, ST_INVALID},
+                 {"no-such-host.invalid:0", "127.0.0.1:0", true, ST_INVALID}};
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct err e = {0};
+        CHECK_INT(http_listen_check(cases[i].control, cases[i].bulk, cases[i].tls, &e),
+                  cases[i].want);
+        CHECK_INT(e.msg[0] != '\0', cases[i].want != ST_OK);
+    }
+}
+
 int main(void)
 {
     RUN(addresses_are_taken_apart);
     RUN(port_zero_lets_the_system_choose_and_a_taken_one_is_said_so);
     RUN(plain_http_stays_on_loopback);
+    RUN(two_addresses_are_judged_before_either_is_taken);
     return check_end();
 }

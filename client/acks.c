@@ -6,8 +6,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "client/durable.h"
 #include "client/options.h"
-#include "client/state.h"
 #include "common/fault.h"
 #include "common/hash.h"
 #include "common/id.h"

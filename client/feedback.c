@@ -9,7 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "client/state.h"
+#include "client/durable.h"
 #include "common/limits.h"
 #include "common/log.h"
 #include "common/mem.h"

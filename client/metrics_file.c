@@ -5,7 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "client/state.h"
+#include "client/durable.h"
 #include "common/json.h"
 #include "common/mem.h"
 

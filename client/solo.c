@@ -7,11 +7,11 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include "client/durable.h"
 #include "client/metrics_file.h"
 #include "client/mfu.h"
 #include "client/model.h"
 #include "client/progress.h"
-#include "client/state.h"
 #include "client/trainer.h"
 #include "client/weights_file.h"
 #include "common/clock.h"

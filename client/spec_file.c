@@ -3,7 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "client/state.h"
+#include "client/durable.h"
 #include "common/limits.h"
 #include "common/mem.h"
 

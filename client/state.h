@@ -32,28 +32,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "client/durable.h"
 #include "common/pin.h"
 #include "common/status.h"
-
-enum { STATE_PATH_MAX = 1024 };
-
-/* ---- files ---- */
-
-/* mkdir -p, mode 0700. */
-enum status dir_make(const char *path, struct err *e) MUST_CHECK;
-/* Write beside, sync, rename, sync the folder. */
-enum status file_write(const char *path, const void *bytes, size_t len, struct err *e) MUST_CHECK;
-/* Sync an existing file, give it its name, sync the folder. ST_LIMIT: the disk is full. */
-enum status file_place(const char *tmp, const char *path, struct err *e) MUST_CHECK;
-/* A small text file, NUL-terminated, into out. ST_NOT_FOUND, ST_LIMIT, ST_IO. */
-enum status file_read(const char *path, char *out, size_t size, struct err *e) MUST_CHECK;
-/* ENOSPC and EDQUOT are ST_LIMIT, everything else ST_IO. */
-enum status io_status(int errnum);
-
-/* Test hook: the n-th step of a durable change from now fails as a crash
- * there would; < 0 disarms. */
-void state_fail_after(int n);
-bool state_fail_fired(void);
 
 /* ---- the silo ---- */
 

@@ -5,7 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "client/state.h"
+#include "client/durable.h"
 #include "common/limits.h"
 #include "common/mem.h"
 #include "common/run_header.h"

@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "client/state.h"
+#include "client/durable.h"
 #include "common/json.h"
 #include "common/limits.h"
 

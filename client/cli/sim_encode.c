@@ -7,7 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "client/state.h"
+#include "client/durable.h"
 #include "common/codec_file.h"
 #include "common/layout.h"
 #include "common/limits.h"

@@ -117,7 +117,7 @@ mutant 'the folder of a blob is not synced' server/blob_folder.c \
     '/^enum status blob_folder_place/,/^}/s/return blob_folder_sync(f->fd, n.inner, e);/return ST_OK;/' tests/unit/test_blob
 mutant 'a chunk is said to be durable before it is' server/upload_file.c \
     's/} else if (FAULT_ERR("upload.sync") || fdatasync(f->fd))/} else if (0)/' tests/unit/test_upload_file
-mutant 'the journal of a silo is not synced' client/state.c \
+mutant 'the journal of a silo is not synced' client/durable.c \
     '/^enum status file_place/,/^}/s/? fsync(fd) : -1/? 0 : -1/' tests/unit/test_state
 mutant 'the moments of a refused update are kept' client/state.c \
     's/JOURNAL_SETTLED \&\& s->j.keep/JOURNAL_SETTLED/' tests/unit/test_state
@@ -260,7 +260,7 @@ mutant 'rig: the folder of a blob is not synced' server/blob_folder.c \
     's/int bad = FAULT_ERR("blob.sync.folder") || fsync(fd);/int bad = 0;/' tests/rig 'power --cuts 40 --seed 1'
 mutant 'rig: a chunk is said to be durable before it is' server/upload_file.c \
     's/} else if (FAULT_ERR("upload.sync") || fdatasync(f->fd))/} else if (0)/' tests/rig 'power --cuts 60 --seed 1'
-mutant 'rig: the journal of a silo is not synced' client/state.c \
+mutant 'rig: the journal of a silo is not synced' client/durable.c \
     '/^enum status file_place/,/^}/s/? fsync(fd) : -1/? 0 : -1/' tests/rig 'power --cuts 60 --seed 1'
 mutant 'rig: moments are kept before anything is accepted' client/agent_train.c \
     's/run_state_path(&w->rs, STATE_MOMENTS_NEXT, next);/run_state_path(\&w->rs, STATE_MOMENTS, next);/' \

@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "client/state.h"
+#include "client/durable.h"
 #include "tests/support/check.h"
 #include "tests/support/synced.h"
 #include "tests/support/tempdir.h"

@@ -283,11 +283,11 @@ static void a_crash_at_any_step_loses_and_doubles_nothing(void)
     int crashes = 0;
     for (bool fired = true; fired; crashes++) {
         struct bed *b = bed_new();
-        state_fail_after(crashes);
+        durable_fail_after(crashes);
         enum status st = three_rounds(b, &b->e);
-        fired = state_fail_fired();
+        fired = durable_fail_fired();
         CHECK(fired ? st != ST_OK : st == ST_OK);
-        state_fail_after(-1);
+        durable_fail_after(-1);
         CHECK_INT(three_rounds(b, &b->e), ST_OK);
         CHECK_MEM(values(b, STATE_RESIDUAL), want, (size_t)good->table.total * sizeof(float));
         CHECK(values(b, STATE_RESIDUAL_NEXT) == NULL && values(b, STATE_RESIDUAL_LATE) == NULL);

@@ -198,10 +198,10 @@ static void dies_at_every_step(bool keep)
         CHECK_INT(train(&s, 1, "one", &e), ST_OK);
         CHECK_INT(run_state_settle(&s, true, &e), ST_OK);
 
-        state_fail_after(n);
+        durable_fail_after(n);
         enum status st = second_round(keep, &e);
-        bool fired = state_fail_fired();
-        state_fail_after(-1);
+        bool fired = durable_fail_fired();
+        durable_fail_after(-1);
         CHECK_INT(st != ST_OK, fired);
 
         CHECK_INT(run_state_open(&s, dir, RUN_ID, &e), ST_OK);

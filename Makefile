@@ -101,7 +101,7 @@ objs = $(patsubst %,$(B)/%.o,$(1))
 
 # The engine (kernels, model, trainer) links common's pure half alone; what leans on an outside
 # library, or on something that does, is in archives of its own: $(FORMATS) for common, CLIENT.
-FORMATS := $(wildcard $(addprefix common/,codec_file.c codec_write.c json.c hash.c id.c safetensors.c run_header.c run_spec.c spec_reader.c step.c))
+FORMATS := $(wildcard $(addprefix common/,codec_file.c codec_write.c json.c hash.c id.c safetensors.c run_header.c run_spec.c spec_print.c spec_reader.c step.c))
 COMMON  := $(filter-out $(FORMATS),$(wildcard common/*.c))
 KERNELS := $(wildcard kernels/*.c kernels/ref/*.c) \
            $(filter-out $(if $(filter 1,$(DNNL)),%/gemm_own.c,%/gemm_dnnl.c),$(wildcard kernels/cpu/*.c))

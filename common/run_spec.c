@@ -1,6 +1,5 @@
 #include "common/run_spec.h"
 
-#include <assert.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
@@ -8,32 +7,17 @@
 #include "common/limits.h"
 #include "common/schedule.h"
 #include "common/spec_schedule.h"
+#include "common/spec_words.h"
 
 static const int64_t SEED_MAX = ((int64_t)1 << 53) - 1;
 enum {
-    SPEC_TEXT_MAX = 8 * 1024,
     DEADLINE_MAX_S = 30 * 24 * 3600,
     WINDOWS_MAX = 1 << 20,
     WARMUP_DEFAULT = 100,
     BYTE_IDS = 258, // what the byte tokenizer emits: two special tokens and the 256 bytes
 };
 
-static const double LINK_SHARE = 0.05; // of the compute time, for a transfer under auto
-
 // clang-format off
-static const char *const OPTIMIZERS[INNER_COUNT + 1]        = {"adamw", "adopt", NULL};
-static const char *const OUTERS[OUTER_COUNT + 1]            = {"fedavg", "fednesterov", "fedmom", "fedadam",
-                                                               "fedyogi", NULL};
-static const char *const POSITIONS[POSITION_COUNT + 1]      = {"learned", "alibi", NULL};
-static const char *const WEIGHTS[WEIGHTS_COUNT + 1]         = {"tokens", "uniform", NULL};
-static const char *const STEPS[STEPS_COUNT + 1]             = {"fixed", "dylu", NULL};
-static const char *const INNER_STATES[INNER_STATE_COUNT + 1] = {"keep", "reset", "average", NULL};
-// In the order of enum codec; what follows the last is auto, and another word for f32.
-static const char *const CODECS_UP[CODEC_COUNT + 2]         = {"f32", "bf16", "int8", "q4", "q2", "topk", "auto",
-                                                               NULL};
-static const char *const CODECS_DOWN[CODEC_COUNT + 2]       = {"f32", "bf16", "int8", "q4", "q2", "topk", "snapshot",
-                                                               NULL};
-
 /* Sizes and maximum learning rates of Photon's models; vocabulary 50368, 2048 positions, biases. */
 static const struct preset {
     const char *name;
@@ -221,7 +205,7 @@ static void read_model(struct spec_reader *r, const struct json *doc, struct run
     spec_i32(&p, "n_layers", 1, LIMIT_LAYERS, &m->n_layers);
     spec_i32(&p, "vocab_size", 2, LIMIT_VOCAB, &m->vocab_size);
     spec_i32(&p, "seq_len", 1, LIMIT_SEQ_LEN, &m->seq_len);
-    int position = spec_word(&p, "position", POSITIONS);
+    int position = spec_word(&p, "position", SPEC_POSITIONS);
     m->position = position < 0 ? m->position : (enum position)position;
     spec_bool(&p, "bias", &m->bias);
     read_patterns(&p, "freeze", &s->freeze);
@@ -260,7 +244,7 @@ static void read_tokenizer(struct spec_reader *r, const struct json *doc, struct
 static void read_steps_policy(const struct spec_part *p, struct run_spec *s)
 {
     int32_t tau = s->federation.local_steps;
-    int word = spec_word(p, "local_steps_policy", STEPS);
+    int word = spec_word(p, "local_steps_policy", SPEC_STEPS);
     s->federation.local_steps_policy = word >= 0 ? (enum steps_policy)word : STEPS_FIXED;
     bool dylu = s->federation.local_steps_policy == STEPS_DYLU;
     int32_t eighth = tau < 8 ? 1 : tau / 8;
@@ -354,7 +338,7 @@ static void read_inner(struct spec_reader *r, const struct json *doc, struct run
     struct spec_part p = spec_part(r, doc, "inner");
     struct inner_spec *i = &s->inner;
     int before = r->total;
-    int word = spec_word(&p, "optimizer", OPTIMIZERS);
+    int word = spec_word(&p, "optimizer", SPEC_OPTIMIZERS);
     i->optimizer = word >= 0     ? (enum inner_optimizer)word
                    : preset >= 0 ? PRESETS[preset].optimizer
                                  : INNER_ADAMW;
@@ -384,11 +368,6 @@ static void read_inner(struct spec_reader *r, const struct json *doc, struct run
     }
 }
 
-static bool outer_adaptive(enum outer_optimizer o)
-{
-    return o == OUTER_FEDADAM || o == OUTER_FEDYOGI;
-}
-
 /* A setting that this optimizer does not have: left at 0, which is also what may be written. */
 static void refuse_outer(const struct spec_part *p, const char *key, const char *try)
 {
@@ -401,10 +380,10 @@ static void read_outer(struct spec_reader *r, const struct json *doc, struct run
 {
     struct spec_part p = spec_part(r, doc, "outer");
     struct outer_spec *o = &s->outer;
-    int word = spec_word(&p, "name", OUTERS);
+    int word = spec_word(&p, "name", SPEC_OUTERS);
     o->name = word >= 0 ? (enum outer_optimizer)word : OUTER_FEDAVG;
     bool momentum = o->name == OUTER_FEDNESTEROV || o->name == OUTER_FEDMOM;
-    bool adaptive = outer_adaptive(o->name);
+    bool adaptive = spec_outer_adaptive(o->name);
     o->lr = momentum ? 0.7 : adaptive ? 0.01 : 1.0;
     o->momentum = momentum ? 0.9 : 0.0;
     o->beta1 = adaptive ? 0.9 : 0.0;
@@ -414,7 +393,7 @@ static void read_outer(struct spec_reader *r, const struct json *doc, struct run
     spec_rate(&p, "momentum", (struct spec_range){0.0, false, 1.0, true}, &o->momentum);
     if (!momentum && o->momentum > 0.0) {
         spec_complain(&p, "momentum", "%s has none; try \"name\": \"fednesterov\", or 0",
-                      OUTERS[o->name]);
+                      SPEC_OUTERS[o->name]);
     }
     if (adaptive) {
         read_betas(&p, &o->beta1, &o->beta2);
@@ -441,14 +420,14 @@ static void spec_k(const struct spec_part *p, const char *key, int32_t *out)
 static void read_codec(struct spec_reader *r, const struct json *doc, struct run_spec *s)
 {
     struct spec_part p = spec_part(r, doc, "codec");
-    int up = spec_word(&p, "up", CODECS_UP);
-    int down = spec_word(&p, "down", CODECS_DOWN);
+    int up = spec_word(&p, "up", SPEC_CODECS_UP);
+    int down = spec_word(&p, "down", SPEC_CODECS_DOWN);
     s->codec.up_auto = up == CODEC_COUNT;
     s->codec.up = up < 0 || up == CODEC_COUNT ? CODEC_F32 : (enum codec)up;
     s->codec.down = down < 0 || down == CODEC_COUNT ? CODEC_F32 : (enum codec)down;
     s->codec.up_k = CODEC_K;
     s->codec.down_k = CODEC_K_DOWN;
-    s->codec.share = LINK_SHARE;
+    s->codec.share = SPEC_LINK_SHARE;
     spec_k(&p, "up_k", &s->codec.up_k);
     spec_k(&p, "down_k", &s->codec.down_k);
     if (s->codec.down == CODEC_TOPK && s->codec.down_k > CODEC_K_DOWN) {
@@ -461,9 +440,9 @@ static void read_codec(struct spec_reader *r, const struct json *doc, struct run
 static void read_rest(struct spec_reader *r, const struct json *doc, struct run_spec *s)
 {
     struct spec_part top = {.r = r, .name = "", .o = doc};
-    int word = spec_word(&top, "weights", WEIGHTS);
+    int word = spec_word(&top, "weights", SPEC_WEIGHTS);
     s->weights = word >= 0 ? (enum weights_rule)word : WEIGHTS_TOKENS;
-    word = spec_word(&top, "inner_state", INNER_STATES);
+    word = spec_word(&top, "inner_state", SPEC_INNER_STATES);
     s->inner_state = word >= 0 ? (enum inner_state)word : INNER_STATE_KEEP;
     s->keep_checkpoints = 3;
     spec_i32(&top, "keep_checkpoints", 0, LIMIT_ROUNDS, &s->keep_checkpoints);
@@ -519,143 +498,4 @@ enum status run_spec_parse(struct run_spec *out, const struct json *doc,
     }
     return err_set(e, ST_INVALID, "%s: %.150s (and %d more)", where, problems[0].detail,
                    r.total - 1);
-}
-
-/* ---- printing ---- */
-
-static void print_patterns(struct buf *b, const char *key, const struct patterns *p)
-{
-    jw_array(b, key);
-    for (int32_t i = 0; i < p->count; i++) {
-        jw_str(b, NULL, p->text[i]);
-    }
-    jw_end_array(b);
-}
-
-static void print_model(struct buf *b, const struct run_spec *s)
-{
-    jw_object(b, "model");
-    if (*s->preset) {
-        jw_str(b, "preset", s->preset);
-    }
-    jw_int(b, "d_model", s->model.d_model);
-    jw_int(b, "n_heads", s->model.n_heads);
-    jw_int(b, "n_layers", s->model.n_layers);
-    jw_int(b, "vocab_size", s->model.vocab_size);
-    jw_int(b, "seq_len", s->model.seq_len);
-    jw_str(b, "position", POSITIONS[s->model.position]);
-    jw_bool(b, "bias", s->model.bias);
-    print_patterns(b, "freeze", &s->freeze);
-    print_patterns(b, "personal", &s->personal);
-    jw_end_object(b);
-    jw_object(b, "tokenizer");
-    jw_str(b, "sha256", s->tokenizer_sha256);
-    jw_end_object(b);
-}
-
-static void print_federation(struct buf *b, const struct run_spec *s)
-{
-    jw_object(b, "federation");
-    jw_int(b, "rounds", s->federation.rounds);
-    jw_int(b, "silos_per_round", s->federation.silos_per_round);
-    jw_int(b, "min_silos", s->federation.min_silos);
-    jw_int(b, "oversample", s->federation.oversample);
-    jw_int(b, "local_steps", s->federation.local_steps);
-    jw_int(b, "deadline_s", s->federation.deadline_s);
-    jw_num(b, "deadline_k", s->federation.deadline_k);
-    jw_str(b, "local_steps_policy", STEPS[s->federation.local_steps_policy]);
-    if (s->federation.local_steps_policy == STEPS_DYLU) {
-        jw_int(b, "local_steps_min", s->federation.local_steps_min);
-    }
-    if (s->federation.overlap_steps > 0) { // at their defaults they are not printed, as in
-        jw_int(b, "overlap_steps", s->federation.overlap_steps); // print_codec()
-    }
-    if (schedule_fragments(s) > 1) { // at its default it is not printed: specs keep their digests
-        jw_int(b, "fragments", s->federation.fragments);
-    }
-    jw_end_object(b);
-}
-
-static void print_inner(struct buf *b, const struct inner_spec *i)
-{
-    jw_object(b, "inner");
-    jw_str(b, "optimizer", OPTIMIZERS[i->optimizer]);
-    jw_num(b, "lr", i->lr);
-    jw_array(b, "betas");
-    jw_num(b, NULL, i->beta1);
-    jw_num(b, NULL, i->beta2);
-    jw_end_array(b);
-    jw_num(b, "eps", i->eps);
-    jw_num(b, "weight_decay", i->weight_decay);
-    jw_num(b, "clip_norm", i->clip_norm);
-    jw_int(b, "batch", i->batch);
-    jw_int(b, "micro_batch", i->micro_batch);
-    jw_int(b, "warmup", i->warmup);
-    jw_int(b, "schedule_steps", i->schedule_steps);
-    jw_num(b, "min_lr_ratio", i->min_lr_ratio);
-    jw_end_object(b);
-}
-
-static void print_outer(struct buf *b, const struct outer_spec *o)
-{
-    jw_object(b, "outer");
-    jw_str(b, "name", OUTERS[o->name]);
-    jw_num(b, "lr", o->lr);
-    jw_num(b, "momentum", o->momentum);
-    if (outer_adaptive(o->name)) {
-        jw_array(b, "betas");
-        jw_num(b, NULL, o->beta1);
-        jw_num(b, NULL, o->beta2);
-        jw_end_array(b);
-        jw_num(b, "eps", o->eps);
-    }
-    jw_num(b, "clip_median", o->clip_median);
-    jw_end_object(b);
-}
-
-/* What is at its default is not printed, so that the specs of before keep their digests. */
-static void print_codec(struct buf *b, const struct run_spec *s)
-{
-    jw_object(b, "codec");
-    jw_str(b, "up", s->codec.up_auto ? CODECS_UP[CODEC_COUNT] : CODECS_UP[s->codec.up]);
-    jw_str(b, "down", CODECS_DOWN[s->codec.down]);
-    if (s->codec.up_k != CODEC_K) {
-        jw_int(b, "up_k", s->codec.up_k);
-    }
-    if (s->codec.down_k != CODEC_K_DOWN) {
-        jw_int(b, "down_k", s->codec.down_k);
-    }
-    if (s->codec.share < LINK_SHARE || s->codec.share > LINK_SHARE) {
-        jw_num(b, "share", s->codec.share);
-    }
-    jw_end_object(b);
-}
-
-char *run_spec_json(struct arena *a, const struct run_spec *s)
-{
-    struct buf b;
-    buf_init(&b, SPEC_TEXT_MAX);
-    jw_object(&b, NULL);
-    if (*s->name) {
-        jw_str(&b, "name", s->name);
-    }
-    jw_str(&b, "experiment", s->experiment);
-    jw_int(&b, "seed", (int64_t)s->seed);
-    print_model(&b, s);
-    print_federation(&b, s);
-    print_inner(&b, &s->inner);
-    print_outer(&b, &s->outer);
-    jw_str(&b, "weights", WEIGHTS[s->weights]);
-    jw_str(&b, "inner_state", INNER_STATES[s->inner_state]);
-    print_codec(&b, s);
-    jw_object(&b, "eval");
-    jw_int(&b, "every", s->eval.every);
-    jw_int(&b, "windows", s->eval.windows);
-    jw_end_object(&b);
-    jw_int(&b, "keep_checkpoints", s->keep_checkpoints);
-    jw_end_object(&b);
-    assert(!b.full);
-    char *text = arena_fmt(a, "%s", b.data);
-    buf_release(&b);
-    return text;
 }

@@ -1,17 +1,21 @@
 """Updates and checkpoints through a wire that is cut: everything arrives, and a cut costs one piece at most.
 
-    transfer.py BUILD [--uploads N] [--mib 16|256|1024] [--silos K] [--cuts MOST] [--seed S]
+    transfer.py BUILD [--uploads N] [--mib 16|256|1024] [--silos K] [--cuts MOST] [--seed S] [--seconds S]
 
 A real server and its own PostgreSQL; K silos at a time (tests/fault/send_update.c: the client's own transfer code) fetch
 each round's base and send an update through a proxy that cuts or resets the connection at 1 to MOST (20) random bytes of
 each upload, and 1 to 5 of each download. Each update must be accepted with the digest it had, what was sent twice
 must be no more than what the broken pieces had lost, a download must not fetch a byte twice, and the store must be sound.
+
+SIGINT, SIGTERM and --seconds end it early, as an error does: what was finished by then is checked and told, and each upload
+that was not counts as failed. A second signal ends it at once.
 """
 
 import argparse
 import json
 import os
 import random
+import signal
 import socket
 import struct
 import subprocess
@@ -29,6 +33,8 @@ MODELS = {16: {"d_model": 256, "n_heads": 4, "n_layers": 4, "vocab_size": 4096},
           256: {"d_model": 1024, "n_heads": 16, "n_layers": 4, "vocab_size": 16384},
           1024: {"d_model": 2048, "n_heads": 16, "n_layers": 4, "vocab_size": 32768}}
 CHUNK = 64 << 20  # the largest piece the server takes
+SAY_EVERY = 10  # uploads
+SEND_S = 1200  # one round of one silo
 
 
 def spec(mib, silos, rounds):
@@ -37,11 +43,69 @@ def spec(mib, silos, rounds):
             "inner": {"batch": 1}, "eval": {"every": 100000, "windows": 1}, "keep_checkpoints": 1}
 
 
+class Ended(Exception):
+    """This sitting is to end early."""
+
+
+class Sitting:
+    """What the silos share: how far all of it is, and why it ends early, if it does."""
+
+    def __init__(self, uploads):
+        self.uploads, self.done, self.why = uploads, 0, None
+        self.lock = threading.RLock()  # a signal's handler runs in a thread that may hold it
+        self.running = set()
+        self.began = time.monotonic()
+
+    def seconds(self):
+        return time.monotonic() - self.began
+
+    def end(self, why):
+        with self.lock:
+            self.why = self.why or why
+            for process in self.running:
+                process.terminate()
+
+    def ended_by(self, number, frame):
+        signal.signal(number, signal.SIG_DFL)
+        self.end(signal.Signals(number).name)
+
+    def uploaded(self, count):
+        with self.lock:
+            before, self.done = self.done, self.done + count
+            if self.done // SAY_EVERY > before // SAY_EVERY:
+                print("%d of %d uploads, %.0f s, about %.0f s to go" % (
+                    self.done, self.uploads, self.seconds(), self.seconds() / self.done * max(0, self.uploads - self.done)),
+                    flush=True)
+
+    def run(self, *command):
+        """What the program says; Ended when it did not come to its end because nothing else will."""
+        with self.lock:
+            if self.why:
+                raise Ended(self.why)
+            # A session of its own: Ctrl-C is for us, who then end it.
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                       start_new_session=True)
+            self.running.add(process)
+        try:
+            said, why = process.communicate(timeout=SEND_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            raise AssertionError("%s: not done in %d s" % (command[0], SEND_S))
+        finally:
+            with self.lock:
+                self.running.discard(process)
+        if process.returncode != 0 and self.why:
+            raise Ended(self.why)
+        assert process.returncode == 0, "%s: status %d\n%s" % (command[0], process.returncode, why[-3000:])
+        return said
+
+
 class Silo:
     """One silo and its own wire; its uploads one after the other."""
 
-    def __init__(self, world, name, mib, most, seed):
-        self.world, self.name, self.most = world, name, most
+    def __init__(self, sitting, world, name, mib, most, seed):
+        self.sitting, self.world, self.name, self.most = sitting, world, name, most
         self.bytes = mib << 20
         self.draw = random.Random(seed)
         self.proxy = Proxy(world.build, world.bulk_port, seed)
@@ -67,14 +131,13 @@ class Silo:
         for line in lines:
             self.check(line, cuts)
             self.lines.append(line)
+        self.sitting.uploaded(sum(line["transfer"] == "upload" for line in lines))
 
     def send(self, *options):
         """One round's base and update; what the driver says of them."""
-        done = subprocess.run([os.path.join(self.world.build, "tests", "fault", "send_update"), self.world.path(self.name),
-                               self.world.url, "http://127.0.0.1:%d" % self.proxy.port, "1", "--fetch", *options],
-                              capture_output=True, text=True, timeout=1200)
-        assert done.returncode == 0, "send_update: status %d\n%s" % (done.returncode, done.stderr[-3000:])
-        return list(map(json.loads, done.stdout.splitlines()))
+        said = self.sitting.run(os.path.join(self.world.build, "tests", "fault", "send_update"), self.world.path(self.name),
+                                self.world.url, "http://127.0.0.1:%d" % self.proxy.port, "1", "--fetch", *options)
+        return list(map(json.loads, said.splitlines()))
 
     def check(self, line, cuts):
         if line["transfer"] == "download":
@@ -89,8 +152,11 @@ class Silo:
         try:
             while len(self.of("upload")) < uploads:
                 self.one()
+        except Ended:
+            pass
         except Exception:
             self.error = traceback.format_exc(limit=5)
+            self.sitting.end("an error of " + self.name)  # a round waits for every silo
 
     def of(self, what):
         return [line for line in self.lines if line["transfer"] == what]
@@ -175,14 +241,44 @@ def start(world, build, silos):
         world.join(name, text)
 
 
-def cut(build, uploads, mib, count, most, seed):
+def tell(sitting, silos, mib, seed):
+    up = [line for s in silos for line in s.of("upload")]
+    down = [line for s in silos for line in s.of("download")]
+    print(json.dumps({"uploads": sitting.uploads, "of_mib": mib, "downloads": len(down), "cuts": sum(s.cuts for s in silos),
+                      "finished": len(up), "not_done": sitting.uploads - len(up), "ended_by": sitting.why,
+                      "broken_pieces": sum(line["broken"] for line in up),
+                      "sent_again_mib": round(sum(line["sent"] - line["bytes"] for line in up) / 2**20, 1),
+                      "most_for_one_cut_mib": round(max([line["lost"] for line in up], default=0) / 2**20, 1),
+                      "fetched_again_bytes": sum(line["received"] - line["bytes"] for line in down),
+                      "seed": seed, "seconds": round(sitting.seconds())}), flush=True)
+    return len(up) + len(down)
+
+
+def cut(build, uploads, mib, count, most, seed, seconds):
+    """(passed, failed)"""
     names = ["wire-%d" % i for i in range(count)]
-    begin = time.monotonic()
+    each = -(-uploads // count)
+    sitting, silos = Sitting(each * count), []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, sitting.ended_by)
+    if seconds:
+        timer = threading.Timer(seconds, sitting.end, ["its deadline"])
+        timer.daemon = True
+        timer.start()
+    try:
+        more = cut_all(build, sitting, silos, names, each, mib, most, seed)
+    finally:
+        passed = tell(sitting, silos, mib, seed)
+    return passed + more, sitting.uploads - sitting.done
+
+
+def cut_all(build, sitting, silos, names, each, mib, most, seed):
+    """Fills silos; how much else was tried."""
+    more = 0
     with World(build) as world:
         start(world, build, names)
-        each = -(-uploads // count)
-        run = world.post("/api/v1/runs", spec(mib, count, each + 3))["id"]
-        silos = [Silo(world, name, mib, most, seed * 1000 + i) for i, name in enumerate(names)]
+        run = world.post("/api/v1/runs", spec(mib, len(names), each + 3))["id"]
+        silos += [Silo(sitting, world, name, mib, most, seed * 1000 + i) for i, name in enumerate(names)]
         try:
             threads = [threading.Thread(target=s.run, args=(each,)) for s in silos]
             for t in threads:
@@ -192,21 +288,14 @@ def cut(build, uploads, mib, count, most, seed):
             for s in silos:
                 assert not s.error, s.error
             check_accepted(world, run, silos)
-            check_counted(world, run, silos[0])
-            more = check_limits(world, silos) if mib == 16 else 0
+            if not sitting.why:
+                check_counted(world, run, silos[0])
+                more = check_limits(world, silos) if mib == 16 else 0
         finally:
             for s in silos:
                 s.proxy.close()
         check_store(world)
-    up = [line for s in silos for line in s.of("upload")]
-    down = [line for s in silos for line in s.of("download")]
-    print(json.dumps({"uploads": len(up), "of_mib": mib, "downloads": len(down), "cuts": sum(s.cuts for s in silos),
-                      "finished": len(up), "broken_pieces": sum(line["broken"] for line in up),
-                      "sent_again_mib": round(sum(line["sent"] - line["bytes"] for line in up) / 2**20, 1),
-                      "most_for_one_cut_mib": round(max(line["lost"] for line in up) / 2**20, 1),
-                      "fetched_again_bytes": sum(line["received"] - line["bytes"] for line in down),
-                      "seed": seed, "seconds": round(time.monotonic() - begin)}))
-    return len(up) + len(down) + more + 1
+    return more + 1
 
 
 def main():
@@ -217,9 +306,12 @@ def main():
     p.add_argument("--silos", type=int, default=1)
     p.add_argument("--cuts", type=int, default=20)
     p.add_argument("--seed", type=int, default=1)
+    p.add_argument("--seconds", type=float, default=0.0)
     o = p.parse_args()
     try:
-        print("%d passed, 0 failed" % cut(o.build, o.uploads, o.mib, o.silos, o.cuts, o.seed))
+        passed, failed = cut(o.build, o.uploads, o.mib, o.silos, o.cuts, o.seed, o.seconds)
+        print("%d passed, %d failed" % (passed, failed))
+        sys.exit(failed > 0)
     except Exception:
         traceback.print_exc(limit=6)
         print("0 passed, 1 failed")

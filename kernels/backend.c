@@ -1,9 +1,14 @@
 #include "kernels/backend.h"
 
 #include <dlfcn.h>
+#include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
+#include "common/log.h"
+#include "common/mem.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/ref/ops.h"
 
@@ -45,6 +50,43 @@ static enum status open_cuda(struct backend **out, int device, struct err *e)
     return ST_OK;
 }
 
+/* Does the object lie where dlopen() looks? Known without loading what it needs. */
+static bool cuda_object_is_there(void)
+{
+    Dl_serinfo head;
+    void *self = dlopen(NULL, RTLD_LAZY);
+    if (!self || dlinfo(self, RTLD_DI_SERINFOSIZE, &head)) {
+        return false;
+    }
+    Dl_serinfo *places = mem_alloc(head.dls_size);
+    *places = head;
+    bool there = false;
+    if (dlinfo(self, RTLD_DI_SERINFO, places) == 0) {
+        for (unsigned i = 0; i < places->dls_cnt && !there; i++) {
+            char path[4096];
+            int n =
+                snprintf(path, sizeof(path), "%s/%s", places->dls_serpath[i].dls_name, CUDA_OBJECT);
+            there = n < (int)sizeof(path) && access(path, F_OK) == 0;
+        }
+    }
+    mem_free(places);
+    return there;
+}
+
+/*
+ * Whoever has the object expects a GPU to be used: that it is not is said, once. Without the object
+ * nobody does.
+ */
+static void tell_without_cuda(const struct err *why)
+{
+    static atomic_flag told = ATOMIC_FLAG_INIT;
+    if (cuda_object_is_there() && !atomic_flag_test_and_set(&told)) {
+        log_warn("%s, so the CPU computes; try nvidia-smi, or ldd on %s, to see what is missing, "
+                 "and --device cpu where this is meant",
+                 why->msg, CUDA_OBJECT);
+    }
+}
+
 /* "cuda:1" into its kind and its number, 0 where none is given; of several the first. */
 static enum status parse_name(const char *name, char kind[16], int *device, struct err *e)
 {
@@ -70,10 +112,12 @@ enum status backend_open(struct backend **out, const char *full, int threads, st
     int device = 0;
     TRY(parse_name(full, name, &device, e));
     if (strcmp(name, "auto") == 0) {
-        if (open_cuda(out, device, NULL) == ST_OK || cpu_open(out, threads, NULL) == ST_OK) {
+        struct err why = {0};
+        if (open_cuda(out, device, &why) == ST_OK) {
             return ST_OK;
         }
-        return ref_open(out, e);
+        tell_without_cuda(&why);
+        return cpu_open(out, threads, NULL) == ST_OK ? ST_OK : ref_open(out, e);
     }
     if (strcmp(name, "cuda") == 0) {
         return open_cuda(out, device, e);

@@ -344,9 +344,10 @@ struct backend {
 
 /*
  * Open a backend by name, or the fastest that answers for "auto"; "cuda:1" is the second GPU, and
- * "cpu:1" one more rank on this machine's cores. The caller owns *out and ends it
- * with backend_close(). threads 0 means all cores. ST_NOT_FOUND: known by name, but not built in,
- * or no device answers; ST_INVALID: no such name, or a shared object from another build.
+ * "cpu:1" one more rank on this machine's cores. Where "auto" finds the CUDA object but no use of
+ * it, the first such call says why in the log. The caller owns *out and ends it with
+ * backend_close(). threads 0 means all cores. ST_NOT_FOUND: known by name, but not built in, or no
+ * device answers; ST_INVALID: no such name, or a shared object from another build.
  */
 enum status backend_open(struct backend **out, const char *name, int threads,
                          struct err *e) MUST_CHECK;

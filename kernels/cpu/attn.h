@@ -10,7 +10,10 @@
  * maximum m and sum l of each row are updated, P = exp(S - m) is rounded, O is rescaled and P V
  * added. Scores are kept in units of log 2, so that a probability is one exp2. Backward recomputes
  * P from lse; dQ gathers over key tiles in ascending order, dK and dV over query
- * tiles in ascending order. ALiBi's far tiles are skipped by the rule of attn_skip.h.
+ * tiles in ascending order. A head goes by itself, or is packed once and its tiles are done by many
+ * threads: dK and dV of each key tile, dQ of each query tile, with P and dS once for either. Each
+ * sum has the same terms in the same order both ways. ALiBi's far tiles are skipped by the rule of
+ * attn_skip.h.
  */
 #ifndef KERNELS_CPU_ATTN_H
 #define KERNELS_CPU_ATTN_H
@@ -124,13 +127,15 @@ INL void *carve(char **scratch, int64_t n)
     return p;
 }
 
-KERNEL size_t attn_scratch(const struct attn *x, bool backward)
+KERNEL size_t attn_scratch(const struct attn *x, enum attn_memory what)
 {
     int64_t Tp = (x->T + ATTN_TILE - 1) / ATTN_TILE * ATTN_TILE;
     int64_t Dp = (x->D + VL - 1) / VL * VL;
     int64_t tiles = 4 * ATTN_TILE * ATTN_TILE + 4 * ATTN_TILE * Dp + (8 + VL) * ATTN_TILE;
-    int64_t units = (backward ? 9 : 4) * Tp * Dp + 3 * Tp + tiles;
-    return (size_t)(units * 4 + 64 * 32) / 64 * 64;
+    const int64_t units[] = {[ATTN_FORWARD] = 4 * Tp * Dp + Tp + tiles,
+                             [ATTN_HEAD] = 7 * Tp * Dp + 3 * Tp,
+                             [ATTN_WORK] = Tp * Dp + tiles};
+    return (size_t)(units[what] * 4 + 64 * 32) / 64 * 64;
 }
 
 /* The largest norms of each tile's queries and keys; NULL where no tile can be skipped. */
@@ -360,16 +365,23 @@ KERNEL void attn_fwd(const struct attn *x, int64_t item, int64_t part, void *scr
 
 // ---- backward -------------------------------------------------------------------------------
 
+/* A head as the products read it. */
 struct attn_bwd_head {
     struct head h;
     uint32_t *q, *dout;      /* rows */
     uint32_t *kcols, *vcols; /* cols */
     uint32_t *qmix, *domix;  /* mix */
     uint32_t *kmix;          /* mix */
-    float *dq;               /* (Tp, Dp) */
     float *lse;              /* (Tp), units of log 2; padding +infinity, so that P is zero there */
     float *delta;            /* (Tp), sum of do o */
-    float *s, *dp;           /* (TILE, TILE) */
+    float *nq, *nk;          /* (Tp / TILE), of tile_norms() */
+};
+
+/* What a thread works with. */
+struct attn_bwd_work {
+    uint32_t *rows;            /* (Tp, D) while a head is packed, */
+    float *dq;                 /* in the same place: (its query tiles, Dp) */
+    float *s, *dp;             /* (TILE, TILE) */
     uint32_t *p_t, *ds_t, *ds; /* P, dS: inner dimension queries (mixed), dS also by rows */
     float *dk, *dv;            /* (TILE, Dp) */
 };
@@ -378,8 +390,9 @@ struct attn_bwd_head {
  * Two rows of P and dS at a time, since a unit of the transposed operands holds two queries; fp32
  * has one query in a unit and each row goes by itself.
  */
-INL void attn_bwd_rows(const enum dtype at, struct attn_bwd_head *b, int64_t r, int64_t i,
-                       int64_t j0, int64_t cols)
+INL void attn_bwd_rows(const enum dtype at, const struct attn_bwd_head *b,
+                       const struct attn_bwd_work *w, int64_t r, int64_t i, int64_t j0,
+                       int64_t cols)
 {
     vf scale = v_set(b->h.scale);
     vf slope = v_set(b->h.slope);
@@ -392,28 +405,32 @@ INL void attn_bwd_rows(const enum dtype at, struct attn_bwd_head *b, int64_t r, 
         vf ds[2];
         for (int k = 0; k < rows; k++) {
             int64_t at0 = (r + k) * ATTN_TILE + c;
-            vf t = v_fma(v_load(b->s + at0), scale, v_set(-b->lse[i + k]));
+            vf t = v_fma(v_load(w->s + at0), scale, v_set(-b->lse[i + k]));
             vf gap = v_lanes() + v_set((float)(j0 + c - i - k));
             p[k] = v_exp2(biased ? v_fma(slope, gap, t) : t);
             p[k] = hides ? v_hide(p[k], gap, 0.0f) : p[k];
-            ds[k] = p[k] * v_fma(v_load(b->dp + at0), inner, v_set(-b->delta[i + k]));
+            ds[k] = p[k] * v_fma(v_load(w->dp + at0), inner, v_set(-b->delta[i + k]));
         }
         if (at == DTYPE_F32) {
-            memcpy(b->p_t + r * ATTN_TILE + c, &p[0], sizeof(p[0]));
-            memcpy(b->ds_t + r * ATTN_TILE + c, &ds[0], sizeof(ds[0]));
+            memcpy(w->p_t + r * ATTN_TILE + c, &p[0], sizeof(p[0]));
+            memcpy(w->ds_t + r * ATTN_TILE + c, &ds[0], sizeof(ds[0]));
         } else {
             struct v_rounded pr = v_round_rows(p[0], p[1]);
             struct v_rounded dr = v_round_rows(ds[0], ds[1]);
-            memcpy(b->p_t + r / 2 * ATTN_TILE + c, &pr.pairs, sizeof(pr.pairs));
-            memcpy(b->ds_t + r / 2 * ATTN_TILE + c, &dr.pairs, sizeof(dr.pairs));
-            memcpy((uint16_t *)b->ds + r * ATTN_TILE + c, &dr.even, sizeof(dr.even));
-            memcpy((uint16_t *)b->ds + (r + 1) * ATTN_TILE + c, &dr.odd, sizeof(dr.odd));
+            memcpy(w->p_t + r / 2 * ATTN_TILE + c, &pr.pairs, sizeof(pr.pairs));
+            memcpy(w->ds_t + r / 2 * ATTN_TILE + c, &dr.pairs, sizeof(dr.pairs));
+            memcpy((uint16_t *)w->ds + r * ATTN_TILE + c, &dr.even, sizeof(dr.even));
+            memcpy((uint16_t *)w->ds + (r + 1) * ATTN_TILE + c, &dr.odd, sizeof(dr.odd));
         }
     }
 }
 
-/* One tile of queries against one of keys: five products. */
-INL void attn_bwd_pair(const enum dtype at, struct attn_bwd_head *b, int64_t i0, int64_t j0)
+/*
+ * One tile of queries against one of keys: the products for P and dS, then those for the gradients
+ * that are wanted. dq is the tile's.
+ */
+INL void attn_bwd_pair(const enum dtype at, const struct attn_bwd_head *b,
+                       const struct attn_bwd_work *w, float *dq, bool keys, int64_t i0, int64_t j0)
 {
     const bool bf16 = at == DTYPE_BF16;
     const struct head *h = &b->h;
@@ -425,25 +442,27 @@ INL void attn_bwd_pair(const enum dtype at, struct attn_bwd_head *b, int64_t i0,
         int64_t cols = seen_cols(diagonal, r);
         struct a_view q = {b->q + (i0 + r) * h->ku, h->ku, 1};
         struct a_view dout = {b->dout + (i0 + r) * h->ku, h->ku, 1};
-        tile_rows(bf16, false, b->s + r * ATTN_TILE, ATTN_TILE, q, b->kcols + j0, h->Tp, cols,
+        tile_rows(bf16, false, w->s + r * ATTN_TILE, ATTN_TILE, q, b->kcols + j0, h->Tp, cols,
                   h->ku);
-        tile_rows(bf16, false, b->dp + r * ATTN_TILE, ATTN_TILE, dout, b->vcols + j0, h->Tp, cols,
+        tile_rows(bf16, false, w->dp + r * ATTN_TILE, ATTN_TILE, dout, b->vcols + j0, h->Tp, cols,
                   h->ku);
         for (int64_t k = r; k < r + MR; k += rows) {
-            attn_bwd_rows(at, b, k, i0 + k, j0, cols);
+            attn_bwd_rows(at, b, w, k, i0 + k, j0, cols);
         }
-        struct a_view ds = {b->ds + r * h->tu, h->tu, 1};
-        tile_rows(bf16, true, b->dq + (i0 + r) * h->Dp, h->Dp, ds, kmix, h->Dp, h->Dp, cols / rows);
+        if (dq) {
+            struct a_view ds = {w->ds + r * h->tu, h->tu, 1};
+            tile_rows(bf16, true, dq + r * h->Dp, h->Dp, ds, kmix, h->Dp, h->Dp, cols / rows);
+        }
     }
-    for (int64_t c = 0; c < ATTN_TILE; c += MR) {
+    for (int64_t c = 0; keys && c < ATTN_TILE; c += MR) {
         // On the diagonal the keys from c on are seen by the queries from c on alone.
         int64_t u0 = diagonal ? c / rows : 0;
         int64_t units = h->tu - u0;
-        struct a_view p = {b->p_t + u0 * ATTN_TILE + c, 1, ATTN_TILE};
-        struct a_view ds = {b->ds_t + u0 * ATTN_TILE + c, 1, ATTN_TILE};
+        struct a_view p = {w->p_t + u0 * ATTN_TILE + c, 1, ATTN_TILE};
+        struct a_view ds = {w->ds_t + u0 * ATTN_TILE + c, 1, ATTN_TILE};
         int64_t mix = (i0 / rows + u0) * h->Dp;
-        tile_rows(bf16, true, b->dv + c * h->Dp, h->Dp, p, b->domix + mix, h->Dp, h->Dp, units);
-        tile_rows(bf16, true, b->dk + c * h->Dp, h->Dp, ds, b->qmix + mix, h->Dp, h->Dp, units);
+        tile_rows(bf16, true, w->dv + c * h->Dp, h->Dp, p, b->domix + mix, h->Dp, h->Dp, units);
+        tile_rows(bf16, true, w->dk + c * h->Dp, h->Dp, ds, b->qmix + mix, h->Dp, h->Dp, units);
     }
 }
 
@@ -467,7 +486,7 @@ INL void attn_bwd_put(const enum dtype at, const struct attn *x, int64_t item, i
 
 /* The per-row constants: lse in units of log 2, and delta = sum of do o. */
 INL void attn_bwd_consts(const enum dtype at, const struct attn *x, int64_t item,
-                         struct attn_bwd_head *b)
+                         const struct attn_bwd_head *b)
 {
     struct slice o = head_slice(at, x->o_read, item, x->T, x->H, x->D, 1, 0);
     struct slice d = head_slice(at, x->dout, item, x->T, x->H, x->D, 1, 0);
@@ -484,68 +503,126 @@ INL void attn_bwd_consts(const enum dtype at, const struct attn *x, int64_t item
     }
 }
 
-INL void attn_bwd_at(const enum dtype at, const struct attn *x, int64_t item, char *scratch)
+INL struct attn_bwd_head bwd_head_of(const bool bf16, const struct attn *x, int64_t item,
+                                     char *memory)
 {
-    struct attn_bwd_head b = {.h = head_of(at == DTYPE_BF16, x, item)};
-    const struct head *h = &b.h;
-    int64_t all = h->Tp * h->Dp;
-    int64_t square = (int64_t)ATTN_TILE * ATTN_TILE;
-    b.q = carve(&scratch, all);
-    b.dout = carve(&scratch, all);
-    uint32_t *rows = carve(&scratch, all);
-    b.kcols = carve(&scratch, all);
-    b.vcols = carve(&scratch, all);
-    b.qmix = carve(&scratch, all);
-    b.domix = carve(&scratch, all);
-    b.kmix = carve(&scratch, all);
-    b.dq = carve(&scratch, all);
-    b.lse = carve(&scratch, h->Tp);
-    b.delta = carve(&scratch, h->Tp);
-    b.s = carve(&scratch, square);
-    b.dp = carve(&scratch, square);
-    b.p_t = carve(&scratch, square);
-    b.ds_t = carve(&scratch, square);
-    b.ds = at == DTYPE_BF16 ? carve(&scratch, square / 2) : b.ds_t;
-    b.dk = carve(&scratch, ATTN_TILE * h->Dp);
-    b.dv = carve(&scratch, ATTN_TILE * h->Dp);
+    struct attn_bwd_head b = {.h = head_of(bf16, x, item)};
+    int64_t all = b.h.Tp * b.h.Dp;
+    b.q = carve(&memory, all);
+    b.dout = carve(&memory, all);
+    b.kcols = carve(&memory, all);
+    b.vcols = carve(&memory, all);
+    b.qmix = carve(&memory, all);
+    b.domix = carve(&memory, all);
+    b.kmix = carve(&memory, all);
+    b.lse = carve(&memory, b.h.Tp);
+    b.delta = carve(&memory, b.h.Tp);
+    b.nq = carve(&memory, b.h.Tp / ATTN_TILE);
+    b.nk = carve(&memory, b.h.Tp / ATTN_TILE);
+    return b;
+}
 
+INL struct attn_bwd_work bwd_work_of(const bool bf16, const struct head *h, char *memory)
+{
+    int64_t square = (int64_t)ATTN_TILE * ATTN_TILE;
+    struct attn_bwd_work w = {.rows = carve(&memory, h->Tp * h->Dp)};
+    w.dq = (float *)(void *)w.rows;
+    w.s = carve(&memory, square);
+    w.dp = carve(&memory, square);
+    w.p_t = carve(&memory, square);
+    w.ds_t = carve(&memory, square);
+    w.ds = bf16 ? carve(&memory, square / 2) : w.ds_t;
+    w.dk = carve(&memory, ATTN_TILE * h->Dp);
+    w.dv = carve(&memory, ATTN_TILE * h->Dp);
+    return w;
+}
+
+INL void attn_pack_at(const enum dtype at, const struct attn *x, int64_t item, int part, char *head,
+                      char *work)
+{
+    struct attn_bwd_head b = bwd_head_of(at == DTYPE_BF16, x, item, head);
+    struct attn_bwd_work w = bwd_work_of(at == DTYPE_BF16, &b.h, work);
     struct slice q = head_slice(at, x->qkv, item, x->T, x->H, x->D, 3, 0);
     struct slice k = head_slice(at, x->qkv, item, x->T, x->H, x->D, 3, 1);
     struct slice v = head_slice(at, x->qkv, item, x->T, x->H, x->D, 3, 2);
     struct slice d = head_slice(at, x->dout, item, x->T, x->H, x->D, 1, 0);
-    struct norms n = norms_of(at, &scratch, q, k, h);
-    pack_rows(at, b.q, q, h);
-    pack_rows(at, b.dout, d, h);
-    pack_rows(at, rows, k, h);
-    pack_cols(b.kcols, rows, h);
-    pack_rows(at, rows, v, h);
-    pack_cols(b.vcols, rows, h);
-    pack_mix(at, b.qmix, q, h);
-    pack_mix(at, b.domix, d, h);
-    pack_mix(at, b.kmix, k, h);
-    attn_bwd_consts(at, x, item, &b);
-    memset(b.dq, 0, (size_t)all * sizeof(float));
-
-    for (int64_t j0 = 0; j0 < h->T; j0 += ATTN_TILE) {
-        memset(b.dk, 0, (size_t)(ATTN_TILE * h->Dp) * sizeof(float));
-        memset(b.dv, 0, (size_t)(ATTN_TILE * h->Dp) * sizeof(float));
-        for (int64_t i0 = j0; i0 < h->T; i0 += ATTN_TILE) {
-            if (!skips(h, &n, i0, j0)) {
-                attn_bwd_pair(at, &b, i0, j0);
-            }
+    switch (part) {
+    case 0:
+        pack_rows(at, w.rows, k, &b.h);
+        pack_cols(b.kcols, w.rows, &b.h);
+        break;
+    case 1:
+        pack_rows(at, w.rows, v, &b.h);
+        pack_cols(b.vcols, w.rows, &b.h);
+        break;
+    case 2:
+        pack_rows(at, b.q, q, &b.h);
+        pack_mix(at, b.qmix, q, &b.h);
+        break;
+    case 3:
+        pack_rows(at, b.dout, d, &b.h);
+        pack_mix(at, b.domix, d, &b.h);
+        break;
+    case 4:
+        pack_mix(at, b.kmix, k, &b.h);
+        attn_bwd_consts(at, x, item, &b);
+        if (b.h.slope != 0.0f) {
+            tile_norms(at, b.nq, q, &b.h);
+            tile_norms(at, b.nk, k, &b.h);
         }
-        attn_bwd_put(at, x, item, 1, b.dk, j0, ATTN_TILE, h->Dp);
-        attn_bwd_put(at, x, item, 2, b.dv, j0, ATTN_TILE, h->Dp);
+        break;
+    default:
+        break;
     }
-    attn_bwd_put(at, x, item, 0, b.dq, 0, h->T, h->Dp);
 }
 
-KERNEL void attn_bwd(const struct attn *x, int64_t item, void *scratch)
+KERNEL void attn_pack(const struct attn *x, int64_t item, int part, void *head, void *work)
 {
     if (x->at == DTYPE_BF16) {
-        attn_bwd_at(DTYPE_BF16, x, item, scratch);
+        attn_pack_at(DTYPE_BF16, x, item, part, head, work);
     } else {
-        attn_bwd_at(DTYPE_F32, x, item, scratch);
+        attn_pack_at(DTYPE_F32, x, item, part, head, work);
+    }
+}
+
+INL void attn_bwd_at(const enum dtype at, const struct attn *x, int64_t item,
+                     const struct attn_range *range, char *head, char *work)
+{
+    struct attn_bwd_head b = bwd_head_of(at == DTYPE_BF16, x, item, head);
+    struct attn_bwd_work w = bwd_work_of(at == DTYPE_BF16, &b.h, work);
+    const struct head *h = &b.h;
+    struct norms n = {h->slope == 0.0f ? NULL : b.nq, b.nk};
+    int64_t i_first = range->query0 * ATTN_TILE;
+    int64_t i_end = range->query1 * ATTN_TILE;
+    if (range->queries) {
+        memset(w.dq, 0, (size_t)((i_end - i_first) * h->Dp) * sizeof(float));
+    }
+    for (int64_t j0 = range->key0 * ATTN_TILE; j0 < range->key1 * ATTN_TILE; j0 += ATTN_TILE) {
+        memset(w.dk, 0, (size_t)(ATTN_TILE * h->Dp) * sizeof(float));
+        memset(w.dv, 0, (size_t)(ATTN_TILE * h->Dp) * sizeof(float));
+        for (int64_t i0 = j0 > i_first ? j0 : i_first; i0 < i_end; i0 += ATTN_TILE) {
+            if (!skips(h, &n, i0, j0)) {
+                float *dq = range->queries ? w.dq + (i0 - i_first) * h->Dp : NULL;
+                attn_bwd_pair(at, &b, &w, dq, range->keys, i0, j0);
+            }
+        }
+        if (range->keys) {
+            attn_bwd_put(at, x, item, 1, w.dk, j0, ATTN_TILE, h->Dp);
+            attn_bwd_put(at, x, item, 2, w.dv, j0, ATTN_TILE, h->Dp);
+        }
+    }
+    if (range->queries) {
+        attn_bwd_put(at, x, item, 0, w.dq, i_first, i_end - i_first, h->Dp);
+    }
+}
+
+KERNEL void attn_bwd(const struct attn *x, int64_t item, const struct attn_range *range, void *head,
+                     void *work)
+{
+    if (x->at == DTYPE_BF16) {
+        attn_bwd_at(DTYPE_BF16, x, item, range, head, work);
+    } else {
+        attn_bwd_at(DTYPE_F32, x, item, range, head, work);
     }
 }
 

@@ -37,6 +37,18 @@ struct attn {
     int64_t parts;         /* forward: how many share one head's query tiles */
 };
 
+/* What of a head's backward pass is done: tiles [0, 1) of keys and queries, and whose gradients. */
+struct attn_range {
+    int64_t key0, key1, query0, query1;
+    bool keys, queries;
+};
+
+/* Working space: of a thread forward; backward of a packed head, and of a thread. */
+enum attn_memory { ATTN_FORWARD, ATTN_HEAD, ATTN_WORK };
+
+/* A head is packed in this many parts, in any order. */
+enum { ATTN_PACK_PARTS = 5 };
+
 /* A packed product, see tile.h. Units are 4 bytes: one float, or two bf16
  * along the inner dimension. */
 struct tile_task {
@@ -82,10 +94,12 @@ struct lanes {
                   float *v, const float *g, int64_t n);
 
     /* Bytes one thread needs; a multiple of 64. */
-    size_t (*attn_scratch)(const struct attn *x, bool backward);
+    size_t (*attn_scratch)(const struct attn *x, enum attn_memory what);
     /* Head `item` of B*H; forward: only the query tiles part, part + parts, ... */
     void (*attn_fwd)(const struct attn *x, int64_t item, int64_t part, void *scratch);
-    void (*attn_bwd)(const struct attn *x, int64_t item, void *scratch);
+    void (*attn_pack)(const struct attn *x, int64_t item, int part, void *head, void *work);
+    void (*attn_bwd)(const struct attn *x, int64_t item, const struct attn_range *range, void *head,
+                     void *work);
 
     /* Our own product: group sizes of the packed operands, packing of one
      * group, one output tile. */

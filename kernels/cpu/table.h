@@ -30,6 +30,7 @@ const struct lanes LANES = {
     .optim = optim,
     .attn_scratch = attn_scratch,
     .attn_fwd = attn_fwd,
+    .attn_pack = attn_pack,
     .attn_bwd = attn_bwd,
     .mr = MR,
     .nr = NR,

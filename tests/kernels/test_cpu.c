@@ -127,6 +127,57 @@ static void the_number_of_threads_does_not_change_a_bit(void)
     CHECK(same);
 }
 
+/* Gradients of attention over T tokens on this many threads. */
+static void attend(const struct pair *x, const struct pair *dout, void *dqkv, enum dtype t,
+                   const float *slopes, int64_t T, int64_t heads, int threads)
+{
+    struct backend *be = NULL;
+    CHECK_INT(cpu_open(&be, threads, NULL), ST_OK);
+    size_t size = (size_t)(T * heads * HD) * dtype_size(t);
+    char *o = mem_alloc(size);
+    float *lse = mem_alloc((size_t)(T * heads) * sizeof(float));
+    be->ops->attn_fwd(be, t, o, lse, x->a, slopes, 1, T, heads, HD);
+    be->ops->attn_bwd(be, t, dqkv, x->a, o, dout->a, lse, slopes, 1, T, heads, HD);
+    CHECK_INT(backend_sync(be, NULL), ST_OK);
+    mem_free(o);
+    mem_free(lse);
+    backend_close(be);
+}
+
+/* Fewer heads than threads: their tiles are shared, and each sum is still the same. */
+static void threads_that_share_the_tiles_of_a_head_change_no_bit(void)
+{
+    static const int64_t lengths[] = {60, 129, 400};
+    static const int crowds[] = {2, 3, 8};
+    static const float slopes[] = {4.0f, 0.25f, 0.0f}; // the first skips far tiles
+    bool same = true;
+    for (int i = 0; i < 18 * op_dtype_count; i++) {
+        enum dtype t = op_dtypes[i / 18];
+        int64_t heads = 1 + i % 3;
+        int64_t T = lengths[i / 3 % 3];
+        const float *biases = i / 9 % 2 ? slopes : NULL;
+        if (!cpu->ops->supports(cpu, t)) {
+            continue;
+        }
+        struct pair x = draw(t, 3 * T * heads * HD, 0, 1, 1);
+        struct pair dout = draw(t, T * heads * HD, 0, 1, 2);
+        size_t size = (size_t)(3 * T * heads * HD) * dtype_size(t);
+        char *want = mem_alloc(size);
+        char *got = mem_alloc(size);
+        attend(&x, &dout, want, t, biases, T, heads, 1);
+        for (int k = 0; k < 3; k++) {
+            memset(got, 0xff, size);
+            attend(&x, &dout, got, t, biases, T, heads, crowds[k]);
+            same = same && memcmp(got, want, size) == 0;
+        }
+        mem_free(want);
+        mem_free(got);
+        drop(&x);
+        drop(&dout);
+    }
+    CHECK(same);
+}
+
 static void too_many_threads_are_refused(void)
 {
     struct backend *be = NULL;
@@ -149,6 +200,7 @@ int main(void)
     RUN(every_instruction_set_gives_a_right_product);
     RUN(every_instruction_set_steps_to_the_same_bits);
     RUN(the_number_of_threads_does_not_change_a_bit);
+    RUN(threads_that_share_the_tiles_of_a_head_change_no_bit);
     RUN(too_many_threads_are_refused);
     op_parity_close();
     backend_close(cpu);

@@ -9,6 +9,7 @@
 
 #include "client/cli/api.h"
 #include "client/cli/cmd.h"
+#include "client/gpu_plan.h"
 #include "client/progress.h"
 #include "client/spec_file.h"
 #include "common/json.h"
@@ -16,10 +17,11 @@
 
 /* What the command line says of machines and links. */
 struct plan_args {
-    const char *link, *silo_link, *latency, *run;
+    const char *link, *silo_link, *latency, *memory, *dtype, *run;
     double rate, gpus, peak, mfu, overlap, dp_steps, fold_rate;
     int64_t silos;
-    double link_bytes, silo_link_bytes, latency_s;
+    double link_bytes, silo_link_bytes, latency_s, memory_bytes;
+    enum dtype computes;
 };
 
 /* "100Mbit", "10Gbit", "12.5MB": bytes a second; negative when it is neither. */
@@ -38,6 +40,15 @@ static double parse_link(const char *text)
         }
     }
     return -1.0;
+}
+
+/* "80GB", "141GiB": bytes; negative when it is neither. */
+static double parse_memory(const char *text)
+{
+    char *end = NULL;
+    double n = strtod(text, &end);
+    double unit = strcmp(end, "GB") == 0 ? 1e9 : strcmp(end, "GiB") == 0 ? 1073741824.0 : -1.0;
+    return n > 0.0 && n < 1e6 ? n * unit : -1.0;
 }
 
 /* "40ms", "0.04s": seconds; negative when it is neither. */
@@ -66,6 +77,21 @@ static bool read_links(struct plan_args *a)
     return true;
 }
 
+static bool read_device(struct plan_args *a)
+{
+    a->memory_bytes = parse_memory(a->memory);
+    a->computes = strcmp(a->dtype, "f32") == 0 ? DTYPE_F32 : DTYPE_BF16;
+    if (a->memory_bytes < 0.0) {
+        (void)fprintf(stderr, "photon: '%s' is no memory of a GPU; try 80GB or 24GiB\n", a->memory);
+        return false;
+    }
+    if (strcmp(a->dtype, "bf16") != 0 && a->computes != DTYPE_F32) {
+        (void)fprintf(stderr, "photon: '%s' is no dtype; try bf16 or f32\n", a->dtype);
+        return false;
+    }
+    return true;
+}
+
 /* ---- before a run ---- */
 
 /* Everything that is printed. */
@@ -75,6 +101,8 @@ struct outlook {
     struct plan_cost by[PLAN_TOPOLOGIES];
     struct plan_cost dp; /* data-parallel of the same tokens: a ring of bf16 gradients each step */
     double break_even;   /* bytes a second */
+    struct memory_plan memory; /* of each GPU, unless it cannot be: */
+    struct err no_memory;
 };
 
 static struct outlook look_ahead(const struct run_spec *s, const struct plan_args *a)
@@ -115,6 +143,9 @@ static struct outlook look_ahead(const struct run_spec *s, const struct plan_arg
     double n = (double)o.rounds;
     o.break_even = plan_break_even(a->link_bytes, step_s * steps, o.dp.comm_s * steps,
                                    o.round.compute_s * n, o.by[PLAN_SERVER].comm_s * n);
+    int32_t gpus = a->gpus < 2.0 ? 1 : a->gpus < 1e3 ? (int32_t)a->gpus : 1000;
+    (void)!gpu_plan(&o.memory, s, gpus, a->computes, gpu_memory_usable((int64_t)a->memory_bytes),
+                    &o.no_memory);
     return o;
 }
 
@@ -167,6 +198,42 @@ static void print_outlook(const struct outlook *o, const struct plan_args *a)
     }
 }
 
+/* The table that the trainer logs before it takes anything. */
+static void print_memory(const struct outlook *o, const struct plan_args *a)
+{
+    char table[640];
+    const struct plan_request *r = &o->memory.request;
+    if (o->no_memory.st) {
+        (void)printf("\nmemory of each GPU of %s: %s\n", a->memory, o->no_memory.msg);
+        return;
+    }
+    memory_plan_table(&o->memory, table, sizeof(table));
+    (void)printf("\nmemory of each GPU of %s: %s, batch %d in passes of %d, %s; bytes\n%s",
+                 a->memory, a->dtype, r->batch, r->micro_batch, recompute_text(r->recompute),
+                 table);
+}
+
+static void json_memory(struct buf *b, const struct outlook *o)
+{
+    const struct memory_plan *p = &o->memory;
+    jw_object(b, "memory");
+    if (o->no_memory.st) {
+        jw_str(b, "problem", o->no_memory.msg);
+    } else {
+        jw_int(b, "batch", p->request.batch);
+        jw_int(b, "micro_batch", p->request.micro_batch);
+        jw_str(b, "recompute", recompute_text(p->request.recompute));
+        jw_int(b, "weights", p->weights);
+        jw_int(b, "rest", p->rest);
+        jw_int(b, "gradients", p->grads);
+        jw_int(b, "moments", p->moments);
+        jw_int(b, "activations", p->activations);
+        jw_int(b, "batch_data", p->batch_data);
+        jw_int(b, "total", p->total);
+    }
+    jw_end_object(b);
+}
+
 static void json_cost(struct buf *b, const char *key, const struct plan_cost *c, double gpus)
 {
     jw_object(b, key);
@@ -201,6 +268,7 @@ static void json_outlook(const struct outlook *o, const struct plan_args *a)
     } else {
         jw_num(&b, "break_even_bytes_per_s", o->break_even);
     }
+    json_memory(&b, o);
     jw_end_object(&b);
     (void)printf("%s\n", b.data);
     buf_release(&b);
@@ -274,6 +342,8 @@ static int plan(int argc, char **argv)
                           .gpus = 1.0,
                           .peak = 989.0,
                           .mfu = 0.4,
+                          .memory = "80GB",
+                          .dtype = "bf16",
                           .dp_steps = 1.0,
                           .fold_rate = 1.2e9};
     const struct option_row rows[] = {
@@ -285,6 +355,9 @@ static int plan(int argc, char **argv)
         {"gpus", 0, OPTION_NUM, "N", NULL, &a.gpus, 0.01, 1e6, "of a silo; 1"},
         {"peak", 0, OPTION_NUM, "TFLOPS", NULL, &a.peak, 1e-3, 1e6, "of one; 989, an H100 in bf16"},
         {"mfu", 0, OPTION_NUM, "SHARE", NULL, &a.mfu, 1e-3, 1.0, "of the peak that is used; 0.4"},
+        {"memory", 0, OPTION_TEXT, "SIZE", NULL, &a.memory, 0, 0, "of one GPU; 80GB, an H100's"},
+        {"dtype", 0, OPTION_TEXT, "TYPE", NULL, &a.dtype, 0, 0,
+         "a GPU computes in, bf16 or f32; bf16"},
         {"overlap", 0, OPTION_NUM, "SHARE", NULL, &a.overlap, 0.0, 1.0,
          "of communication behind compute; 0"},
         {"dp-steps", 0, OPTION_NUM, "SHARE", NULL, &a.dp_steps, 1e-3, 1e3,
@@ -297,10 +370,13 @@ static int plan(int argc, char **argv)
         .program = "photon plan",
         .args = "[SPEC]",
         .about = "What a spec costs before it runs: wall time, bytes and GPU-hours by topology, "
-                 "and the link above which\ndata-parallel wins. With --run, what a run's rounds "
-                 "took beside what was predicted.",
+                 "and the link above which\ndata-parallel wins; then what each GPU holds, in the "
+                 "pass that "
+                 "would be chosen for it.\nWith --run, what a run's rounds took beside what was "
+                 "predicted.",
         .examples = "  photon plan spec.json --link 100Mbit --latency 40ms\n"
                     "  photon plan spec.json --rate 40000 --dp-steps 0.6 --json\n"
+                    "  photon plan spec.json --gpus 8 --memory 141GB\n"
                     "  photon plan --run tiny-1",
         .rows = rows,
         .args_max = 1};
@@ -312,7 +388,7 @@ static int plan(int argc, char **argv)
     if (a.run) {
         return compare_run(a.run, &o);
     }
-    if (!path || !read_links(&a)) {
+    if (!path || !read_links(&a) || !read_device(&a)) {
         if (!path) {
             (void)fprintf(stderr, "photon: no spec is given; try photon plan spec.json\n");
         }
@@ -329,6 +405,7 @@ static int plan(int argc, char **argv)
         json_outlook(&l, &a);
     } else {
         print_outlook(&l, &a);
+        print_memory(&l, &a);
     }
     return EXIT_DONE;
 }

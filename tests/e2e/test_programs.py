@@ -54,6 +54,29 @@ def the_spec_of_the_manual_is_accepted(world):
     assert rc == 0 and "parameters           125M" in plan, (rc, plan, said)
 
 
+def a_plan_tells_what_each_gpu_holds(world):
+    with open(os.path.join(world.dir, "spec-3.json"), "w") as f:
+        f.write(SPEC % 3)
+
+    def plan(*args):
+        rc, text, said = run(world, "photon", "plan", "spec-3.json", *args)
+        assert rc == 0, (rc, said)
+        return text
+
+    held = json.loads(plan("--json", "--memory", "24GiB"))["memory"]
+    parts = ("weights", "rest", "gradients", "moments", "activations", "batch_data")
+    assert held["total"] == sum(held[k] for k in parts) and min(held[k] for k in parts) > 0, held
+    table = plan("--memory", "24GiB")
+    assert "memory of each GPU of 24GiB: bf16, batch 2 in passes of 2, nothing recomputed" in table, table
+    assert re.search(r"^total +%d$" % held["total"], table, re.M), table
+    shared = json.loads(plan("--json", "--gpus", "2", "--dtype", "f32"))["memory"]
+    assert (shared["batch"], shared["rest"]) == (1, 0) and shared["moments"] <= 2 * shared["weights"], shared
+    assert "may be used; try " in plan("--memory", "0.001GB")
+    assert "does not divide over 3 GPUs" in plan("--gpus", "3")
+    for wrong in (("--memory", "80"), ("--memory", "-1GB"), ("--memory", "nanGB"), ("--dtype", "int8")):
+        expect(world, 2, ["; try "], "photon", "plan", "spec-3.json", *wrong)
+
+
 def the_metrics_of_the_manual_are_all(world):
     request = urllib.request.Request(world.url + "/metrics", headers={"Authorization": "Bearer " + world.token})
     with urllib.request.urlopen(request, timeout=30) as answer:
@@ -246,7 +269,7 @@ def a_silo_joins_and_trains_over_tls_by_its_join_line(world):
     assert silo.returncode == 4 and "PIN_MISMATCH" in world.log_of("elm"), (silo.returncode, world.log_of("elm")[-500:])
 
 
-TESTS = [help_names_the_codes_of_the_manual, the_spec_of_the_manual_is_accepted,
+TESTS = [help_names_the_codes_of_the_manual, the_spec_of_the_manual_is_accepted, a_plan_tells_what_each_gpu_holds,
          the_metrics_of_the_manual_are_all, a_wrong_command_line_is_2,
          a_wrong_file_or_setting_is_3, a_start_that_its_options_refuse_leaves_the_disk_alone, a_token_that_is_not_good_is_4, no_server_is_4_and_no_database_75,
          what_is_not_there_is_1, no_usable_device_is_7, a_silo_does_not_spin_at_barriers,

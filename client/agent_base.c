@@ -175,7 +175,7 @@ static enum status have_base(struct agent *a, const struct task *t, struct beat 
 }
 
 enum status agent_base(struct agent *a, const struct task *t, struct beat *b, struct arena *arena,
-                       int *fd, int64_t *offset, double *seconds, struct err *e)
+                       struct own_base *out, double *seconds, struct err *e)
 {
     char path[STATE_PATH_MAX];
     agent_cache_path(a, t->base_sha256, path);
@@ -197,8 +197,8 @@ enum status agent_base(struct agent *a, const struct task *t, struct beat *b, st
         (void)close(f);
         return st;
     }
-    *fd = f;
-    *offset = h.data_offset + layout.part_at[LAYOUT_WEIGHTS] * (int64_t)sizeof(float);
+    out->fd = f;
+    out->offset = h.data_offset + layout.part_at[LAYOUT_WEIGHTS] * (int64_t)sizeof(float);
     return ST_OK;
 }
 

@@ -84,16 +84,18 @@ static enum task_end post_result(struct agent *a, const struct task *t,
 }
 
 /* The checkpoint as this silo would use it: with its own personal tensors. */
-static enum status load_evaluated(struct agent *a, const struct task *t, struct arena *arena,
-                                  int fd, int64_t offset, struct err *e)
+static enum status load_evaluated(struct agent *a, const struct task *t,
+                                  const struct own_base *base, struct err *e)
 {
+    char path[STATE_PATH_MAX];
     struct run_state rs;
     if (t->spec.personal.count == 0) {
-        return trainer_load_weights(a->trainer, fd, offset, e);
+        return trainer_load_weights(a->trainer, base->fd, base->offset, e);
     }
     TRY(run_state_open(&rs, a->config->state_dir, t->run, e));
-    TRY(agent_load_own(a->trainer, &rs, &t->spec, e));
-    return agent_load_common(a->trainer, arena, &rs, &t->spec, 0, fd, offset, e);
+    struct own own = agent_own(&rs, path);
+    TRY(own_load(a->trainer, &t->spec, &own, e));
+    return own_load_common(a->trainer, &t->spec, &own, 0, base, e);
 }
 
 enum task_end agent_evaluate(struct agent *a, const struct task *t, struct beat *b,
@@ -105,13 +107,12 @@ enum task_end agent_evaluate(struct agent *a, const struct task *t, struct beat 
     if (end) {
         return end;
     }
-    int fd = -1;
-    int64_t offset = 0;
+    struct own_base base = {.fd = -1};
     double seconds = 0.0;
-    enum status st = agent_base(a, t, b, arena, &fd, &offset, &seconds, &e);
+    enum status st = agent_base(a, t, b, arena, &base, &seconds, &e);
     if (!st) {
-        st = load_evaluated(a, t, arena, fd, offset, &e);
-        (void)close(fd);
+        st = load_evaluated(a, t, &base, &e);
+        (void)close(base.fd);
     }
     if (st) {
         return agent_without_base(a, b, &e);

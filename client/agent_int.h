@@ -11,6 +11,7 @@
 #include "client/agent.h"
 #include "client/beat.h"
 #include "client/data.h"
+#include "client/own.h"
 #include "client/progress.h"
 #include "client/state.h"
 #include "client/task.h"
@@ -102,9 +103,9 @@ enum task_end agent_fail(struct agent *a, const char *code, const struct err *e)
  */
 enum status agent_bulk(struct agent *a, struct err *e) MUST_CHECK;
 
-/* The base checkpoint as an open file and where its weights begin. */
+/* The base checkpoint, an open file that is the caller's to close. */
 enum status agent_base(struct agent *a, const struct task *t, struct beat *b, struct arena *arena,
-                       int *fd, int64_t *offset, double *seconds, struct err *e) MUST_CHECK;
+                       struct own_base *out, double *seconds, struct err *e) MUST_CHECK;
 
 void agent_cache_path(const struct agent *a, const char *sha256, char out[STATE_PATH_MAX]);
 
@@ -154,14 +155,8 @@ enum task_end agent_train(struct agent *a, const struct task *t, struct beat *b,
  * there is nothing to give back), or for a reason the server should know. */
 enum task_end agent_without_base(struct agent *a, struct beat *b, const struct err *e);
 
-/* Moments, and weights where it has its own, that this silo kept; none where it has none. */
-enum status agent_load_own(struct trainer *t, const struct run_state *rs, const struct run_spec *s,
-                           struct err *e) MUST_CHECK;
-/* All weights of the checkpoint that the round starts from (an evaluation: round 0), but for those
- * this silo has its own of. */
-enum status agent_load_common(struct trainer *t, struct arena *arena, const struct run_state *rs,
-                              const struct run_spec *s, int64_t round, int fd, int64_t offset,
-                              struct err *e) MUST_CHECK;
+/* What this silo kept of its own in that run; its path is in `path`. */
+struct own agent_own(const struct run_state *rs, char path[STATE_PATH_MAX]);
 
 enum task_end agent_evaluate(struct agent *a, const struct task *t, struct beat *b,
                              struct arena *arena);
@@ -176,8 +171,8 @@ void agent_note_device(struct agent *a, enum status st);
 bool agent_lost_device(const struct agent *a);
 
 /* Writes the update of the weights in the trainer; sets bytes, sha256 of rs->j. */
-enum status agent_encode(struct agent *a, const struct task *t, struct run_state *rs, int base_fd,
-                         int64_t base_offset, struct err *e) MUST_CHECK;
+enum status agent_encode(struct agent *a, const struct task *t, struct run_state *rs,
+                         const struct own_base *base, struct err *e) MUST_CHECK;
 
 /* Sends rs's update until a decision. */
 enum task_end agent_upload(struct agent *a, const struct task *t, struct run_state *rs,

@@ -145,58 +145,10 @@ static enum status take_snapshot(struct training *w, struct err *e)
     return ST_OK;
 }
 
-/* What this silo kept of its own: moments, or weights that are its alone. */
-static bool keeps_state(const struct run_spec *s)
+struct own agent_own(const struct run_state *rs, char path[STATE_PATH_MAX])
 {
-    return s->inner_state == INNER_STATE_KEEP || schedule_keeps_weights(s);
-}
-
-enum status agent_load_own(struct trainer *t, const struct run_state *rs, const struct run_spec *s,
-                           struct err *e)
-{
-    char path[STATE_PATH_MAX];
     run_state_path(rs, STATE_MOMENTS, path);
-    trainer_reset_state(t);
-    if (keeps_state(s) && access(path, F_OK) == 0) {
-        TRY(trainer_load_state(t, path, e));
-    }
-    if (s->inner_state == INNER_STATE_RESET) {
-        trainer_reset_state(t);
-    }
-    return ST_OK;
-}
-
-enum status agent_load_common(struct trainer *t, struct arena *arena, const struct run_state *rs,
-                              const struct run_spec *s, int64_t round, int fd, int64_t offset,
-                              struct err *e)
-{
-    char path[STATE_PATH_MAX];
-    run_state_path(rs, STATE_MOMENTS, path);
-    if (!schedule_keeps_weights(s) || access(path, F_OK) != 0) {
-        return trainer_load_weights(t, fd, offset, e);
-    }
-    struct layout l = layout_common(arena, s, rs->j.kept, round);
-    return trainer_load_spans(t, fd, offset, l.spans, l.span_count, e);
-}
-
-/* The mean moments of the round before, of the tensors that travel. They count as having seen
- * every step of the run up to here: what each silo did is not known to the others. */
-static enum status load_mean_moments(struct training *w, int fd, int64_t offset, struct err *e)
-{
-    const struct run_spec *s = &w->t->spec;
-    struct layout update = layout_update(w->arena, s, w->t->round);
-    struct layout_span *spans =
-        arena_alloc(w->arena, (size_t)(update.span_count + 1) * sizeof(*spans));
-    for (int32_t i = 0; i < update.span_count; i++) {
-        spans[i] = update.spans[i];
-        spans[i].at = spans[i].model;
-    }
-    struct trainer *t = w->a->trainer;
-    int64_t total = trainer_params(t)->total * (int64_t)sizeof(float); // m, weights, v
-    TRY(trainer_load_moments(t, LAYOUT_M, fd, offset - total, spans, update.span_count, e));
-    TRY(trainer_load_moments(t, LAYOUT_V, fd, offset + total, spans, update.span_count, e));
-    trainer_set_steps(t, w->t->global_step);
-    return ST_OK;
+    return (struct own){access(path, F_OK) == 0 ? path : NULL, rs->j.kept};
 }
 
 /* The newest snapshot of this round, if there is one that can be used. */
@@ -214,17 +166,6 @@ static bool load_snapshot(struct training *w)
     }
     log_warn("a snapshot is not used: %s", why.msg);
     return false;
-}
-
-/* Weights and moments as they were at the round's start. */
-static enum status load_plain(struct training *w, int fd, int64_t offset, struct err *e)
-{
-    struct trainer *t = w->a->trainer;
-    TRY(agent_load_own(t, &w->rs, &w->t->spec, e));
-    if (w->t->spec.inner_state == INNER_STATE_AVERAGE) {
-        TRY(load_mean_moments(w, fd, offset, e));
-    }
-    return agent_load_common(t, w->arena, &w->rs, &w->t->spec, w->t->round, fd, offset, e);
 }
 
 static void report_step(struct training *w, const struct step_report *r)
@@ -307,7 +248,9 @@ static enum task_end steps_ahead(struct training *w, int32_t steps)
         agent_ahead_drop(a);
         return end;
     }
-    if (agent_load_own(a->trainer, &w->rs, &w->t->spec, &e)) {
+    char path[STATE_PATH_MAX];
+    struct own own = agent_own(&w->rs, path);
+    if (own_load(a->trainer, &w->t->spec, &own, &e)) {
         return agent_fail(a, "transient", &e);
     }
     trainer_run_until(a->trainer, w->t->global_step + steps);
@@ -322,39 +265,27 @@ static enum task_end steps_ahead(struct training *w, int32_t steps)
     return end;
 }
 
-/* The checkpoint, with what those steps came to on top of it. */
-static enum status rebase(struct training *w, int fd, int64_t offset, struct err *e)
-{
-    char path[STATE_PATH_MAX];
-    int end_fd = -1;
-    int64_t end_offset = 0;
-    struct layout l = layout_common(w->arena, &w->t->spec, w->rs.j.kept, w->t->round);
-    run_state_path(&w->rs, STATE_MOMENTS, path);
-    TRY(trainer_state_weights(w->a->trainer, path, &end_fd, &end_offset, e));
-    struct trainer_rebase r = {fd, offset, end_fd, end_offset, l.spans, l.span_count};
-    enum status st = trainer_rebase(w->a->trainer, &r, e);
-    (void)close(end_fd);
-    return st;
-}
-
 /* To the round's start, or to where it stood. */
-static enum task_end load_start(struct training *w, int fd, int64_t offset)
+static enum task_end load_start(struct training *w, const struct own_base *base)
 {
-    char path[STATE_PATH_MAX];
     struct err e = {0};
-    int32_t steps = schedule_steps_ahead(&w->t->spec, w->rs.j.kept, w->t->round);
+    struct trainer *t = w->a->trainer;
+    const struct run_spec *spec = &w->t->spec;
+    char path[STATE_PATH_MAX];
+    struct own own = agent_own(&w->rs, path);
+    int32_t steps = schedule_steps_ahead(spec, own.kept, w->t->round);
     w->done = (struct snap){0};
     if (load_snapshot(w)) {
         return TASK_DONE;
     }
     w->done = (struct snap){0};
-    run_state_path(&w->rs, STATE_MOMENTS, path);
-    bool ahead = steps > 0 && access(path, F_OK) == 0;
+    bool ahead = steps > 0 && own.path;
     enum task_end end = ahead ? steps_ahead(w, steps) : TASK_DONE;
     if (end) {
         return end;
     }
-    enum status st = ahead ? rebase(w, fd, offset, &e) : load_plain(w, fd, offset, &e);
+    enum status st = ahead ? own_rebase(t, spec, &own, w->t->round, base, &e)
+                           : own_start(t, spec, &own, w->t->round, w->t->global_step, base, &e);
     return st ? agent_fail(w->a, st == ST_NOMEM ? "oom" : "transient", &e) : TASK_DONE;
 }
 
@@ -412,7 +343,7 @@ static enum task_end train_steps(struct training *w)
 }
 
 /* The update file, then the moments that go with it; both synced before the journal says so. */
-static enum status conclude(struct training *w, int fd, int64_t offset, struct err *e)
+static enum status conclude(struct training *w, const struct own_base *base, struct err *e)
 {
     char tmp[STATE_PATH_MAX];
     char next[STATE_PATH_MAX];
@@ -421,13 +352,12 @@ static enum status conclude(struct training *w, int fd, int64_t offset, struct e
     w->rs.j.personal = w->t->spec.personal.count > 0;
     w->rs.j.train_loss = w->done.loss_sum / (double)w->t->local_steps;
     w->rs.j.train_s = w->done.train_s;
-    TRY(agent_encode(w->a, w->t, &w->rs, fd, offset, e));
+    TRY(agent_encode(w->a, w->t, &w->rs, base, e));
     FAULT("update.encoded");
-    if (keeps_state(&w->t->spec)) {
+    if (own_keeps(&w->t->spec)) {
         run_state_path(&w->rs, "moments.tmp", tmp);
         run_state_path(&w->rs, STATE_MOMENTS_NEXT, next);
-        // Between rounds the weights are the aggregator's, where none are this silo's own.
-        TRY(trainer_save_state(w->a->trainer, tmp, schedule_keeps_weights(&w->t->spec), e));
+        TRY(own_save(w->a->trainer, &w->t->spec, tmp, e));
         TRY(file_place(tmp, next, e));
         FAULT("moments.placed");
     }
@@ -435,11 +365,11 @@ static enum status conclude(struct training *w, int fd, int64_t offset, struct e
     return run_state_trained(&w->rs, e);
 }
 
-static enum task_end train_from(struct training *w, int fd, int64_t offset)
+static enum task_end train_from(struct training *w, const struct own_base *base)
 {
     struct agent *a = w->a;
     struct err e = {0};
-    enum task_end end = load_start(w, fd, offset);
+    enum task_end end = load_start(w, base);
     if (end) {
         return end;
     }
@@ -451,7 +381,7 @@ static enum task_end train_from(struct training *w, int fd, int64_t offset)
         return end;
     }
     beat_report(w->b, "encode", w->done.step, w->rate);
-    enum status st = conclude(w, fd, offset, &e);
+    enum status st = conclude(w, base, &e);
     if (st) { // invalid: a delta that no rung takes
         const char *code = st == ST_LIMIT     ? "disk_full"
                            : st == ST_INVALID ? "diverged"
@@ -524,15 +454,14 @@ enum task_end agent_train(struct agent *a, const struct task *t, struct beat *b,
         return end;
     }
     a->row_ordinal = (int32_t)t->silo_ordinal;
-    int fd = -1;
-    int64_t offset = 0;
+    struct own_base base = {.fd = -1};
     double seconds = 0.0;
-    st = agent_base(a, t, b, arena, &fd, &offset, &seconds, &e);
+    st = agent_base(a, t, b, arena, &base, &seconds, &e);
     if (st) {
         return agent_without_base(a, b, &e);
     }
     w.rs.j.download_s = seconds;
-    end = train_from(&w, fd, offset);
-    (void)close(fd);
+    end = train_from(&w, &base);
+    (void)close(base.fd);
     return end ? end : agent_send(a, t, &w.rs, b, arena);
 }

@@ -19,13 +19,16 @@
 
 enum { WORDS_MAX = 256 };
 
+static const double SPEED_MIN = 1e-3;
+static const double SPEED_MAX = 1e12; // tokens per second
+
 struct sim_args {
     struct option_list silos;   // [NAME=]DIR[:WEIGHT][,DIR...]
     struct option_list sources; // DIR
     struct option_list eval;
     const char *words[WORDS_MAX]; // the spec, then more of the last list
     int word_count;
-    const char *dir, *mix, *device, *dtype;
+    const char *dir, *mix, *speeds, *device, *dtype;
     int64_t count, threads, windows;
     double drop;
     bool json, quiet;
@@ -116,6 +119,26 @@ static int by_name(const void *a, const void *b)
     return strcmp(x->name, y->name);
 }
 
+/* RATE,RATE,...: one of each silo, in the order in which they were given. */
+static enum status take_speeds(const char *text, struct sim_silo *silos, int count, struct err *e)
+{
+    const char *p = text;
+    for (int k = 0; k < count; k++) {
+        char *end = NULL;
+        double v = strtod(p, &end);
+        bool last = k == count - 1;
+        if (end == p || *end != (last ? '\0' : ',') || !(v >= SPEED_MIN && v <= SPEED_MAX)) {
+            return err_set(e, ST_INVALID,
+                           "--speeds '%.80s' does not say a speed above 0 for each of %d silos; "
+                           "try tokens per second in their order, as 1000,400,400",
+                           text, count);
+        }
+        silos[k].speed = v;
+        p = end + 1;
+    }
+    return ST_OK;
+}
+
 static enum status open_silos(const struct sim_args *s, const struct run_spec *spec,
                               struct arena *a, struct sim_silo *out, int count, struct err *e)
 {
@@ -127,6 +150,9 @@ static enum status open_silos(const struct sim_args *s, const struct run_spec *s
         TRY(s->sources.count > 0 ? open_mixed(s, &m, spec->seed, k, &out[k], e)
                                  : open_named(a, s->silos.items[k], &out[k], e));
         out[k].ordinal = inner_silo_ordinal(out[k].name);
+    }
+    if (s->speeds) {
+        TRY(take_speeds(s->speeds, out, count, e));
     }
     qsort(out, (size_t)count, sizeof(*out), by_name);
     for (int k = 1; k < count; k++) {
@@ -231,6 +257,8 @@ static int sim(int argc, char **argv)
          "iid (default), genre (one source each), dirichlet:ALPHA"},
         {"drop", 0, OPTION_NUM, "SHARE", NULL, &s.drop, 0, 0.999,
          "of seats whose update never comes, drawn from the seed"},
+        {"speeds", 0, OPTION_TEXT, "RATE,...", NULL, &s.speeds, 0, 0,
+         "tokens per second of each silo, in their order, for local_steps_policy dylu"},
         {"eval", 0, OPTION_LIST, "DIR", NULL, &s.eval, 0, 0,
          "evaluate on the held-out text of these instead of each silo's own"},
         {"windows", 0, OPTION_INT, "N", NULL, &s.windows, 0, 1e9,

@@ -14,10 +14,12 @@
 #include "common/clock.h"
 #include "common/id.h"
 #include "common/json.h"
+#include "common/layout.h"
 #include "common/limits.h"
 #include "common/mem.h"
 #include "common/rng.h"
 #include "common/safetensors.h"
+#include "server/budget.h"
 #include "server/checkpoint.h"
 #include "server/downlink.h"
 #include "server/round.h"
@@ -69,12 +71,10 @@ static void say(struct sim *s, const char *text)
 /* ---- files ---- */
 
 /* A copy of the silo's file under its digest, as an upload becomes one. */
-static enum status put_update(struct sim *s, const struct sim_update *u, struct digest *sha256,
-                              struct err *e)
+static enum status put_update(struct sim *s, const struct sim_update *u, struct err *e)
 {
     char tmp[ID_LEN + 1];
     int out = -1;
-    TRY(sha256_file(u->path, sha256, NULL, e));
     int in = open(u->path, O_RDONLY | O_CLOEXEC);
     if (in < 0) {
         return err_set(e, ST_IO, "cannot read %s: %s", u->path, strerror(errno));
@@ -94,23 +94,24 @@ static enum status put_update(struct sim *s, const struct sim_update *u, struct 
     }
     (void)close(in);
     mem_free(block);
-    st = st ? st : blob_place(s->blobs, tmp, sha256, e);
+    st = st ? st : blob_place(s->blobs, tmp, &u->sha256, e);
     (void)unlink(u->path);
     return st;
 }
 
 static enum status open_base(struct sim *s, int32_t round, struct sim_base *base, struct err *e)
 {
-    *base = (struct sim_base){.fd = -1, .round = round, .sha = s->book.weights};
+    *base = (struct sim_base){.round = round, .sha = s->book.weights};
     int64_t bytes = 0;
-    TRY(blob_open(s->blobs, &s->book.weights, &base->fd, &bytes, e));
+    TRY(blob_open(s->blobs, &s->book.weights, &base->file.fd, &bytes, e));
     struct arena *a = arena_new(LIMIT_REQUEST_ARENA);
     struct st_header h;
-    enum status st = st_read(&h, a, base->fd, e);
+    enum status st = st_read(&h, a, base->file.fd, e);
     if (st) {
-        (void)close(base->fd);
+        (void)close(base->file.fd);
     } else {
-        base->offset = h.data_offset;
+        int64_t before = layout_checkpoint(a, s->spec).part_at[LAYOUT_WEIGHTS];
+        base->file.offset = h.data_offset + before * (int64_t)sizeof(float);
     }
     arena_free(a);
     return st;
@@ -167,14 +168,15 @@ static void show(struct sim *s, int32_t round, int seat, int seats, double loss)
     progress_show(&s->progress, &v, false);
 }
 
-static enum status play_seat(struct sim *s, int silo, const struct sim_base *base,
+static enum status play_seat(struct sim *s, int silo, const struct sim_base *base, int32_t steps,
                              struct outcome *o, struct err *e)
 {
     struct sim_update u;
-    TRY(sim_silo_train(&s->desk, &s->c->silos[silo], base, &u, e));
+    TRY(sim_silo_train(&s->desk, &s->c->silos[silo], base, steps, &u, e));
     struct seat *seat = &s->seats[silo];
-    TRY(put_update(s, &u, &seat->sha256, e));
+    TRY(put_update(s, &u, e));
     seat->counted = true;
+    seat->sha256 = u.sha256;
     seat->codec = u.codec;
     seat->tokens = u.tokens;
     seat->train_loss = u.train_loss;
@@ -184,6 +186,31 @@ static enum status play_seat(struct sim *s, int silo, const struct sim_base *bas
     o->loss_sum += u.train_loss * (double)u.tokens;
     o->train_s += u.seconds;
     return ST_OK;
+}
+
+/* A silo's speed as the aggregator would know it: once an update of it has counted. */
+static double speed_of(const struct sim *s, int silo)
+{
+    bool known = s->seats[silo].counted || s->c->silos[silo].settled > 0;
+    return known ? s->c->silos[silo].speed : 0.0;
+}
+
+static double fastest_drawn(const struct sim *s)
+{
+    double fastest = 0.0;
+    for (int k = 0; k < s->drawn_seats; k++) {
+        fastest = fmax(fastest, speed_of(s, s->drawn[k].index));
+    }
+    return fastest;
+}
+
+static int32_t steps_of(const struct sim *s, int silo, double fastest)
+{
+    const struct run_spec *spec = s->spec;
+    int32_t tau = spec->federation.local_steps;
+    return spec->federation.local_steps_policy == STEPS_FIXED
+               ? tau
+               : budget_steps(tau, spec->federation.local_steps_min, speed_of(s, silo), fastest);
 }
 
 /* One opening of the round: its seats in the order of the draw. *sealed: it has what it needs. */
@@ -198,6 +225,7 @@ static enum status play_attempt(struct sim *s, const struct sim_base *base, int 
     s->drawn_seats =
         round_seats(n, s->spec->federation.silos_per_round, s->spec->federation.oversample);
     sampling_seats(s->spec->seed, base->round, s->drawn, n, s->drawn_seats);
+    const double fastest = fastest_drawn(s); // as the seats are made, whoever is done by then
     for (int k = 0; k < s->drawn_seats && o->accepted < expected; k++) {
         int silo = s->drawn[k].index;
         if (s->seats[silo].counted) {
@@ -209,7 +237,7 @@ static enum status play_attempt(struct sim *s, const struct sim_base *base, int 
         if (drops_out(s, &s->c->silos[silo], base->round, attempt)) {
             continue;
         }
-        TRY(play_seat(s, silo, base, o, e));
+        TRY(play_seat(s, silo, base, steps_of(s, silo, fastest), o, e));
         show(s, base->round, k, s->drawn_seats, s->seats[silo].train_loss);
     }
     struct round_progress p = {.expected = expected,
@@ -304,14 +332,22 @@ static enum status log_round(struct sim *s, int32_t round, const struct outcome 
 
 /* ---- evaluation ---- */
 
-static enum status evaluate_text(struct sim *s, struct eval_result *sum, struct err *e)
+static enum status evaluate_text(struct sim *s, const struct sim_base *head,
+                                 struct eval_result *sum, struct err *e)
 {
+    const bool own = s->spec->personal.count > 0;
+    if (!own) {
+        TRY(trainer_load_weights(s->desk.trainer, head->file.fd, head->file.offset, e));
+    }
     if (s->c->eval) {
         return sim_evaluate(&s->desk, s->c->eval, s->c->windows, true, sum, e);
     }
     *sum = (struct eval_result){0};
     for (int i = 0; i < s->c->silo_count; i++) { // by name, as the aggregator adds them
         struct eval_result r;
+        if (own) {
+            TRY(sim_silo_load(&s->desk, &s->c->silos[i], head, e));
+        }
         TRY(sim_evaluate(&s->desk, s->c->silos[i].data, s->spec->eval.windows, false, &r, e));
         sum->nll += r.nll;
         sum->tokens += r.tokens;
@@ -330,10 +366,9 @@ static enum status evaluate(struct sim *s, struct err *e)
         return ST_OK;
     }
     TRY(open_base(s, round + 1, &head, e));
-    enum status st = trainer_load_weights(s->desk.trainer, head.fd, head.offset, e);
-    (void)close(head.fd);
+    enum status st = evaluate_text(s, &head, &r, e);
+    (void)close(head.file.fd);
     TRY(st);
-    TRY(evaluate_text(s, &r, e));
     double loss = r.nll / (double)r.tokens;
     s->book.eval_loss = loss;
     struct buf *b =
@@ -393,22 +428,22 @@ static enum status play_round(struct sim *s, struct err *e)
     const struct sim_book before = s->book;
     TRY(open_base(s, round, &base, e));
     enum status st = play_seats(s, &base, &o, e);
-    (void)close(base.fd);
+    (void)close(base.file.fd);
     TRY(st);
     TRY(fold(s, round, &o, &next, e));
     take_head(s, round, &next);
     s->book.tokens += o.tokens;
     s->book.upload_bytes += o.upload_bytes;
     s->book.download_bytes += o.download_bytes;
-    TRY(log_round(s, round, &o, &next, e));
-    TRY(evaluate(s, e));
-    TRY(name_checkpoint(s, e));
     for (int i = 0; i < s->c->silo_count; i++) {
         s->seats[i].former = s->c->silos[i].settled;
         if (s->seats[i].counted) {
             sim_silo_settle(&s->c->silos[i], round);
         }
     }
+    TRY(log_round(s, round, &o, &next, e));
+    TRY(evaluate(s, e));
+    TRY(name_checkpoint(s, e));
     // From here on the round is never played again, and what it left behind may go.
     TRY(sim_book_write(&s->book, s->c->silos, s->c->silo_count, e));
     return clear_round(s, &before, e);
@@ -437,12 +472,40 @@ static enum status begin(struct sim *s, struct err *e)
     return sim_book_write(&s->book, c->silos, c->silo_count, e);
 }
 
+/* Steps that go by measured time are not the same twice; by stated speeds they are. */
+static enum status check_speeds(const struct sim_config *c, struct err *e)
+{
+    bool by_speed = c->spec->federation.local_steps_policy != STEPS_FIXED;
+    bool stated = c->silos[0].speed > 0.0;
+    if (by_speed && !stated) {
+        return err_set(e, ST_INVALID,
+                       "local_steps_policy dylu goes by the silos' speeds, and this machine has "
+                       "one; try --speeds 1000,400,... or local_steps_policy fixed");
+    }
+    return by_speed || !stated ? ST_OK
+                               : err_set(e, ST_INVALID,
+                                         "all silos take the same steps under local_steps_policy "
+                                         "fixed; try dylu, or without --speeds");
+}
+
 static enum status check_config(const struct sim_config *c, struct err *e)
 {
     if (c->silo_count < 1 || c->silo_count < c->spec->federation.min_silos) {
         return err_set(e, ST_INVALID, "%d silos, and a round needs %" PRId32, c->silo_count,
                        c->spec->federation.min_silos);
     }
+    if (c->eval && c->spec->personal.count > 0) {
+        return err_set(e, ST_INVALID,
+                       "each silo has personal tensors of its own; try without --eval: each is "
+                       "evaluated on its own text");
+    }
+    if (c->spec->codec.up_auto) {
+        return err_set(
+            e, ST_INVALID,
+            "codec.up auto goes by each silo's link, and here is none; try the rung that "
+            "it would take");
+    }
+    TRY(check_speeds(c, e));
     for (int i = 0; i < c->silo_count; i++) {
         TRY(data_fits(c->silos[i].data, c->spec->tokenizer_sha256, c->spec->model.vocab_size, e));
     }

@@ -29,8 +29,8 @@ enum status sim_book_open(struct sim_book *b, const char *dir, const struct run_
     for (int i = 0; i < count; i++) {
         struct data_info info;
         data_info(silos[i].data, &info);
-        text = arena_fmt(a, "\n%s %" PRId64 " %" PRId64, silos[i].name, info.train_tokens,
-                         info.heldout_tokens);
+        text = arena_fmt(a, "\n%s %" PRId64 " %" PRId64 " %.17g", silos[i].name, info.train_tokens,
+                         info.heldout_tokens, silos[i].speed);
         sha256_add(h, text, strlen(text));
     }
     text = arena_fmt(a, "\ndrop %.17g", drop);
@@ -197,7 +197,8 @@ static enum status parse(struct sim_book *b, const struct run_spec *spec, struct
     TRY(json_want_str(o, "identity", &identity, e));
     if (strcmp(identity, b->identity) != 0) {
         return err_set(e, ST_CONFLICT,
-                       "%.150s holds a simulation of another spec, silos or text; try another -o",
+                       "%.150s holds a simulation of another spec, silos or text, or an older "
+                       "program's; try another -o",
                        b->dir);
     }
     TRY(json_want_int(o, "round", 0, spec->federation.rounds, &round, e));

@@ -6,12 +6,11 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "client/cli/sim_encode.h"
-#include "client/state.h"
+#include "client/delta.h"
+#include "client/durable.h"
+#include "client/own.h"
 #include "common/clock.h"
 #include "common/codec_file.h"
-#include "common/layout.h"
-#include "common/limits.h"
 #include "common/schedule.h"
 
 enum { DIVERGED_STEPS = 5 };
@@ -39,14 +38,6 @@ static enum status heldout_row(void *ctx, int64_t i, int32_t seq_len, int32_t *o
 enum status sim_desk_open(struct sim_desk *d, const struct sim_desk_config *c, struct err *e)
 {
     *d = (struct sim_desk){.spec = c->spec, .dir = c->dir, .stopping = c->stopping};
-    if (c->spec->federation.local_steps_policy != STEPS_FIXED) {
-        return err_set(e, ST_INVALID, "one machine has one speed; try local_steps_policy fixed");
-    }
-    if (c->spec->inner_state == INNER_STATE_AVERAGE || c->spec->personal.count > 0) {
-        return err_set(
-            e, ST_INVALID,
-            "photon sim averages no moments and keeps no personal tensors; try a server");
-    }
     struct trainer_config t = {.model = c->spec->model,
                                .inner = c->spec->inner,
                                .freeze = c->spec->freeze,
@@ -146,57 +137,12 @@ void sim_silo_tidy(const struct sim_desk *d, const struct sim_silo *s, int32_t b
     }
 }
 
-static bool keeps_state(const struct run_spec *s)
+/* What the silo kept of its own; its path is in `path`. */
+static struct own own_of(const struct sim_desk *d, const struct sim_silo *s,
+                         char path[STATE_PATH_MAX])
 {
-    return s->inner_state == INNER_STATE_KEEP || schedule_keeps_weights(s);
-}
-
-/* What the silo kept of its own. */
-static enum status load_own(struct sim_desk *d, const struct sim_silo *s, struct err *e)
-{
-    char path[STATE_PATH_MAX];
-    trainer_reset_state(d->trainer);
-    if (s->settled > 0 && keeps_state(d->spec)) {
-        kept_path(d, s, MOMENTS, s->settled, path);
-        TRY(trainer_load_state(d->trainer, path, e));
-    }
-    if (d->spec->inner_state == INNER_STATE_RESET) {
-        trainer_reset_state(d->trainer);
-    }
-    return ST_OK;
-}
-
-/* The checkpoint, or as much of it as the silo has not its own of. */
-static enum status load_common(struct sim_desk *d, const struct sim_silo *s,
-                               const struct sim_base *base, struct err *e)
-{
-    if (!schedule_keeps_weights(d->spec) || s->settled == 0) {
-        return trainer_load_weights(d->trainer, base->fd, base->offset, e);
-    }
-    struct arena *a = arena_new(LIMIT_REQUEST_ARENA);
-    struct layout l = layout_common(a, d->spec, s->settled, base->round);
-    enum status st =
-        trainer_load_spans(d->trainer, base->fd, base->offset, l.spans, l.span_count, e);
-    arena_free(a);
-    return st;
-}
-
-/* The checkpoint, with what the steps ahead came to on top of it. */
-static enum status rebase(struct sim_desk *d, const struct sim_silo *s, const struct sim_base *base,
-                          struct err *e)
-{
-    char path[STATE_PATH_MAX];
-    struct trainer_rebase r = {.base_fd = base->fd, .base_offset = base->offset};
     kept_path(d, s, MOMENTS, s->settled, path);
-    TRY(trainer_state_weights(d->trainer, path, &r.end_fd, &r.end_offset, e));
-    struct arena *a = arena_new(LIMIT_REQUEST_ARENA);
-    struct layout l = layout_common(a, d->spec, s->settled, base->round);
-    r.spans = l.spans;
-    r.count = l.span_count;
-    enum status st = trainer_rebase(d->trainer, &r, e);
-    (void)close(r.end_fd);
-    arena_free(a);
-    return st;
+    return (struct own){s->settled > 0 ? path : NULL, s->settled};
 }
 
 /* ---- a task ---- */
@@ -235,40 +181,68 @@ static enum status train_to(struct sim_desk *d, const struct sim_base *base, int
 static enum status train(struct sim_desk *d, const struct sim_silo *s, const struct sim_base *base,
                          struct sim_update *u, struct err *e)
 {
+    char path[STATE_PATH_MAX];
     struct training w = {0};
-    int64_t steps = d->spec->federation.local_steps;
+    struct own own = own_of(d, s, path);
+    int64_t first = (int64_t)(base->round - 1) * d->spec->federation.local_steps;
     int32_t ahead = schedule_steps_ahead(d->spec, s->settled, base->round);
-    TRY(load_own(d, s, e));
-    TRY(train_to(d, base, ahead, &w, u, e));
-    TRY(ahead > 0 ? rebase(d, s, base, e) : load_common(d, s, base, e));
-    TRY(train_to(d, base, steps, &w, u, e));
-    u->train_loss = w.loss_sum / (double)steps;
+    if (ahead > 0) {
+        TRY(own_load(d->trainer, d->spec, &own, e));
+        TRY(train_to(d, base, ahead, &w, u, e));
+        TRY(own_rebase(d->trainer, d->spec, &own, base->round, &base->file, e));
+    } else {
+        TRY(own_start(d->trainer, d->spec, &own, base->round, first, &base->file, e));
+    }
+    TRY(train_to(d, base, u->steps, &w, u, e));
+    u->train_loss = w.loss_sum / (double)u->steps;
     return ST_OK;
 }
 
 static enum status encode(struct sim_desk *d, const struct sim_silo *s, const struct sim_base *base,
                           struct sim_update *u, struct err *e)
 {
+    char hex[DIGEST_HEX + 1];
     char former[STATE_PATH_MAX];
     char next[STATE_PATH_MAX];
+    char late[STATE_PATH_MAX];
+    struct delta_result r;
+    digest_hex(&base->sha, hex);
     silo_path(d, s, "update.safetensors", u->path);
-    int32_t before = former_residual(d, s, base->round);
-    kept_path(d, s, RESIDUAL, before, former);
+    silo_path(d, s, "late", late); // nobody is late here
+    kept_path(d, s, RESIDUAL, former_residual(d, s, base->round), former);
     kept_path(d, s, RESIDUAL, base->round, next);
-    struct sim_residual r = {.codec = rung(d, s, base->round),
-                             .former = before > 0 ? former : NULL,
-                             .round = before,
-                             .next = next};
-    u->codec = r.codec;
-    TRY(sim_encode(d, s, base, u, &r, e));
-    return u->fallback_share > CODED_FALLBACK_MAX ? trip_guard(d, s, base->round, e) : ST_OK;
+    struct delta_job job = {.trainer = d->trainer,
+                            .spec = d->spec,
+                            .base_fd = base->file.fd,
+                            .base_offset = base->file.offset,
+                            .codec = rung(d, s, base->round),
+                            .run_name = d->spec->name,
+                            .round = base->round,
+                            .base_sha256 = hex,
+                            .silo_name = s->name,
+                            .tokens = u->tokens,
+                            .steps = u->steps,
+                            .residual = former,
+                            .update = u->path,
+                            .next = next,
+                            .late = late};
+    TRY(delta_write(&job, &r, e));
+    u->codec = job.codec;
+    u->sha256 = r.sha256;
+    u->bytes = r.bytes;
+    if (r.coded) {
+        (void)unlink(late);
+    }
+    bool trips = r.report.fallback_share > CODED_FALLBACK_MAX;
+    return trips ? trip_guard(d, s, base->round, e) : ST_OK;
 }
 
 enum status sim_silo_train(struct sim_desk *d, const struct sim_silo *s,
-                           const struct sim_base *base, struct sim_update *out, struct err *e)
+                           const struct sim_base *base, int32_t steps, struct sim_update *out,
+                           struct err *e)
 {
     char path[STATE_PATH_MAX];
-    struct sim_update u = {0};
+    struct sim_update u = {.steps = steps};
     double begin = clock_mono_s();
     silo_path(d, s, "", path);
     TRY(dir_make(path, e));
@@ -276,9 +250,9 @@ enum status sim_silo_train(struct sim_desk *d, const struct sim_silo *s,
     d->ordinal = s->ordinal;
     TRY(train(d, s, base, &u, e));
     TRY(encode(d, s, base, &u, e));
-    if (keeps_state(d->spec)) {
+    if (own_keeps(d->spec)) {
         kept_path(d, s, MOMENTS, base->round, path);
-        TRY(trainer_save_state(d->trainer, path, schedule_keeps_weights(d->spec), e));
+        TRY(own_save(d->trainer, d->spec, path, e));
     }
     u.seconds = clock_mono_s() - begin;
     *out = u;
@@ -286,6 +260,15 @@ enum status sim_silo_train(struct sim_desk *d, const struct sim_silo *s,
 }
 
 /* ---- evaluation ---- */
+
+enum status sim_silo_load(struct sim_desk *d, const struct sim_silo *s, const struct sim_base *head,
+                          struct err *e)
+{
+    char path[STATE_PATH_MAX];
+    struct own own = own_of(d, s, path);
+    TRY(own_load(d->trainer, d->spec, &own, e));
+    return own_load_common(d->trainer, d->spec, &own, 0, &head->file, e);
+}
 
 enum status sim_evaluate(struct sim_desk *d, const struct data *data, int64_t windows, bool spread,
                          struct eval_result *sum, struct err *e)

@@ -39,6 +39,15 @@ FRAGMENTS = dict(SPEC, name="parts", codec={"up": "q4"}, federation=dict(SPEC["f
 
 # A quarter of each round is taken before its checkpoint is there.
 OVERLAP = dict(SPEC, name="overlap", federation=dict(SPEC["federation"], rounds=5, overlap_steps=8))
+
+# What a silo starts from and keeps: means of moments that travel, tensors that stand still and others that stay at home.
+AVERAGE = dict(SPEC, name="average", inner_state="average")
+PERSONAL = dict(SPEC, name="personal", codec={"up": "q4"},
+                model=dict(SPEC["model"], freeze=["wpe.*", "blocks.0.norm_1.*"], personal=["blocks.1.ffn.*"]))
+RESET = dict(SPEC, name="reset", inner_state="reset", weights="uniform")
+# Steps by speed: all of them in the first round, from which the second one's follow.
+DYLU = dict(SPEC, name="dylu", federation=dict(SPEC["federation"], rounds=2, silos_per_round=3, min_silos=3,
+                                               local_steps_policy="dylu"))
 STREAMED = {"killed-parts": {"fragments": 2},
             "killed-overlap": {"overlap_steps": 12, "local_steps": 40},
             "killed-both": {"overlap_steps": 20, "local_steps": 20, "fragments": 2, "rounds": 5}}
@@ -126,6 +135,55 @@ def the_simulation_gives_the_checkpoint_of_the_federation(desk):
     assert abs(report["eval_loss"] - run["eval_loss"]) < 1e-12, (report["eval_loss"], run["eval_loss"])
     assert report["upload_bytes"] <= run["upload_bytes"], (report, run["upload_bytes"])
     desk.digest = report["sha256"]
+
+
+def measured_speeds(world, run_id):
+    """Tokens per second of each silo's only training before the last round, as the aggregator reads them."""
+    rows = subprocess.run(["psql", "-X", "-q", "-A", "-t", "-F", " ", "-h", world.path("server", "pg-socket"), "-U", "photon",
+                           "-v", "ON_ERROR_STOP=1", "postgres", "-c",
+                           "SELECT s.name, u.tokens / t.train_s FROM task t JOIN update u ON u.task_id = t.id"
+                           " JOIN silo s ON s.id = u.silo_id WHERE t.run_id = '%s' AND t.number = 1" % run_id],
+                          check=True, capture_output=True, text=True).stdout
+    return dict(line.split() for line in rows.splitlines())
+
+
+def what_silos_keep_and_how_long_they_train_are_simulated_too(desk):
+    with World(desk.build) as world:
+        world.start_server()
+        for name, pattern in SILOS.items():
+            world.join(name, text_of(world.path(name + ".txt"), pattern))
+            world.start(name)
+        until("all silos to be here", lambda: sum(s["status"] != "gone" and s["device"] is not None for s in
+                                                  world.get("/api/v1/silos")["items"]) == len(SILOS))
+        runs = {spec["name"]: world.wait_finished(world.post("/api/v1/runs", spec)["id"])
+                for spec in (AVERAGE, PERSONAL, RESET, DYLU)}
+        speeds = measured_speeds(world, runs["dylu"]["id"])
+    for spec in (AVERAGE, PERSONAL, RESET):
+        run = runs[spec["name"]]
+        report = desk.sim(spec["name"], spec, *desk.silos())
+        assert report["sha256"] == run["head_checkpoint"]["sha256"], (spec["name"], report, run["head_checkpoint"])
+        assert abs(report["eval_loss"] - run["eval_loss"]) < 1e-12, (spec["name"], report["eval_loss"], run["eval_loss"])
+    assert runs["average"]["upload_bytes"] > 2.5 * runs["reset"]["upload_bytes"]
+    # The same speeds give the same steps; in a second run other ones would have been measured.
+    report = desk.sim("dylu", DYLU, *desk.silos(), "--speeds", ",".join(speeds[name] for name in SILOS))
+    assert report["sha256"] == runs["dylu"]["head_checkpoint"]["sha256"], (speeds, report, runs["dylu"]["head_checkpoint"])
+    assert report["tokens"] < 6 * 30 * 4 * 64, report  # two of three were slower than the fastest
+
+
+def steps_go_by_the_speeds_that_are_stated(desk):
+    # birch is half as fast as alder; cedar's fifth is below the floor, which is a quarter.
+    spec = dict(DYLU, federation=dict(DYLU["federation"], rounds=3, local_steps=20, local_steps_min=5))
+    desk.sim("stated", spec, *desk.silos(), "--speeds", "1000,500,200")
+    tokens = [o["tokens"] for o in desk.lines("stated", "round")]
+    assert [n // (4 * 64) for n in tokens] == [60, 60 + 35, 60 + 2 * 35], tokens
+    for options, spec, why in (((), DYLU, "one; try --speeds"), (("--speeds", "1,2"), DYLU, "each of 3 silos"),
+                               (("--speeds", "1,0,2"), DYLU, "above 0"), (("--speeds", "1,2,3,4"), DYLU, "each of 3 silos"),
+                               (("--speeds", "1,2,3"), SPEC, "try dylu"),
+                               ((), dict(SPEC, codec={"up": "auto"}), "try the rung"),
+                               (("--eval", desk.path("alder-data")), PERSONAL, "without --eval")):
+        done = subprocess.run(desk.command("refused", spec, *desk.silos(), *options), capture_output=True, text=True,
+                              env=desk.env)
+        assert done.returncode == 3 and why in done.stderr, (options, done.returncode, done.stderr)
 
 
 def a_federation_killed_at_any_time_gives_the_checkpoint_of_the_simulation(desk):
@@ -234,6 +292,7 @@ def a_folder_of_another_simulation_is_refused(desk):
 TESTS = [the_simulation_gives_the_checkpoint_of_the_federation,
          a_federation_killed_at_any_time_gives_the_checkpoint_of_the_simulation, a_killed_simulation_goes_on_with_the_same_bits,
          drop_outs_come_from_the_seed_and_cost_no_round, a_round_that_lacks_a_quorum_is_tried_again_with_what_came,
+         what_silos_keep_and_how_long_they_train_are_simulated_too, steps_go_by_the_speeds_that_are_stated,
          silos_mix_the_sources_as_told, updates_on_lower_rungs_are_smaller_and_their_residuals_survive_a_stop,
          a_folder_of_another_simulation_is_refused]
 

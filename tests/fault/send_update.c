@@ -159,15 +159,14 @@ static bool upload(const struct task *t, struct beat *b, struct arena *arena)
 
 static void fetch(const struct task *t, struct beat *b, struct arena *arena)
 {
-    int fd = -1;
-    int64_t offset = 0;
+    struct own_base base = {.fd = -1};
     double seconds = 0.0;
     struct err e = {0};
     int64_t before = agent.received_bytes;
-    if (agent_base(&agent, t, b, arena, &fd, &offset, &seconds, &e)) {
+    if (agent_base(&agent, t, b, arena, &base, &seconds, &e)) {
         die("the base", &e);
     }
-    (void)close(fd);
+    (void)close(base.fd);
     (void)printf("{\"transfer\":\"download\",\"round\":%" PRId64 ",\"bytes\":%" PRId64
                  ",\"received\":%" PRId64 ",\"seconds\":%.4f}\n",
                  t->round, t->base_bytes, agent.received_bytes - before, seconds);

@@ -197,13 +197,12 @@ static enum status fetch(const struct verdict *told, enum beat_order *order)
     struct beat_config c = {.url = url, .token = "secret", .task = task.id, .heartbeat_s = 0.1};
     struct beat *b = NULL;
     struct err e = {0};
-    int fd = -1;
-    int64_t offset = 0;
+    struct own_base got = {.fd = -1};
     double seconds = 0.0;
     atomic_store(&verdict, told);
     CHECK_INT(beat_start(&b, &c, &e), ST_OK);
     struct arena *arena = arena_new(1 << 20);
-    enum status st = agent_base(&agent, &task, b, arena, &fd, &offset, &seconds, &e);
+    enum status st = agent_base(&agent, &task, b, arena, &got, &seconds, &e);
     arena_free(arena);
     *order = beat_order(b);
     beat_stop(b, 0.0);

@@ -17,6 +17,7 @@
 #include "common/fault.h"
 #include "common/layout.h"
 #include "common/log.h"
+#include "common/schedule.h"
 #include "common/step.h"
 
 enum { RETRIES = 3 }; // of a step that the server is about to make again
@@ -96,15 +97,15 @@ static enum status open_chain(const struct agent *a, struct chain *c, const char
 {
     const struct task *t = c->t;
     char path[STATE_PATH_MAX];
-    struct layout layout = layout_step(arena, &t->spec);
-    struct param_table *table = arena_alloc(arena, sizeof(*table));
-    *table = layout.table;
+    const int32_t parts = schedule_fragments(&t->spec);
+    struct param_table *tables = arena_alloc(arena, STEP_CHAIN_MAX * sizeof(*tables));
     agent_cache_path(a, t->steps[c->first].base_sha256, path);
     TRY(open_file(path, O_RDONLY, &c->base_fd, e));
     TRY(open_file(made, O_RDWR | O_CREAT | O_TRUNC, &c->out_fd, e));
     for (int i = c->first; i < t->step_count; i++) {
         const struct task_step *s = &t->steps[i];
-        struct step_file *f = &c->steps[i - c->first];
+        const int at = i - c->first;
+        struct step_file *f = &c->steps[at];
         struct step_id id = {.run_name = t->run_name,
                              .round = (int32_t)s->number,
                              .base = s->base,
@@ -113,7 +114,9 @@ static enum status open_chain(const struct agent *a, struct chain *c, const char
                              .k = t->spec.codec.down_k};
         agent_step_path(a, s->sha256, path);
         TRY(open_file(path, O_RDONLY, &f->fd, e));
-        TRY(step_open(&f->coded, arena, f->fd, table, &id, e));
+        tables[at] = at < parts ? layout_step(arena, &t->spec, s->number).table
+                                : tables[at - parts]; // the same fragment's
+        TRY(step_open(&f->coded, arena, f->fd, &tables[at], &id, e));
     }
     return ST_OK;
 }

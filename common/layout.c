@@ -162,10 +162,13 @@ static void add_part(struct arena *a, struct layout *l, struct param *items,
 static struct layout layout_of(struct arena *a, const struct param_table *model, const bool *chosen,
                                bool moments)
 {
-    size_t n = (size_t)model->count;
+    size_t n = 0;
+    for (int32_t i = 0; i < model->count; i++) {
+        n += chosen[i];
+    }
     struct layout l = {.part_at = {-1, -1, -1}};
     struct layout_span *spans = arena_alloc(a, n * sizeof(*spans));
-    struct param *items = arena_alloc(a, LAYOUT_PARTS * n * sizeof(*items));
+    struct param *items = arena_alloc(a, (moments ? LAYOUT_PARTS : 1) * n * sizeof(*items));
     for (int32_t i = 0; i < model->count; i++) {
         if (chosen[i]) {
             add_span(&l, spans, &model->items[i]);
@@ -181,7 +184,8 @@ static struct layout layout_of(struct arena *a, const struct param_table *model,
     return l;
 }
 
-struct layout layout_update(struct arena *a, const struct run_spec *s, int64_t round)
+static struct layout layout_due(struct arena *a, const struct run_spec *s, int64_t round,
+                                bool moments)
 {
     struct param_table model = params_table(a, &s->model);
     const int32_t *fragment = layout_fragments(a, s, &model);
@@ -189,7 +193,17 @@ struct layout layout_update(struct arena *a, const struct run_spec *s, int64_t r
     for (int32_t i = 0; i < model.count; i++) {
         chosen[i] = fragment[i] == schedule_fragment(s, round);
     }
-    return layout_of(a, &model, chosen, s->inner_state == INNER_STATE_AVERAGE);
+    return layout_of(a, &model, chosen, moments);
+}
+
+struct layout layout_update(struct arena *a, const struct run_spec *s, int64_t round)
+{
+    return layout_due(a, s, round, s->inner_state == INNER_STATE_AVERAGE);
+}
+
+struct layout layout_step(struct arena *a, const struct run_spec *s, int64_t round)
+{
+    return layout_due(a, s, round, false);
 }
 
 struct layout layout_checkpoint(struct arena *a, const struct run_spec *s)
@@ -200,16 +214,6 @@ struct layout layout_checkpoint(struct arena *a, const struct run_spec *s)
         chosen[i] = true;
     }
     return layout_of(a, &model, chosen, s->inner_state == INNER_STATE_AVERAGE);
-}
-
-struct layout layout_step(struct arena *a, const struct run_spec *s)
-{
-    struct param_table model = params_table(a, &s->model);
-    bool *chosen = arena_alloc(a, (size_t)model.count * sizeof(*chosen));
-    for (int32_t i = 0; i < model.count; i++) {
-        chosen[i] = layout_travels(s, model.items[i].name);
-    }
-    return layout_of(a, &model, chosen, false);
 }
 
 int64_t layout_model_at(const struct layout *l, int64_t at)

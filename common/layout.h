@@ -12,8 +12,9 @@
  * which is the order of names, as everywhere. A part is one of these three arrays. What a part
  * holds of the model's flat order is a list of spans; what is in none of them counts as zero.
  *
- * Where federation.fragments is P > 1, the tensors that travel are split into P fragments, and an
- * update of round r holds fragment (r - 1) mod P alone; a silo keeps its own values of the others.
+ * Where federation.fragments is P > 1, the tensors that travel are split into P fragments, and
+ * update and step of round r hold fragment (r - 1) mod P alone: no other moves in that round, and a
+ * silo keeps its own values of them.
  * Whole blocks go into a fragment, in turn (Douillard et al. 2025, "Streaming DiLoCo", stride
  * them likewise); so do wte, wpe and the final norm. Each, the embeddings first, joins the fragment
  * that is the smallest by then, which makes them as equal in bytes as whole blocks allow.
@@ -49,7 +50,7 @@ struct layout {
 /* All live in the arena. Rounds count from 1. */
 struct layout layout_update(struct arena *a, const struct run_spec *s, int64_t round);
 struct layout layout_checkpoint(struct arena *a, const struct run_spec *s);
-struct layout layout_step(struct arena *a, const struct run_spec *s);
+struct layout layout_step(struct arena *a, const struct run_spec *s, int64_t round);
 
 /*
  * What a silo that kept its weights at the end of round `kept` (0: none) takes from the checkpoint

@@ -19,10 +19,6 @@ static void check_fragments(const struct spec_part *p, const struct run_spec *s)
                       "an update of a fragment has no moments of the others to average; try "
                       "inner_state keep, or 1");
     }
-    if (s->codec.down != CODEC_F32) {
-        spec_complain(p, "fragments",
-                      "coded steps on the way down are of the whole model; try codec.down f32");
-    }
 }
 
 static void check_overlap(const struct spec_part *p, const struct run_spec *s)

@@ -10,6 +10,7 @@
 #include "common/limits.h"
 #include "common/mem.h"
 #include "common/run_header.h"
+#include "common/schedule.h"
 
 enum { META_BEFORE = 4, META_AFTER = 1 };
 
@@ -53,7 +54,8 @@ void step_take(float *x, const float *v, int64_t n)
 struct applying {
     const struct step_job *job;
     struct param_table model;
-    struct layout layout;
+    const int32_t *fragment; // of the model's tensors, or -1
+    const int32_t *place;    // of each among those of its fragment, which is where steps have it
     struct sha256 *hash;
     int64_t data; // where values begin, in both files
     uint8_t *scratch;
@@ -97,19 +99,29 @@ static enum status put_header(struct applying *p, struct arena *a, struct err *e
     return put(p, header, p->data, 0, e);
 }
 
+/* Does the i-th step have this tensor? */
+static bool moves(const struct applying *p, int i, int32_t tensor)
+{
+    const struct step_job *j = p->job;
+    int32_t round = j->round - (j->count - 1 - i);
+    return p->fragment[tensor] == schedule_fragment(j->spec, round);
+}
+
 static enum status apply_group(struct applying *p, int32_t tensor, int64_t group, struct err *e)
 {
     const struct step_job *j = p->job;
-    int32_t coded = p->layout.index[LAYOUT_WEIGHTS][tensor];
     int64_t first = 0;
     int64_t n = 0;
     coded_group(&p->model, tensor, group, &first, &n);
     int64_t at = p->data + first * (int64_t)sizeof(float);
     int64_t size = n * (int64_t)sizeof(float);
     TRY(coded_read_full(j->base_fd, p->x, size, at, e));
-    for (int i = 0; i < j->count && coded >= 0; i++) {
-        TRY(coded_read(&j->steps[i].coded, j->steps[i].fd, coded, group, p->scratch, p->v, e));
-        step_take(p->x, p->v, n);
+    for (int i = 0; i < j->count; i++) {
+        const struct step_file *f = &j->steps[i];
+        if (moves(p, i, tensor)) {
+            TRY(coded_read(&f->coded, f->fd, p->place[tensor], group, p->scratch, p->v, e));
+            step_take(p->x, p->v, n);
+        }
     }
     return put(p, p->x, size, at, e);
 }
@@ -125,13 +137,24 @@ static enum status apply_all(struct applying *p, struct arena *a, struct err *e)
     return ST_OK;
 }
 
+static const int32_t *places(struct arena *a, const struct applying *p)
+{
+    int32_t *place = arena_alloc(a, (size_t)p->model.count * sizeof(*place));
+    int32_t *next = arena_alloc(a, (size_t)schedule_fragments(p->job->spec) * sizeof(*next));
+    for (int32_t i = 0; i < p->model.count; i++) {
+        place[i] = p->fragment[i] < 0 ? -1 : next[p->fragment[i]]++;
+    }
+    return place;
+}
+
 enum status step_apply(const struct step_job *job, struct digest *made, struct err *e)
 {
     struct arena *a = arena_new(LIMIT_REQUEST_ARENA);
     struct applying p = {.job = job, .hash = sha256_new()};
     struct digest d;
     p.model = params_table(a, &job->spec->model);
-    p.layout = layout_step(a, job->spec);
+    p.fragment = layout_fragments(a, job->spec, &p.model);
+    p.place = places(a, &p);
     p.scratch = mem_alloc(CODED_SCRATCH);
     p.x = mem_alloc(CODEC_GROUP * sizeof(*p.x));
     p.v = mem_alloc(CODEC_GROUP * sizeof(*p.v));

@@ -12,7 +12,9 @@
  * a later step: error feedback that needs no residual of its own. A run's last checkpoint is y
  * itself and has no step.
  *
- * A step is a coded file (common/codec_file.h) of the tensors that travel; its metadata say
+ * A step is a coded file (common/codec_file.h) of what its round synchronises (layout_step()): the
+ * tensors that travel, or one fragment of them, as the others are in x' what they were in x. What
+ * is left out of a fragment goes when its turn comes again. Its metadata say
  * kind=step run round base codec [fallback] [k] to, where base and to are the SHA-256 of the two
  * checkpoints' files.
  */
@@ -41,7 +43,8 @@ struct step_id {
 /* For coding_place() and coded_open(). In the arena. */
 struct coded_meta step_meta(struct arena *a, const struct step_id *id);
 
-/* ST_CORRUPT says what is wrong. table is layout_step()'s; what *out holds is in the arena. */
+/* ST_CORRUPT says what is wrong. table is layout_step()'s of its round; what *out holds is in the
+ * arena. */
 enum status step_open(struct coded_file *out, struct arena *a, int fd,
                       const struct param_table *table, const struct step_id *id,
                       struct err *e) MUST_CHECK;

@@ -43,7 +43,7 @@ static void next_init(struct next *n, const struct checkpoint_job *job)
     n->update_layout = layout_update(n->arena, job->spec, job->round);
     n->checkpoint_layout = layout_checkpoint(n->arena, job->spec);
     n->state_table = checkpoint_state_table(n->arena, &n->table, job->spec);
-    n->step_layout = layout_step(n->arena, job->spec);
+    n->step_layout = layout_step(n->arena, job->spec, job->round);
     n->keeps_state = n->state_table.count > 0;
     n->coded_down = job->spec->codec.down != CODEC_F32;
     bool state = n->keeps_state && job->state;
@@ -204,7 +204,7 @@ static enum status copy_array(struct next *n, struct downlink_array from, int64_
     return st;
 }
 
-/* x of the tensors that travel by a step, of the others as it was. */
+/* x of what the step moves; of the other tensors as it was. */
 static enum status code_step(struct next *n, struct err *e)
 {
     const struct checkpoint_job *j = n->job;

@@ -2,7 +2,7 @@
  * downlink.h - the aggregator's side of a step (common/step.h): coded from x - y, taken from x.
  *
  * Files in, files out, a group at a time; which tensors, in layout_step()'s order. The rung is the
- * run's, or one up while a guard holds: after a step of which more than CODED_FALLBACK_MAX of the
+ * run's, or one up while a guard holds: after a step of which more than CODED_FALLBACK_MAX of its
  * parameters had to go one rung up, the next CODED_GUARD_ROUNDS steps are coded one up altogether.
  */
 #ifndef SERVER_DOWNLINK_H
@@ -30,7 +30,7 @@ struct downlink_array {
 };
 
 struct downlink_job {
-    const struct layout *layout; /* layout_step() */
+    const struct layout *layout; /* layout_step() of the round */
     enum codec codec;
     int32_t k;
     struct downlink_array x;        /* of the checkpoint before */

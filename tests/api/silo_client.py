@@ -32,6 +32,17 @@ def write_safetensors(header, body):
     return struct.pack("<Q", len(text)) + text + body
 
 
+def chosen(header, only):
+    """The header of those tensors alone, and a body of that length."""
+    new, at = {}, 0
+    for name, t in header.items():
+        if name != "__metadata__" and only(name):
+            size = t["data_offsets"][1] - t["data_offsets"][0]
+            new[name] = dict(t, data_offsets=[at, at + size])
+            at += size
+    return new, bytes(at)
+
+
 CRC_TABLE = []
 for crc in range(256):
     for _ in range(8):
@@ -103,9 +114,12 @@ class Silo:
         assert len(answer.body) == task["base"]["bytes"]
         return answer.body
 
-    def update(self, task, seed=1, scale=0.001, values=None, pattern=None, **meta):
-        """An update file as docs/API.md, "Files", says; meta overrides what its metadata say."""
+    def update(self, task, seed=1, scale=0.001, values=None, pattern=None, only=None, **meta):
+        """An update file as docs/API.md, "Files", says, of all tensors or of those whose names `only` takes; meta
+        overrides what its metadata say."""
         header, body = read_safetensors(self.base(task))
+        if only:
+            header, body = chosen(header, only)
         tokens = task["plan"]["local_steps"] * task["spec"]["inner"]["batch"] * task["spec"]["model"]["seq_len"]
         said = {"format": "pt", "kind": "update", "run": task["run_name"], "round": "%08d" % task["round"],
                 "base": task["base"]["sha256"], "codec": "f32", "silo": self.name, "tokens": "%016d" % tokens,

@@ -40,7 +40,7 @@ def taken(base, step):
     parts, coded = read_safetensors(step)
     out = bytearray(body)
     for name, t in header.items():
-        if name == "__metadata__":
+        if name == "__metadata__" or name + ":q8" not in parts:
             continue
         begin_, end = t["data_offsets"]
         q = coded[slice(*parts[name + ":q8"]["data_offsets"])]
@@ -78,6 +78,36 @@ def test_a_task_offers_the_steps_to_its_base_and_they_give_it(server):
     checkpoint = server.get("/api/v1/runs/%s/checkpoints/2" % run).json()
     assert checkpoint["step"]["bytes"] == steps[1]["bytes"] and 0 < checkpoint["step"]["error"] < 0.03
     assert server.get("/api/v1/runs/%s/checkpoints/0" % run).json()["step"] is None
+    no_violations()
+
+
+def test_a_step_has_the_part_of_the_model_that_its_round_synchronised(server):
+    run, (ash,) = begin(server, 1, rounds=6, fragments=2, more=INT8)
+
+    def due(number):  # of a model with one block: the embedding, and all the rest
+        return lambda name: name.startswith("transformer.wte.") == (number % 2 == 1)
+    for n in (1, 2, 3):
+        assert ash.train(ash.task(), seed=n, only=due(n)).status == 200
+        wait_round(run, n, "closed")
+    (path,) = blob_path(server, digest_of(run, 2, "step"))
+    sound = content(path)
+    os.remove(path)
+    assert ash.get("/blobs/" + digest_of(run, 2, "step"), bulk=True).status == 503
+    until("the step to be there again", lambda: os.path.exists(path))
+    assert content(path) == sound and rebuilt(run) == [2]
+    task = ash.task()
+    body = ash.get("/blobs/" + digest_of(run, 0), bulk=True).body
+    names = set(read_safetensors(body)[0]) - {"__metadata__"}
+    assert [s["number"] for s in task["base"]["steps"]] == [1, 2, 3]
+    for s in task["base"]["steps"]:
+        step = ash.get("/blobs/" + s["sha256"], bulk=True).body
+        coded = {name.split(":")[0] for name in read_safetensors(step)[0]} - {"__metadata__"}
+        assert coded == set(filter(due(s["number"]), names)) and coded != names, coded
+        whole = ash.get("/blobs/" + digest_of(run, s["number"]), bulk=True).body
+        assert taken(body, step) == read_safetensors(whole)[1]
+        body = whole
+    assert ash.train(task, seed=4, only=due(4)).status == 200
+    wait_round(run, 4, "closed")
     no_violations()
 
 

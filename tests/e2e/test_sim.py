@@ -37,6 +37,9 @@ STEPS = dict(SPEC, name="steps", codec={"up": "q4", "down": "q2"}, eval={"every"
 FRAGMENTS = dict(SPEC, name="parts", codec={"up": "q4"}, federation=dict(SPEC["federation"], rounds=7, fragments=3),
                  outer={"name": "fedadam"})
 
+# And down: a step has the part of its round, and a silo that lapsed takes steps of several.
+STEPPED_PARTS = dict(FRAGMENTS, name="stepped-parts", codec={"up": "q4", "down": "q4"}, eval={"every": 7, "windows": 8})
+
 # A quarter of each round is taken before its checkpoint is there.
 OVERLAP = dict(SPEC, name="overlap", federation=dict(SPEC["federation"], rounds=5, overlap_steps=8))
 
@@ -48,9 +51,9 @@ RESET = dict(SPEC, name="reset", inner_state="reset", weights="uniform")
 # Steps by speed: all of them in the first round, from which the second one's follow.
 DYLU = dict(SPEC, name="dylu", federation=dict(SPEC["federation"], rounds=2, silos_per_round=3, min_silos=3,
                                                local_steps_policy="dylu"))
-STREAMED = {"killed-parts": {"fragments": 2},
-            "killed-overlap": {"overlap_steps": 12, "local_steps": 40},
-            "killed-both": {"overlap_steps": 20, "local_steps": 20, "fragments": 2, "rounds": 5}}
+STREAMED = [("killed-parts", {"fragments": 2}, {"down": "q4"}),
+            ("killed-overlap", {"overlap_steps": 12, "local_steps": 40}, {}),
+            ("killed-both", {"overlap_steps": 20, "local_steps": 20, "fragments": 2, "rounds": 5}, {})]
 
 
 def text_of(path, pattern):
@@ -112,6 +115,7 @@ def the_simulation_gives_the_checkpoint_of_the_federation(desk):
         lowest = world.wait_finished(world.post("/api/v1/runs", LOWEST)["id"])
         parts = world.wait_finished(world.post("/api/v1/runs", FRAGMENTS)["id"])
         steps = world.wait_finished(world.post("/api/v1/runs", STEPS)["id"])
+        stepped = world.wait_finished(world.post("/api/v1/runs", STEPPED_PARTS)["id"])
         overlap = world.wait_finished(world.post("/api/v1/runs", OVERLAP)["id"])
         logs = "".join(world.log_of(silo) for silo in SILOS)
     assert "updates go one rung above topk" in logs
@@ -125,6 +129,10 @@ def the_simulation_gives_the_checkpoint_of_the_federation(desk):
     assert each[1] < each[0] / 2, each
     report = desk.sim("steps", STEPS, *desk.silos())
     assert report["sha256"] == steps["head_checkpoint"]["sha256"], (report, steps["head_checkpoint"])
+    report = desk.sim("stepped-parts", STEPPED_PARTS, *desk.silos())
+    assert report["sha256"] == stepped["head_checkpoint"]["sha256"], (report, stepped["head_checkpoint"])
+    assert stepped["download_bytes"] < parts["download_bytes"] / 2, (stepped["download_bytes"], parts["download_bytes"])
+    assert "was made by 2 steps" in logs or "was made by 3 steps" in logs
     assert steps["download_bytes"] < run["download_bytes"] / 2, (steps["download_bytes"], run["download_bytes"])
     report = desk.sim("coded", CODED, *desk.silos())
     assert report["sha256"] == coded["head_checkpoint"]["sha256"], (report, coded["head_checkpoint"])
@@ -188,8 +196,8 @@ def steps_go_by_the_speeds_that_are_stated(desk):
 
 def a_federation_killed_at_any_time_gives_the_checkpoint_of_the_simulation(desk):
     """Every silo has a seat in every round, so that nothing but the kills differs: one falls on each silo."""
-    specs = [dict(SPEC, name=name, federation=dict(SPEC["federation"], silos_per_round=3, min_silos=3, **more))
-             for name, more in STREAMED.items()]
+    specs = [dict(SPEC, name=name, codec=codec, federation=dict(SPEC["federation"], silos_per_round=3, min_silos=3, **more))
+             for name, more, codec in STREAMED]
     heads = []
     with World(desk.build) as world:
         world.start_server()

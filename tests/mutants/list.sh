@@ -311,3 +311,9 @@ mutant 'a trial is noted as passed before it is' kernels/cuda/attn_op.cu \
     's/pins_note(f, name, "mma")/pins_note(f, name, "wgmma")/' tests/kernels/test_wgmma_emulated
 mutant 'who asks for nothing gets a trial' kernels/cuda/attn_op.cu \
     's/kind == ATTN_MMA \&\& c->attn_wish == ATTN_WGMMA/kind == ATTN_MMA/' tests/kernels/test_wgmma_emulated
+
+# ---- steps of fragments ----
+mutant 'each step of a chain counts as one of the same fragment' common/step.c \
+    's/(j->count - 1 - i)/(j->count - 1 - 0 * i)/' tests/unit/test_step
+mutant 'a step has the fragment of the first round' server/checkpoint_next.c \
+    's/layout_step(n->arena, job->spec, job->round)/layout_step(n->arena, job->spec, 1)/' tests/unit/test_step

@@ -185,6 +185,7 @@ static void slow_silos_may_take_fewer_steps(void)
 
 static void fragments_must_fit_the_run(void)
 {
+    struct run_spec s;
     bad_federation("\"fragments\":0", "/federation/fragments", "from 1");
     bad_federation("\"fragments\":300", "/federation/fragments", "blocks and embeddings; try");
     bad_federation("\"fragments\":3", "/federation/fragments", "2 rounds never synchronise all");
@@ -192,6 +193,11 @@ static void fragments_must_fit_the_run(void)
         "\"local_steps\":8,\"fragments\":2},\"inner\":{\"batch\":8},"
         "\"inner_state\":\"average\"}",
         "/federation/fragments", "try inner_state keep");
+    good("{\"model\":{" SIZES "},\"federation\":{\"rounds\":2,\"silos_per_round\":1,"
+         "\"local_steps\":8,\"fragments\":2},\"inner\":{\"batch\":8},"
+         "\"codec\":{\"up\":\"topk\",\"down\":\"q4\"}}",
+         &s);
+    CHECK_INT(s.federation.fragments, 2);
 }
 
 static void steps_ahead_must_fit_the_round(void)

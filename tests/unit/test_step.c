@@ -24,7 +24,7 @@ struct bed {
     struct arena *a;
     struct run_spec spec;
     struct param_table table; // of the model
-    struct layout update;     // of an update
+    struct layout update;     // of an update of the newest round
     struct checkpoint_files at[ROUNDS + 1];
     struct checkpoint_update updates[ROUNDS + 1][SILOS];
     bool loud; // round 1 has values far beyond the rest
@@ -38,7 +38,6 @@ static struct bed *bed_of(struct run_spec spec)
     b->a = arena_new(256 << 20);
     b->spec = spec;
     b->table = params_table(b->a, &b->spec.model);
-    b->update = layout_update(b->a, &b->spec, 1);
     CHECK_INT(checkpoint_initial(b->files.blobs, &b->spec, &b->at[0], &b->e), ST_OK);
     return b;
 }
@@ -70,6 +69,7 @@ static void outliers(const struct bed *b, unsigned char *data)
  */
 static void bed_updates(struct bed *b, int32_t round)
 {
+    b->update = layout_update(b->a, &b->spec, round);
     for (int k = 0; k < SILOS; k++) {
         struct update_expected u = {.run_name = b->spec.name,
                                     .round = round,
@@ -156,14 +156,15 @@ static struct step_id id_of(const struct bed *b, int32_t round)
 /* What a silo does that holds checkpoint `from`. */
 static enum status silo_takes(struct bed *b, int32_t from, int32_t to, struct digest *made)
 {
-    struct layout layout = layout_step(b->a, &b->spec);
+    struct layout layouts[ROUNDS];
     struct step_file steps[ROUNDS];
     enum status st = ST_OK;
     int n = 0;
     for (int32_t t = from + 1; t <= to && !st; t++, n++) {
         struct step_id id = id_of(b, t);
         steps[n].fd = open_blob(b, &b->at[t].step);
-        st = step_open(&steps[n].coded, b->a, steps[n].fd, &layout.table, &id, &b->e);
+        layouts[n] = layout_step(b->a, &b->spec, t);
+        st = step_open(&steps[n].coded, b->a, steps[n].fd, &layouts[n].table, &id, &b->e);
     }
     int base = open_blob(b, &b->at[from].weights);
     int out = files_temp("", 0);
@@ -293,7 +294,7 @@ static void tensors_that_stay_are_in_no_step(void)
     (void)snprintf(spec.personal.text[0], PATTERN_SIZE, "blocks.1.*");
     spec.freeze.count = spec.personal.count = 1;
     struct bed *b = bed_of(spec);
-    struct layout step = layout_step(a, &b->spec);
+    struct layout step = layout_step(a, &b->spec, 2);
     struct digest made;
     play(b, 2);
     CHECK(step.table.count < b->table.count);
@@ -308,6 +309,60 @@ static void tensors_that_stay_are_in_no_step(void)
     }
     arena_free(a);
     bed_free(b);
+}
+
+static struct run_spec fragments_spec(const char *rung, int32_t fragments)
+{
+    char more[120];
+    (void)snprintf(more, sizeof(more),
+                   ",\"codec\":{\"down\":\"%s\"},\"outer\":{\"name\":\"fednesterov\"}", rung);
+    struct run_spec spec = files_spec(more);
+    spec.federation.fragments = fragments;
+    return spec;
+}
+
+/* A round's step has the fragment that it synchronised; the rest of the checkpoint stays. */
+static void a_step_moves_the_fragment_of_its_round(void)
+{
+    struct bed *b = bed_of(fragments_spec("q4", 2));
+    play(b, ROUNDS - 1);
+    for (int32_t t = 1; t < ROUNDS; t++) {
+        struct layout step = layout_step(b->a, &b->spec, t);
+        const float *before = values(b, &b->at[t - 1].weights);
+        const float *after = values(b, &b->at[t].weights);
+        CHECK(step.table.count > 0 && step.table.count < b->table.count);
+        for (int32_t i = 0; i < b->table.count; i++) {
+            const struct param *p = &b->table.items[i];
+            bool same = memcmp(before + p->offset, after + p->offset, (size_t)p->count * 4) == 0;
+            CHECK_INT(same, step.index[LAYOUT_WEIGHTS][i] < 0);
+        }
+    }
+    bed_free(b);
+}
+
+static void a_silo_makes_every_checkpoint_by_steps_of_fragments(void)
+{
+    static const char *const SOME[] = {"int8", "topk"};
+    for (int32_t fragments = 2; fragments <= 4; fragments++) {
+        struct bed *b = bed_of(fragments_spec(SOME[fragments % 2], fragments));
+        struct bed *plain = bed_of(fragments_spec("f32", fragments));
+        size_t size = (size_t)b->table.total * sizeof(float);
+        struct digest made;
+        play(b, ROUNDS);
+        play(plain, ROUNDS);
+        for (int32_t from = 0; from < ROUNDS - 1; from++) {
+            for (int32_t to = from + 1; to < ROUNDS; to++) {
+                CHECK_INT(silo_takes(b, from, to, &made), ST_OK);
+                CHECK(digest_equal(&made, &b->at[to].weights));
+            }
+        }
+        for (int32_t t = 1; t <= ROUNDS; t++) { // y moves as if nothing were coded
+            CHECK_MEM(ideal(b, t), values(plain, &plain->at[t].weights), size);
+        }
+        CHECK_MEM(values(b, &b->at[ROUNDS].weights), ideal(b, ROUNDS), size);
+        bed_free(plain);
+        bed_free(b);
+    }
 }
 
 static void damage_path(const struct bed *b, const struct digest *d, char out[200])
@@ -428,6 +483,8 @@ int main(void)
     RUN(the_last_checkpoint_is_what_the_optimizer_has);
     RUN(threads_and_repetition_give_the_same_files);
     RUN(tensors_that_stay_are_in_no_step);
+    RUN(a_step_moves_the_fragment_of_its_round);
+    RUN(a_silo_makes_every_checkpoint_by_steps_of_fragments);
     RUN(damage_gives_no_checkpoint);
     RUN(steps_of_others_are_refused);
     RUN(an_outlier_trips_the_guard);

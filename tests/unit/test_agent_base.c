@@ -1,7 +1,5 @@
 /* A base on its way: what the heartbeat hears ends it at once, what is there of it is kept. */
-#include <arpa/inet.h>
 #include <inttypes.h>
-#include <netinet/in.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -14,8 +12,9 @@
 #include "client/agent_int.h"
 #include "common/hash.h"
 #include "tests/support/check.h"
+#include "tests/support/http_stub.h"
 
-enum { BASE_BYTES = 200000, HALF = BASE_BYTES / 2, REQUEST_MAX = 4096 };
+enum { BASE_BYTES = 200000, HALF = BASE_BYTES / 2 };
 
 // ---- the server: half of the file, then silence; beats are told so much ----
 
@@ -24,8 +23,6 @@ struct verdict {
     const char *code;
 };
 
-static int listener = -1;
-static char url[64];
 static char base[BASE_BYTES];
 static atomic_bool whole;          // the file is sent to its end
 static _Atomic int64_t asked_from; // offset of the newest request
@@ -52,26 +49,6 @@ static int64_t size_of(const char *suffix)
     return stat(path, &s) == 0 ? (int64_t)s.st_size : -1;
 }
 
-static void send_all(int fd, const char *bytes, size_t len)
-{
-    for (ssize_t n = 0; len > 0; bytes += n, len -= (size_t)n) {
-        n = send(fd, bytes, len, MSG_NOSIGNAL);
-        if (n <= 0) {
-            return;
-        }
-    }
-}
-
-static void reply(int fd, const char *status, const char *body)
-{
-    char text[512];
-    int n = snprintf(text, sizeof(text),
-                     "HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %zu\r\n"
-                     "Connection: close\r\n\r\n%s",
-                     status, strlen(body), body);
-    send_all(fd, text, (size_t)n);
-}
-
 static void serve_base(int fd, const char *request)
 {
     const char *range = strstr(request, "Range: bytes=");
@@ -86,75 +63,36 @@ static void serve_base(int fd, const char *request)
                       BASE_BYTES);
     }
     atomic_store(&asked_from, from);
-    send_all(fd, head, (size_t)n);
-    send_all(fd, "\r\n", 2);
+    http_stub_send(fd, head, (size_t)n);
+    http_stub_send(fd, "\r\n", 2);
     int64_t until = atomic_load(&whole) ? BASE_BYTES : HALF;
-    send_all(fd, base + from, (size_t)(until - from));
+    http_stub_send(fd, base + from, (size_t)(until - from));
     char byte = 0;
     (void)recv(fd, &byte, 1, 0); // until the silo hangs up
 }
 
-static void *answer(void *ctx)
+static void answer(int fd, const char *request)
 {
-    int fd = (int)(intptr_t)ctx;
-    char request[REQUEST_MAX];
-    size_t len = 0;
-    while (len < sizeof(request) - 1) {
-        ssize_t n = recv(fd, request + len, sizeof(request) - 1 - len, 0);
-        if (n <= 0) {
-            break;
-        }
-        len += (size_t)n;
-        request[len] = '\0';
-        if (strstr(request, "\r\n\r\n")) {
-            break;
-        }
-    }
-    request[len] = '\0';
     const struct verdict *now = atomic_load(&verdict);
     if (strncmp(request, "GET /silo/v1/blobs/", 19) == 0) {
         serve_base(fd, request);
     } else if (now && size_of(".part") == HALF) {
         char body[128];
         (void)snprintf(body, sizeof(body), "{\"code\":\"%s\",\"detail\":\"x\"}", now->code);
-        reply(fd, now->status, body);
+        http_stub_json(fd, now->status, body);
     } else {
-        reply(fd, "200 OK", "{\"order\":\"continue\",\"lease_s\":60}");
+        http_stub_json(fd, "200 OK", "{\"order\":\"continue\",\"lease_s\":60}");
     }
-    (void)shutdown(fd, SHUT_WR);
-    (void)close(fd);
-    return NULL;
 }
 
-static void *serve(void *ctx)
-{
-    (void)ctx;
-    for (;;) {
-        int fd = accept(listener, NULL, NULL);
-        pthread_t thread;
-        if (fd < 0 || pthread_create(&thread, NULL, answer, (void *)(intptr_t)fd) != 0) {
-            return NULL;
-        }
-        (void)pthread_detach(thread);
-    }
-}
+static struct http_stub server = {.answer = answer, .beside = true};
 
 static void start_server(void)
 {
-    struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t len = sizeof(at);
-    listener = socket(AF_INET, SOCK_STREAM, 0);
-    if (bind(listener, (struct sockaddr *)&at, sizeof(at)) != 0 || listen(listener, 16) != 0 ||
-        getsockname(listener, (struct sockaddr *)&at, &len) != 0) {
-        abort();
-    }
-    (void)snprintf(url, sizeof(url), "http://127.0.0.1:%d", ntohs(at.sin_port));
     for (int i = 0; i < BASE_BYTES; i++) {
         base[i] = (char)((uint32_t)i * 2654435761u >> 24);
     }
-    pthread_t thread;
-    (void)pthread_create(&thread, NULL, serve, NULL);
-    (void)pthread_detach(thread);
+    http_stub_start(&server);
 }
 
 // ---- a silo with a task ----
@@ -174,7 +112,7 @@ static void begin(void)
     config = (struct agent_config){.state_dir = dir};
     agent = (struct agent){.config = &config};
     progress_init(&agent.progress, stderr);
-    (void)snprintf(agent.bulk_url, sizeof(agent.bulk_url), "%s", url);
+    (void)snprintf(agent.bulk_url, sizeof(agent.bulk_url), "%s", server.url);
     CHECK_INT(agent_bulk(&agent, &e), ST_OK);
     task =
         (struct task){.id = "t_01J0000000000000000000000A", .epoch = 2, .base_bytes = BASE_BYTES};
@@ -194,7 +132,8 @@ static void end(void)
 /* What fetching the base gives when beats are told that; *order what the silo then knows. */
 static enum status fetch(const struct verdict *told, enum beat_order *order)
 {
-    struct beat_config c = {.url = url, .token = "secret", .task = task.id, .heartbeat_s = 0.1};
+    struct beat_config c = {
+        .url = server.url, .token = "secret", .task = task.id, .heartbeat_s = 0.1};
     struct beat *b = NULL;
     struct err e = {0};
     struct own_base got = {.fd = -1};

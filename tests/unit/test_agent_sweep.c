@@ -1,20 +1,18 @@
 /* What a silo keeps for a run goes when the server says so, and for no other reason. */
-#include <arpa/inet.h>
 #include <inttypes.h>
-#include <netinet/in.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "client/acks.h"
 #include "client/agent_int.h"
 #include "tests/support/check.h"
+#include "tests/support/http_stub.h"
 
-enum { REQUEST_MAX = 4096, MOMENTS_HEAD = 224 };
+enum { MOMENTS_HEAD = 224 };
 
 static const char RUN_ID[] = "r_01J0000000000000000000000A";
 static const char UPLOAD[] = "u_01J0000000000000000000000A";
@@ -22,8 +20,6 @@ static const char UPLOAD[] = "u_01J0000000000000000000000A";
 // ---- the server: one answer about the run, one about its upload ----
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static int listener = -1;
-static char url[64];
 static int run_status; // 0: it hangs up
 static char run_answer[256];
 static char upload_answer[256];
@@ -31,59 +27,16 @@ static char upload_answer[256];
 static void answer(int fd, const char *request)
 {
     bool upload = strncmp(request, "GET /silo/v1/uploads/", 21) == 0;
+    char status[16];
     (void)pthread_mutex_lock(&lock);
-    int status = upload ? 200 : run_status;
-    const char *body = upload ? upload_answer : run_answer;
-    char text[512];
-    int n = snprintf(text, sizeof(text),
-                     "HTTP/1.1 %d X\r\nContent-Type: application/json\r\nContent-Length: %zu\r\n"
-                     "Connection: close\r\n\r\n%s",
-                     status, strlen(body), body);
+    (void)snprintf(status, sizeof(status), "%d X", upload ? 200 : run_status);
+    if (upload || run_status) {
+        http_stub_json(fd, status, upload ? upload_answer : run_answer);
+    }
     (void)pthread_mutex_unlock(&lock);
-    if (status) {
-        (void)send(fd, text, (size_t)n, MSG_NOSIGNAL);
-    }
 }
 
-static void *serve(void *ctx)
-{
-    (void)ctx;
-    for (;;) {
-        char request[REQUEST_MAX];
-        size_t len = 0;
-        int fd = accept(listener, NULL, NULL);
-        if (fd < 0) {
-            return NULL;
-        }
-        request[0] = '\0';
-        while (len < sizeof(request) - 1 && !strstr(request, "\r\n\r\n")) {
-            ssize_t n = recv(fd, request + len, sizeof(request) - 1 - len, 0);
-            if (n <= 0) {
-                break;
-            }
-            len += (size_t)n;
-            request[len] = '\0';
-        }
-        answer(fd, request);
-        (void)shutdown(fd, SHUT_WR);
-        (void)close(fd);
-    }
-}
-
-static void start_server(void)
-{
-    struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t len = sizeof(at);
-    listener = socket(AF_INET, SOCK_STREAM, 0);
-    if (bind(listener, (struct sockaddr *)&at, sizeof(at)) != 0 || listen(listener, 16) != 0 ||
-        getsockname(listener, (struct sockaddr *)&at, &len) != 0) {
-        abort();
-    }
-    (void)snprintf(url, sizeof(url), "http://127.0.0.1:%d", ntohs(at.sin_port));
-    pthread_t thread;
-    (void)pthread_create(&thread, NULL, serve, NULL);
-    (void)pthread_detach(thread);
-}
+static struct http_stub server = {.answer = answer};
 
 static void says(int status, const char *about_run)
 {
@@ -141,7 +94,7 @@ static void begin(int32_t arrays, bool personal)
     config = (struct agent_config){.state_dir = dir};
     agent = (struct agent){.config = &config};
     progress_init(&agent.progress, stderr);
-    struct transport_config c = {.url = url, .token = "secret"};
+    struct transport_config c = {.url = server.url, .token = "secret"};
     CHECK_INT(transport_open(&agent.control, &c, &e), ST_OK);
     CHECK_INT(run_state_open(&rs, dir, RUN_ID, &e), ST_OK);
     rs.j.personal = personal;
@@ -282,7 +235,7 @@ static void what_is_not_ours_is_left_alone(void)
 
 int main(void)
 {
-    start_server();
+    http_stub_start(&server);
     RUN(an_ended_run_leaves_nothing);
     RUN(nothing_goes_without_the_servers_word);
     RUN(personal_tensors_stay);

@@ -1,22 +1,20 @@
 /* The upload's state machine against a server that answers, refuses and breaks
  * off at every turn. */
-#include <arpa/inet.h>
 #include <inttypes.h>
 #include <math.h>
-#include <netinet/in.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include "client/acks.h"
 #include "client/agent_int.h"
 #include "common/clock.h"
 #include "tests/support/check.h"
+#include "tests/support/http_stub.h"
 
-enum { UPDATE_BYTES = 2500, CHUNK = 1000, REQUEST_MAX = 1 << 16 };
+enum { UPDATE_BYTES = 2500, CHUNK = 1000 };
 
 static const char UPLOAD[] = "u_01J0000000000000000000000A";
 static const char RUN_ID[] = "r_01J0000000000000000000000A";
@@ -26,8 +24,6 @@ enum fault { FAULT_NONE = 0, FAULT_NO_REPLY, FAULT_LOST_REPLY, FAULT_BUSY, FAULT
 // ---- the server: durable bytes, and one fault at one request ----
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static int listener = -1;
-static char url[64];
 static char update[UPDATE_BYTES];
 static char received[UPDATE_BYTES];
 static int64_t durable;
@@ -42,12 +38,9 @@ static int64_t away_until_ms;     // every request of the upload gets 503 up to 
 
 static void reply(int fd, int status, const char *body)
 {
-    char text[1024];
-    int n = snprintf(text, sizeof(text),
-                     "HTTP/1.1 %d X\r\nContent-Type: application/json\r\nContent-Length: %zu\r\n"
-                     "Connection: close\r\n\r\n%s",
-                     status, strlen(body), body);
-    (void)send(fd, text, (size_t)n, MSG_NOSIGNAL);
+    char line[16];
+    (void)snprintf(line, sizeof(line), "%d X", status);
+    http_stub_json(fd, line, body);
 }
 
 static void reply_offset(int fd, int status, const char *code)
@@ -129,68 +122,21 @@ static void handle(int fd, const char *request)
     }
 }
 
-static void read_and_handle(int fd)
+static void answer(int fd, const char *request)
 {
-    static char request[REQUEST_MAX];
-    size_t len = 0;
-    size_t want = 0;
-    bool continued = false;
-    while (len < REQUEST_MAX - 1) {
-        ssize_t n = recv(fd, request + len, REQUEST_MAX - 1 - len, 0);
-        if (n <= 0) {
-            return;
-        }
-        len += (size_t)n;
-        request[len] = '\0';
-        const char *end = strstr(request, "\r\n\r\n");
-        const char *length = strstr(request, "Content-Length: ");
-        if (end && want == 0) {
-            want = (size_t)(end + 4 - request) +
-                   (length && length < end ? (size_t)strtol(length + 16, NULL, 10) : 0);
-        }
-        if (end && !continued && strstr(request, "Expect: 100-continue")) {
-            continued = true;
-            (void)send(fd, "HTTP/1.1 100 Continue\r\n\r\n", 25, MSG_NOSIGNAL);
-        }
-        if (end && len >= want) {
-            break;
-        }
-    }
     (void)pthread_mutex_lock(&lock);
     handle(fd, request);
     (void)pthread_mutex_unlock(&lock);
 }
 
-static void *serve(void *ctx)
-{
-    (void)ctx;
-    for (;;) {
-        int fd = accept(listener, NULL, NULL);
-        if (fd < 0) {
-            return NULL;
-        }
-        read_and_handle(fd);
-        (void)shutdown(fd, SHUT_WR);
-        (void)close(fd);
-    }
-}
+static struct http_stub server = {.answer = answer};
 
 static void start_server(void)
 {
-    struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t len = sizeof(at);
-    listener = socket(AF_INET, SOCK_STREAM, 0);
-    if (bind(listener, (struct sockaddr *)&at, sizeof(at)) != 0 || listen(listener, 16) != 0 ||
-        getsockname(listener, (struct sockaddr *)&at, &len) != 0) {
-        abort();
-    }
-    (void)snprintf(url, sizeof(url), "http://127.0.0.1:%d", ntohs(at.sin_port));
     for (int i = 0; i < UPDATE_BYTES; i++) {
         update[i] = (char)((uint32_t)i * 2654435761u >> 24);
     }
-    pthread_t thread;
-    (void)pthread_create(&thread, NULL, serve, NULL);
-    (void)pthread_detach(thread);
+    http_stub_start(&server);
 }
 
 // ---- a silo with a finished round ----
@@ -251,7 +197,7 @@ static void begin(enum fault what, int at)
     config = (struct agent_config){.state_dir = dir};
     agent = (struct agent){.config = &config, .tokens_per_s = (double)NAN};
     progress_init(&agent.progress, stderr);
-    struct transport_config c = {.url = url, .token = "secret"};
+    struct transport_config c = {.url = server.url, .token = "secret"};
     CHECK_INT(transport_open(&agent.control, &c, &e), ST_OK);
     CHECK_INT(transport_open(&agent.bulk, &c, &e), ST_OK);
     task = (struct task){.id = "t_01J0000000000000000000000A",
@@ -278,7 +224,7 @@ static enum task_end upload(void)
     struct err e = {0};
     struct beat *b = NULL;
     struct beat_config bc = {
-        .url = url, .token = "secret", .task = task.id, .epoch = 2, .heartbeat_s = 5};
+        .url = server.url, .token = "secret", .task = task.id, .epoch = 2, .heartbeat_s = 5};
     CHECK_INT(beat_start(&b, &bc, &e), ST_OK);
     for (int64_t until = clock_mono_ms() + 10000; round_closed && clock_mono_ms() < until;) {
         if (beat_order(b) == BEAT_CLOSED) {

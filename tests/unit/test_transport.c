@@ -1,9 +1,7 @@
 #include "client/transport.h"
 
-#include <arpa/inet.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <netinet/in.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -14,31 +12,17 @@
 
 #include "common/clock.h"
 #include "tests/support/check.h"
+#include "tests/support/http_stub.h"
 
 // ---- a small server: one connection at a time, each request answered by its path ----
 
-enum { FILE_BYTES = 300000, CUT_AT = 100000, REQUEST_MAX = 1 << 20 };
+enum { FILE_BYTES = 300000, CUT_AT = 100000 };
 
 static char file_bytes[FILE_BYTES];
-static int listener = -1;
-static char base_url[64];
 static atomic_int flaky_left;    // 503s before /flaky answers
 static atomic_int cut_left;      // how often /file breaks off
 static atomic_int requests_seen; // of any kind
-static char last_request[REQUEST_MAX];
-static size_t last_len;
-
-static void send_text(int fd, const char *text, size_t len)
-{
-    while (len > 0) {
-        ssize_t n = send(fd, text, len, MSG_NOSIGNAL);
-        if (n <= 0) {
-            return;
-        }
-        text += n;
-        len -= (size_t)n;
-    }
-}
+static char last_request[STUB_REQUEST_MAX];
 
 static void answer(int fd, const char *status, const char *extra, const char *type,
                    const char *body)
@@ -48,8 +32,8 @@ static void answer(int fd, const char *status, const char *extra, const char *ty
                      "HTTP/1.1 %s\r\nContent-Type: %s\r\nContent-Length: %zu\r\n%s"
                      "Connection: close\r\n\r\n",
                      status, type, strlen(body), extra);
-    send_text(fd, head, (size_t)n);
-    send_text(fd, body, strlen(body));
+    http_stub_send(fd, head, (size_t)n);
+    http_stub_send(fd, body, strlen(body));
 }
 
 static void serve_file(int fd, bool other_version)
@@ -68,13 +52,13 @@ static void serve_file(int fd, bool other_version)
                       "Content-Range: bytes %" PRId64 "-%d/%d\r\n\r\n", from, FILE_BYTES - 1,
                       FILE_BYTES);
     }
-    send_text(fd, head, (size_t)n);
+    http_stub_send(fd, head, (size_t)n);
     int64_t until = FILE_BYTES;
     if (atomic_load(&cut_left) > 0) {
         atomic_fetch_sub(&cut_left, 1);
         until = from + CUT_AT < FILE_BYTES ? from + CUT_AT : FILE_BYTES;
     }
-    send_text(fd, file_bytes + from, (size_t)(until - from));
+    http_stub_send(fd, file_bytes + from, (size_t)(until - from));
 }
 
 static bool path_is(const char *path)
@@ -88,7 +72,7 @@ static void respond(int fd)
     if (path_is("/ok")) {
         answer(fd, "200 OK", "", "application/json", "{\"answer\":42}");
     } else if (path_is("/empty")) {
-        send_text(fd, "HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n", 46);
+        http_stub_send(fd, "HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n", 46);
     } else if (path_is("/problem")) {
         answer(fd, "409 Conflict", "", "application/problem+json",
                "{\"type\":\"about:blank\",\"title\":\"Conflict\",\"status\":409,\"code\":\"ROUND_"
@@ -115,74 +99,28 @@ static void respond(int fd)
     }
 }
 
-/* Head, then as many body bytes as Content-Length says. */
-static void read_request(int fd)
+static void note_and_respond(int fd, const char *request)
 {
-    last_len = 0;
-    size_t want = 0;
-    bool continued = false;
-    while (last_len < REQUEST_MAX - 1) {
-        ssize_t n = recv(fd, last_request + last_len, REQUEST_MAX - 1 - last_len, 0);
-        if (n <= 0) {
-            break;
-        }
-        last_len += (size_t)n;
-        last_request[last_len] = '\0';
-        char *end = strstr(last_request, "\r\n\r\n");
-        if (end && want == 0) {
-            const char *length = strstr(last_request, "Content-Length: ");
-            long body = length ? strtol(length + 16, NULL, 10) : 0;
-            want = (size_t)(end + 4 - last_request) + (size_t)body;
-        }
-        if (end && !continued && strstr(last_request, "Expect: 100-continue")) {
-            continued = true;
-            send_text(fd, "HTTP/1.1 100 Continue\r\n\r\n", 25);
-        }
-        if (end && last_len >= want) {
-            break;
-        }
-    }
+    (void)snprintf(last_request, sizeof(last_request), "%s", request);
+    atomic_fetch_add(&requests_seen, 1);
+    respond(fd);
 }
 
-static void *serve(void *ctx)
-{
-    (void)ctx;
-    for (;;) {
-        int fd = accept(listener, NULL, NULL);
-        if (fd < 0) {
-            return NULL;
-        }
-        read_request(fd);
-        atomic_fetch_add(&requests_seen, 1);
-        respond(fd);
-        (void)shutdown(fd, SHUT_WR);
-        (void)close(fd);
-    }
-}
+static struct http_stub server = {.answer = note_and_respond};
 
 static void start_server(void)
 {
-    struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t len = sizeof(at);
-    listener = socket(AF_INET, SOCK_STREAM, 0);
-    if (bind(listener, (struct sockaddr *)&at, sizeof(at)) != 0 || listen(listener, 16) != 0 ||
-        getsockname(listener, (struct sockaddr *)&at, &len) != 0) {
-        abort();
-    }
-    (void)snprintf(base_url, sizeof(base_url), "http://127.0.0.1:%d/", ntohs(at.sin_port));
     for (int i = 0; i < FILE_BYTES; i++) {
         file_bytes[i] = (char)((uint32_t)i * 7919u >> 3);
     }
-    pthread_t thread;
-    (void)pthread_create(&thread, NULL, serve, NULL);
-    (void)pthread_detach(thread);
+    http_stub_start(&server);
 }
 
 static struct transport *open_it(bool (*cancelled)(void *))
 {
     struct transport *t = NULL;
     struct err e = {0};
-    struct transport_config c = {.url = base_url, .token = "secret", .cancelled = cancelled};
+    struct transport_config c = {.url = server.url, .token = "secret", .cancelled = cancelled};
     CHECK_INT(transport_open(&t, &c, &e), ST_OK);
     return t;
 }
@@ -222,7 +160,7 @@ static void a_pin_is_taken_to_the_letter_and_for_tls_alone(void)
     c.pin = "pins.pem"; // libcurl would read the file
     CHECK_INT(transport_open(&t, &c, &e), ST_INVALID);
     c.pin = pin;
-    c.url = base_url;
+    c.url = server.url;
     CHECK_INT(transport_open(&t, &c, &e), ST_INVALID);
     CHECK(t == NULL && strstr(e.msg, "; try https://"));
     c.pin = "";

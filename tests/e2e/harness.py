@@ -8,8 +8,10 @@ import signal
 import socket
 import ssl
 import subprocess
+import sys
 import tempfile
 import time
+import traceback
 import urllib.error
 import urllib.request
 
@@ -27,6 +29,26 @@ def free_ports(count):
     finally:
         for s in sockets:
             s.close()
+
+
+def run_tests(tests, *args, on_failure=None):
+    """Each test with args, a line each, then how many; on_failure() before that. True: some failed, for sys.exit()."""
+    failed = 0
+    for test in tests:
+        begin_s = time.monotonic()
+        try:
+            test(*args)
+        except Exception:  # a test may fail in any way; the next one still runs
+            failed += 1
+            print("  FAIL %s" % test.__name__)
+            traceback.print_exc(file=sys.stdout)
+        else:
+            print("  ok   %s (%.0f s)" % (test.__name__, time.monotonic() - begin_s))
+        sys.stdout.flush()
+    if failed and on_failure:
+        on_failure()
+    print("%d passed, %d failed" % (len(tests) - failed, failed))
+    return failed > 0
 
 
 def until(what, condition, timeout_s=60.0):

@@ -10,9 +10,8 @@ import json
 import os
 import sys
 import time
-import traceback
 
-from harness import ROOT, World, until
+from harness import ROOT, World, run_tests, until
 
 SILOS = {"alder": "*/*.c", "birch": "*/*.h", "cedar": "docs/*.[mj]*"}
 ROUNDS = 3
@@ -151,22 +150,7 @@ TESTS = [undisturbed, a_silo_killed_in_mid_round_changes_nothing,
 
 
 def main(build):
-    passed = failed = 0
-    results = {}
-    for test in TESTS:
-        begin_s = time.monotonic()
-        try:
-            test(build, results)
-        except Exception:  # a test may fail in any way; the next one still runs
-            failed += 1
-            print("  FAIL %s" % test.__name__)
-            traceback.print_exc(file=sys.stdout)
-        else:
-            passed += 1
-            print("  ok   %s (%.0f s)" % (test.__name__, time.monotonic() - begin_s))
-        sys.stdout.flush()
-    print("%d passed, %d failed" % (passed, failed))
-    return failed > 0
+    return run_tests(TESTS, build, {})
 
 
 if __name__ == "__main__":

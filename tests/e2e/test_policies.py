@@ -8,11 +8,9 @@ import shutil
 import struct
 import subprocess
 import sys
-import time
-import traceback
 import urllib.request
 
-from harness import World, until
+from harness import World, run_tests, until
 from test_loop import corpus
 
 SILOS = {"alder": "common/*.c", "birch": "server/*.h"}
@@ -159,28 +157,12 @@ TESTS = [moments_are_averaged, frozen_tensors_stand_still_and_personal_ones_stay
 
 
 def main(build):
-    passed = failed = 0
     with World(build) as world:
         world.start_server()
         for name, pattern in SILOS.items():
             world.join(name, corpus(world, name, pattern))
             world.start(name)
-        for test in TESTS:
-            begin_s = time.monotonic()
-            try:
-                test(world)
-            except Exception:  # a test may fail in any way; the next one still runs
-                failed += 1
-                print("  FAIL %s" % test.__name__)
-                traceback.print_exc(file=sys.stdout)
-            else:
-                passed += 1
-                print("  ok   %s (%.0f s)" % (test.__name__, time.monotonic() - begin_s))
-            sys.stdout.flush()
-        if failed:
-            world.show_logs()
-    print("%d passed, %d failed" % (passed, failed))
-    return failed > 0
+        return run_tests(TESTS, world, on_failure=world.show_logs)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,9 @@ import re
 import shlex
 import subprocess
 import sys
-import time
-import traceback
 import urllib.request
 
-from harness import ROOT, World, free_ports, until
+from harness import ROOT, World, free_ports, run_tests, until
 
 SPEC = ('{"name":"bad","model":{"d_model":64,"n_heads":2,"n_layers":2,"vocab_size":320,"seq_len":64},'
         '"federation":{"rounds":%s,"silos_per_round":1,"local_steps":4},"inner":{"batch":2}}')
@@ -278,26 +276,12 @@ TESTS = [help_names_the_codes_of_the_manual, the_spec_of_the_manual_is_accepted,
 
 
 def main(build):
-    passed = failed = 0
     with World(build) as world:
         world.start_server()
         with open(world.path("oak.txt"), "w") as f:
             f.write("The quick brown fox jumps over the lazy dog, and then again.\n" * 2000)
         world.join("oak", world.path("oak.txt"))
-        for test in TESTS:
-            begin_s = time.monotonic()
-            try:
-                test(world)
-            except Exception:  # a test may fail in any way; the next one still runs
-                failed += 1
-                print("  FAIL %s" % test.__name__)
-                traceback.print_exc(file=sys.stdout)
-            else:
-                passed += 1
-                print("  ok   %s (%.0f s)" % (test.__name__, time.monotonic() - begin_s))
-            sys.stdout.flush()
-    print("%d passed, %d failed" % (passed, failed))
-    return failed > 0
+        return run_tests(TESTS, world)
 
 
 if __name__ == "__main__":

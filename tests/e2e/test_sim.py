@@ -8,9 +8,8 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 
-from harness import ROOT, World, until
+from harness import ROOT, World, run_tests, until
 
 SILOS = {"alder": "server/*.c", "birch": "client/*.h", "cedar": "docs/*.md"}
 
@@ -306,25 +305,11 @@ TESTS = [the_simulation_gives_the_checkpoint_of_the_federation,
 
 
 def main(build):
-    passed = failed = 0
     with tempfile.TemporaryDirectory(prefix="photon-sim-") as folder:
         desk = Desk(build, folder)
         desk.build = build
         desk.prepare()
-        for test in TESTS:
-            begin_s = time.monotonic()
-            try:
-                test(desk)
-            except Exception:  # a test may fail in any way; the next one still runs
-                failed += 1
-                print("  FAIL %s" % test.__name__)
-                traceback.print_exc(file=sys.stdout)
-            else:
-                passed += 1
-                print("  ok   %s (%.0f s)" % (test.__name__, time.monotonic() - begin_s))
-            sys.stdout.flush()
-    print("%d passed, %d failed" % (passed, failed))
-    return failed > 0
+        return run_tests(TESTS, desk)
 
 
 if __name__ == "__main__":

@@ -157,16 +157,15 @@ static void *worker(void *arg)
         }
         const struct block *at = &w->list[block];
         struct err e = {0};
-        int corrupt = -1;
-        enum status st = w->measuring ? block_measure(&w->mix, &b, at, &corrupt, &e)
-                                      : block_fold(&w->mix, &b, at, &corrupt, &e);
+        enum status st =
+            w->measuring ? block_measure(&w->mix, &b, at, &e) : block_fold(&w->mix, &b, at, &e);
         if (!wait_turn(w, block)) {
             break;
         }
         if (!st) {
             fold_block(w, &b, block);
         }
-        end_turn(w, st, &e, corrupt);
+        end_turn(w, st, &e, b.corrupt);
     }
     bench_release(&b);
     return NULL;

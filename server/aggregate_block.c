@@ -49,6 +49,7 @@ void bench_init(struct bench *b, const struct aggregate_job *j)
     int inputs = j->input_count;
     int kept = inputs < KEPT_INPUTS ? inputs : KEPT_INPUTS;
     size_t block = AGGREGATE_BLOCK;
+    b->corrupt = -1;
     b->scratch = mem_alloc(CODED_SCRATCH);
     b->raw = mem_alloc(block * sizeof(float));
     b->kept = mem_alloc((size_t)kept * block * sizeof(float));
@@ -201,8 +202,8 @@ static WIDE double sum_sq_diff(const double *a, const double *b, int64_t n)
 /* ---- a block ---- */
 
 /* A block of update k, as finite numbers. */
-static enum status read_input(const struct mix *w, struct bench *b, int k, enum layout_part part,
-                              const struct block *at, float *out, struct err *e)
+static enum status decode_input(const struct mix *w, struct bench *b, int k, enum layout_part part,
+                                const struct block *at, float *out, struct err *e)
 {
     const struct aggregate_input *in = &w->job->inputs[k];
     const struct layout *l = w->job->layout;
@@ -221,15 +222,20 @@ static enum status read_input(const struct mix *w, struct bench *b, int k, enum 
                          (long long)at->at);
 }
 
+/* The same; a trouble is put down to the update. */
+static enum status read_input(const struct mix *w, struct bench *b, int k, enum layout_part part,
+                              const struct block *at, float *out, struct err *e)
+{
+    enum status st = decode_input(w, b, k, part, at, out, e);
+    b->corrupt = st ? k : -1;
+    return st;
+}
+
 enum status block_measure(const struct mix *w, struct bench *b, const struct block *at,
-                          int *corrupt, struct err *e)
+                          struct err *e)
 {
     for (int k = 0; k < w->job->input_count; k++) {
-        enum status st = read_input(w, b, k, LAYOUT_WEIGHTS, at, b->raw, e);
-        if (st) {
-            *corrupt = k;
-            return st;
-        }
+        TRY(read_input(w, b, k, LAYOUT_WEIGHTS, at, b->raw, e));
         b->sq[k] = add_scaled(b->delta, b->raw, 0.0, at->n);
     }
     return ST_OK;
@@ -237,18 +243,14 @@ enum status block_measure(const struct mix *w, struct bench *b, const struct blo
 
 /* D of this block, with each update's share of the norms. */
 static enum status sum_block(const struct mix *w, struct bench *b, const struct block *at,
-                             int *corrupt, struct err *e)
+                             struct err *e)
 {
     const struct aggregate_job *j = w->job;
     int64_t n = at->n;
     memset(b->delta, 0, (size_t)n * sizeof(*b->delta));
     for (int k = 0; k < j->input_count; k++) {
         float *v = k < KEPT_INPUTS ? b->kept + (int64_t)k * AGGREGATE_BLOCK : b->raw;
-        enum status st = read_input(w, b, k, LAYOUT_WEIGHTS, at, v, e);
-        if (st) {
-            *corrupt = k;
-            return st;
-        }
+        TRY(read_input(w, b, k, LAYOUT_WEIGHTS, at, v, e));
         b->sq[k] = add_scaled(b->delta, v, w->weights[k], n);
     }
     b->delta_sq = sum_sq_diff(b->delta, NULL, n);
@@ -268,7 +270,7 @@ static enum status sum_block(const struct mix *w, struct bench *b, const struct 
 
 /* Means of the updates' moments of this block, where the run averages them. */
 static enum status mean_moments(const struct mix *w, struct bench *b, const struct block *at,
-                                int *corrupt, struct err *e)
+                                struct err *e)
 {
     static const enum layout_part MOMENTS[] = {LAYOUT_M, LAYOUT_V};
     const struct aggregate_job *j = w->job;
@@ -276,11 +278,7 @@ static enum status mean_moments(const struct mix *w, struct bench *b, const stru
     for (int i = 0; i < 2 && aggregate_moments(j); i++) {
         memset(b->x, 0, (size_t)n * sizeof(*b->x));
         for (int k = 0; k < j->input_count; k++) {
-            enum status st = read_input(w, b, k, MOMENTS[i], at, b->raw, e);
-            if (st) {
-                *corrupt = k;
-                return st;
-            }
+            TRY(read_input(w, b, k, MOMENTS[i], at, b->raw, e));
             (void)add_scaled(b->x, b->raw, w->shares[k], n);
         }
         for (int64_t p = 0; p < n; p++) {
@@ -357,10 +355,9 @@ static enum status step_block(const struct mix *w, struct bench *b, const struct
     return write_arrays(j, b, skip, n, e);
 }
 
-enum status block_fold(const struct mix *w, struct bench *b, const struct block *at, int *corrupt,
-                       struct err *e)
+enum status block_fold(const struct mix *w, struct bench *b, const struct block *at, struct err *e)
 {
-    TRY(sum_block(w, b, at, corrupt, e));
-    TRY(mean_moments(w, b, at, corrupt, e));
+    TRY(sum_block(w, b, at, e));
+    TRY(mean_moments(w, b, at, e));
     return step_block(w, b, at, e);
 }

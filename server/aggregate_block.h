@@ -45,6 +45,7 @@ struct bench {
     double *sq;  /* [input_count] */
     double *dot; /* [input_count] */
     bool finite;
+    int corrupt; /* the update that could not be read, or -1 */
     /* What was written, kept until the digests' turn comes. */
     float *out_x;
     float *out_arrays[OUTER_ARRAYS_MAX];
@@ -64,13 +65,13 @@ struct block *blocks_make(const struct param_table *t, int64_t *count);
 void bench_init(struct bench *b, const struct aggregate_job *j);
 void bench_release(struct bench *b);
 
-/* Each update's part of its norm into b->sq, nothing else. ST_CORRUPT: *corrupt says which. */
+/* Each update's part of its norm into b->sq, nothing else. ST_CORRUPT: b->corrupt says which. */
 enum status block_measure(const struct mix *w, struct bench *b, const struct block *at,
-                          int *corrupt, struct err *e) MUST_CHECK;
+                          struct err *e) MUST_CHECK;
 
-/* The block of the new files, and its part of every sum in b. ST_CORRUPT: *corrupt says which
- * update, or stays as it is where the base or its state ends early. */
-enum status block_fold(const struct mix *w, struct bench *b, const struct block *at, int *corrupt,
+/* The block of the new files, and its part of every sum in b. ST_CORRUPT: b->corrupt says which
+ * update, or -1: the base or its state ends early. */
+enum status block_fold(const struct mix *w, struct bench *b, const struct block *at,
                        struct err *e) MUST_CHECK;
 
 /* n floats at an offset of a file. ST_CORRUPT: it ends early. */

@@ -7,8 +7,6 @@
 #include "common/clock.h"
 #include "common/fault.h"
 #include "common/log.h"
-#include "server/checkpoint.h"
-#include "server/db_publish.h"
 #include "server/mend.h"
 
 enum {
@@ -108,19 +106,24 @@ static enum status fold_failed(const struct folder *c, const struct fold *f, enu
     return st == ST_INVALID ? db_fold_give_up(c->db, f, true, why, e) : st;
 }
 
+struct checkpoint_job fold_job(const struct fold *f, struct blob_store *blobs, int threads)
+{
+    return (struct checkpoint_job){.blobs = blobs,
+                                   .spec = &f->spec,
+                                   .round = f->number,
+                                   .outer_before = f->outer_before,
+                                   .base = f->base,
+                                   .state = f->has_state ? &f->state : NULL,
+                                   .updates = f->updates,
+                                   .update_count = f->update_count,
+                                   .down = f->down,
+                                   .threads = threads};
+}
+
 static enum status fold_one(const struct folder *c, const struct fold *f, struct arena *a,
                             struct err *e)
 {
-    struct checkpoint_job job = {.blobs = c->blobs,
-                                 .spec = &f->spec,
-                                 .round = f->number,
-                                 .outer_before = f->outer_before,
-                                 .base = f->base,
-                                 .state = f->has_state ? &f->state : NULL,
-                                 .updates = f->updates,
-                                 .update_count = f->update_count,
-                                 .down = f->down,
-                                 .threads = c->threads};
+    struct checkpoint_job job = fold_job(f, c->blobs, c->threads);
     struct checkpoint_files files;
     size_t size = (size_t)(f->update_count + 1) * sizeof(double);
     struct aggregate_stats stats = {.update_norms = arena_alloc(a, size),

@@ -21,7 +21,9 @@
 #include "common/id.h"
 #include "common/status.h"
 #include "server/blob.h"
+#include "server/checkpoint.h"
 #include "server/db.h"
+#include "server/db_publish.h"
 
 enum { ASIDE_MAX = 64 }; /* remembered at once */
 
@@ -43,6 +45,9 @@ struct folder {
     struct aside *aside;
     const atomic_bool *stopping; /* looked at between two pieces of work */
 };
+
+/* What decides the bits of a checkpoint, for who makes it and who makes it again. Borrows f. */
+struct checkpoint_job fold_job(const struct fold *f, struct blob_store *blobs, int threads);
 
 /* All that there is to do now. ST_RETRY: the connection is lost, or somebody else was faster. */
 enum status fold_work(const struct folder *c, struct err *e) MUST_CHECK;

@@ -9,9 +9,8 @@
 #include "common/fault.h"
 #include "common/id.h"
 #include "common/log.h"
-#include "server/checkpoint.h"
-#include "server/db_publish.h"
 #include "server/db_step.h"
+#include "server/fold.h"
 
 enum {
     ARENA_MAX = 64 << 20,
@@ -41,17 +40,8 @@ static enum status looks_sound(const struct mend *m, const struct digest *d, boo
 static enum status fold_again(const struct mend *m, const struct fold *f,
                               const struct checkpoint_files *files, struct err *e)
 {
-    struct checkpoint_job job = {.blobs = m->blobs,
-                                 .spec = &f->spec,
-                                 .round = f->number,
-                                 .outer_before = f->outer_before,
-                                 .base = f->base,
-                                 .state = f->has_state ? &f->state : NULL,
-                                 .updates = f->updates,
-                                 .update_count = f->update_count,
-                                 .down = f->down,
-                                 .threads = m->threads,
-                                 .again = files};
+    struct checkpoint_job job = fold_job(f, m->blobs, m->threads);
+    job.again = files;
     struct checkpoint_files made;
     struct aggregate_stats stats = {0};
     struct err why = {0};

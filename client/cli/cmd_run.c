@@ -118,65 +118,49 @@ static void print_run(struct api *api, const struct json *r)
     }
 }
 
-static int show(int argc, char **argv)
+/* A simple verb: one request about the run, at its address + path, and its answer to print. */
+static int ask(int argc, char **argv, const char *about, const char *method, const char *path,
+               const char *body, void (*print)(struct api *, const struct json *))
 {
     struct api_options o = {0};
     const struct option_row rows[] = {API_ROWS(&o), {0}};
     struct api api;
     const char *id = NULL;
     int rc = EXIT_DONE;
-    if (!open_run(argc, argv, "One run in full; RUN is its name or id.", rows, &o, &api, &id,
-                  &rc)) {
+    if (!open_run(argc, argv, about, rows, &o, &api, &id, &rc)) {
         return rc;
     }
     struct reply r;
-    rc = api_call(&api, "GET", arena_fmt(api.arena, "/api/v1/runs/%s", id), NULL, &r);
+    rc = api_call(&api, method, arena_fmt(api.arena, "/api/v1/runs/%s%s", id, path), body, &r);
     if (!rc) {
-        print_run(&api, r.json);
+        print(&api, r.json);
     }
     api_close(&api);
     return rc;
+}
+
+static int show(int argc, char **argv)
+{
+    return ask(argc, argv, "One run in full; RUN is its name or id.", "GET", "", NULL, print_run);
 }
 
 static int spec(int argc, char **argv)
 {
-    struct api_options o = {0};
-    const struct option_row rows[] = {API_ROWS(&o), {0}};
-    struct api api;
-    const char *id = NULL;
-    int rc = EXIT_DONE;
-    if (!open_run(argc, argv, "The run's spec with every default written out.", rows, &o, &api, &id,
-                  &rc)) {
-        return rc;
-    }
-    struct reply r;
-    rc = api_call(&api, "GET", arena_fmt(api.arena, "/api/v1/runs/%s/spec", id), NULL, &r);
-    if (!rc) {
-        api_print_json(&api, r.json);
-    }
-    api_close(&api);
-    return rc;
+    return ask(argc, argv, "The run's spec with every default written out.", "GET", "/spec", NULL,
+               api_print_json);
+}
+
+static void print_line(struct api *api, const struct json *r)
+{
+    (void)print_summary(api, r);
 }
 
 static int act(int argc, char **argv)
 {
-    struct api_options o = {0};
-    const struct option_row rows[] = {API_ROWS(&o), {0}};
-    struct api api;
-    const char *id = NULL;
-    int rc = EXIT_DONE;
-    if (!open_run(argc, argv, "Change a run's state; RUN is its name or id.", rows, &o, &api, &id,
-                  &rc)) {
-        return rc;
-    }
-    struct reply r;
-    rc = api_call(&api, "POST", arena_fmt(api.arena, "/api/v1/runs/%s/actions", id),
-                  arena_fmt(api.arena, "{\"action\":\"%s\"}", argv[0]), &r);
-    if (!rc) {
-        (void)print_summary(&api, r.json);
-    }
-    api_close(&api);
-    return rc;
+    char body[64];
+    (void)snprintf(body, sizeof(body), "{\"action\":\"%s\"}", argv[0]);
+    return ask(argc, argv, "Change a run's state; RUN is its name or id.", "POST", "/actions", body,
+               print_line);
 }
 
 /* ---- fork ---- */

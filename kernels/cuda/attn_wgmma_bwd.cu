@@ -85,6 +85,30 @@ template <typename S> static __device__ __forceinline__ int bwd_word(uint32_t ba
     return same_in_warp(shared_get(base + S::WORDS + 4 * slot));
 }
 
+/*
+ * A consumer's turn n begins: its own two tiles times the pair in the ring, s whole, dp still under
+ * way. `held` is what the former turn's last product reads, whose slot is given back. Returns the
+ * slot of this turn, and its word.
+ */
+template <int D, typename S, int N, typename... Held>
+static __device__ __forceinline__ uint32_t bwd_begin(float (&s)[N][4], float (&dp)[N][4], int &word,
+                                                     uint32_t base, const struct ring &ring,
+                                                     int who, uint32_t n, Held &...held)
+{
+    const uint32_t slot = ring_await(ring, n);
+    word = bwd_word<S>(base, slot);
+    multiply_rows<D>(s, base, who, base + S::A + slot * S::TILE);
+    multiply_rows<D>(dp, base + S::OWN, who, base + S::B + slot * S::TILE);
+    wgmma_wait<2>();
+    if (n > 0) {
+        (settle(held), ...);
+        ring_release(ring, n - 1);
+    }
+    wgmma_wait<1>();
+    settle(s);
+    return slot;
+}
+
 // ---- dk and dv ----------------------------------------------------------------------------------
 
 template <int D>
@@ -164,23 +188,12 @@ static __device__ __forceinline__ void dkv_consume(bf16 *dqkv, uint32_t base, co
     int word;
     uint32_t n = 0;
     do {
-        const uint32_t slot = ring_await(ring, n);
+        float s[N][4];
+        float dp[N][4];
+        const uint32_t slot = bwd_begin<D, S>(s, dp, word, base, ring, me.who, n, p, ds);
         const uint32_t q = base + S::A + slot * S::TILE;
         const uint32_t dout = base + S::B + slot * S::TILE;
         const uint32_t terms = base + S::TERM + slot * TERMS_BYTES;
-        float s[N][4];
-        float dp[N][4];
-        word = bwd_word<S>(base, slot);
-        multiply_rows<D>(s, base, me.who, q);
-        multiply_rows<D>(dp, base + S::OWN, me.who, dout);
-        wgmma_wait<2>();
-        if (n > 0) {
-            settle(p);
-            settle(ds);
-            ring_release(ring, n - 1);
-        }
-        wgmma_wait<1>();
-        settle(s);
         const int i0 = ring_word_tile(word) * QUERIES;
         keys_to_p(s, terms, scale2, slope2, i0, j0, tile_needs_mask(i0, j_last), me.lane);
         round_to_a(p, s);
@@ -312,21 +325,10 @@ static __device__ __forceinline__ void dq_consume(bf16 *dqkv, const float *terms
     int word;
     uint32_t n = 0;
     do {
-        const uint32_t slot = ring_await(ring, n);
-        const uint32_t k = base + S::A + slot * S::TILE;
-        const uint32_t v = base + S::B + slot * S::TILE;
         float s[N][4];
         float dp[N][4];
-        word = bwd_word<S>(base, slot);
-        multiply_rows<D>(s, base, me.who, k);
-        multiply_rows<D>(dp, base + S::OWN, me.who, v);
-        wgmma_wait<2>();
-        if (n > 0) {
-            settle(ds);
-            ring_release(ring, n - 1);
-        }
-        wgmma_wait<1>();
-        settle(s);
+        const uint32_t slot = bwd_begin<D, S>(s, dp, word, base, ring, me.who, n, ds);
+        const uint32_t k = base + S::A + slot * S::TILE;
         const int j0 = ring_word_tile(word) * KEYS;
         const bool mask = tile_needs_mask(i0, j0 + KEYS - 1);
 #pragma unroll

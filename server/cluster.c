@@ -304,6 +304,7 @@ static enum status make_files(struct cluster *c, struct err *e)
 
 static void prepare_postmaster(struct cluster *c)
 {
+    // No jit: it needs memory to write and to run, which a service's unit bars.
     char *const argv[] = {arena_fmt(c->arena, "%s/postgres", c->bin),
                           arg(c, "-D"),
                           arg(c, c->pg),
@@ -317,6 +318,7 @@ static void prepare_postmaster(struct cluster *c)
                           arg(c, "-clog_line_prefix=%m [%p] "),
                           arg(c, "-clog_min_error_statement=panic"),
                           arg(c, "-clog_checkpoints=off"),
+                          arg(c, "-cjit=off"),
                           arg(c, "-cfsync=on"),
                           arg(c, "-cfull_page_writes=on"),
                           arg(c, "-csynchronous_commit=on"),

@@ -237,11 +237,30 @@ static enum status reap_tx(struct db *db, struct arena *a, void *ctx, struct err
     return ST_OK;
 }
 
+/*
+ * What is older than the database was never its own: an empty database that was given the store of
+ * another one, by mistake or to be restored into, must not take that for rubbish.
+ */
+static const char SQL_AGE[] =
+    "SELECT extract(epoch FROM clock_timestamp() - min(applied_at))::bigint"
+    " FROM migration";
+
 struct reaping {
     struct db *db;
     struct blob_store *blobs;
-    int removed;
+    int64_t age_s; // of the database
+    int removed, older;
 };
+
+static enum status age_of_database(struct db *db, int64_t *age_s, struct err *e)
+{
+    struct arena *a = arena_new(PAGE_ARENA);
+    struct db_rows rows;
+    enum status st = db_query(db, a, SQL_AGE, 0, NULL, &rows, e);
+    st = st ? st : db_int64(&rows, 0, 0, age_s, e);
+    arena_free(a);
+    return st;
+}
 
 static enum status reap_one(void *ctx, const struct blob_entry *f, struct err *e)
 {
@@ -253,6 +272,10 @@ static enum status reap_one(void *ctx, const struct blob_entry *f, struct err *e
     }
     if (f->strange) {
         return ST_OK; // not ours to remove; the check tells
+    }
+    if (f->age_s > w->age_s) {
+        w->older++;
+        return ST_OK;
     }
     struct removal r = {.blobs = w->blobs, .digest = f->digest, .bytes = f->bytes};
     struct err why = {0};
@@ -269,8 +292,14 @@ enum status db_blob_reap(struct db *db, struct blob_store *blobs, int64_t age_s,
                          struct err *e)
 {
     struct reaping w = {.db = db, .blobs = blobs};
+    TRY(age_of_database(db, &w.age_s, e));
     enum status st = db_blob_orphans(db, blobs, age_s, reap_one, &w, e);
     *removed = w.removed;
+    if (w.older > 0) {
+        log_warn("%d files that no row knows are older than the database and stay; is it the right "
+                 "one?",
+                 w.older);
+    }
     return st;
 }
 

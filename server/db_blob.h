@@ -46,7 +46,8 @@ typedef enum status db_orphan_fn(void *ctx, const struct blob_entry *f, struct e
 enum status db_blob_orphans(struct db *db, struct blob_store *blobs, int64_t age_s,
                             db_orphan_fn *fn, void *ctx, struct err *e) MUST_CHECK;
 
-/* Removes them; *removed counts. Strangers' files are left alone. */
+/* Removes them; *removed counts. Strangers' files, and blobs older than the database, are left
+ * alone. */
 enum status db_blob_reap(struct db *db, struct blob_store *blobs, int64_t age_s, int *removed,
                          struct err *e) MUST_CHECK;
 

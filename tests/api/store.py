@@ -482,6 +482,28 @@ def test_a_bucket_holds_what_a_folder_would(server):
         no_violations()
 
 
+def test_an_empty_database_does_not_empty_the_bucket_of_another(server):
+    with Bucket(server, 0) as b:
+        begin(b.server, 1, rounds=1)
+        until("a checkpoint in the bucket", b.objects)
+        b.server.stop()
+        objects = b.objects()
+        psql("DROP DATABASE IF EXISTS bucket_empty")
+        psql("CREATE DATABASE bucket_empty")
+        os.environ["PGDATABASE"] = "bucket_empty"
+        empty = kit.Server(os.path.dirname(os.path.dirname(server.program)))
+        empty.program = server.program
+        try:
+            empty.start(*b.options, "--orphan-hours", "0")
+            until("the keeper to look", lambda: "older than the database" in empty.log_tail())
+            assert b.objects() == objects
+        finally:
+            if empty.process and empty.process.poll() is None:
+                empty.process.kill()
+                empty.process.wait()
+            empty.remove()
+
+
 def test_a_bucket_that_cannot_be_is_said_at_the_start(server):
     with Bucket(server, 0) as b:
         b.server.stop()

@@ -24,7 +24,7 @@ export function route(pathname) {
   const parts = pathname.split('/').filter(Boolean);
   const id = parts[1] === undefined ? '' : decode(parts[1]);
   if (parts.length === 0) return { page: 'runs', id: '' };
-  if (parts.length === 1 && parts[0] === 'runs') return { page: 'runs', id: '' };
+  if (parts.length === 1 && ['runs', 'login', 'experiments'].includes(parts[0])) return { page: 'runs', id: '' };
   if (parts.length === 1 && parts[0] === 'silos') return { page: 'silos', id: '' };
   if (parts.length === 1 && parts[0] === 'audit') return { page: 'audit', id: '' };
   if (parts.length === 1 && parts[0] === 'compare') return { page: 'compare', id: '' };

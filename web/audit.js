@@ -62,7 +62,7 @@ const columns = (names, only) => [
   { key: 'at', label: 'Time', text: (r) => f.stamp(r.at), title: (r) => `request ${r.request}` },
   { key: 'who', label: 'Who', text: (r) => `${r.token}\u0000${r.name}\u0000${r.role}`,
     draw: (r) => (r.token ? h('div.name', null, h('button.link', { type: 'button', title: `Only what ${r.token} did`, onclick: () => only(r.token) }, r.name || r.token),
-      h('small', null, r.role)) : 'a stranger') },
+      h('small', null, r.role)) : r.name || 'a stranger') }, // without a token the server itself has a name
   { key: 'action', label: 'What', text: (r) => spoken(r.action) },
   { key: 'object', label: 'On what', text: (r) => `${r.object}\u0000${objectOf(r.object, names).text}`, title: (r) => r.object,
     draw: (r) => {

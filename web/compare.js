@@ -77,13 +77,13 @@ function overlay(app, main, o) {
   const same = h('button.toggle', { type: 'button', onclick: () => app.change({ same: !app.view().same }) }, 'Also what is the same');
   const diff = h('table.pairs.diff', { 'aria-label': 'Spec differences' });
   const noDiff = h('p.empty', { hidden: true });
+  const differences = h('section.card.flush.specs', { 'aria-label': 'Spec', hidden: true },
+    h('header', null, h('h2', null, 'Where the specs differ'), h('span.grow'), same), h('div.scroll', null, diff), noDiff);
   const charts = h('div', null, controls.root, h('div.stage.one', null, ppl.root), h('div.trio', null, ...small.map((p) => p.root)));
   main.replaceChildren(
     h('div.head', null, h('div', null, h('a.crumb', { href: '/' }, icon(ICONS.back), 'Runs'), h('h1', null, o.title), sub)),
     banner, app.drawing ? '' : h('p.banner', { dataset: { tone: 'warn' } }, 'The chart library is not installed on the server, so the numbers are shown as tables. “make web” fetches it.'),
-    charts, h('div.card.flush', null, table.root),
-    h('section.card.flush.specs', { 'aria-label': 'Spec' }, h('header', null, h('h2', null, 'Where the specs differ'), h('span.grow'), same),
-      h('div.scroll', null, diff), noDiff));
+    charts, h('div.card.flush', null, table.root), differences);
 
   function paintDiff() {
     const v = app.view();
@@ -104,7 +104,7 @@ function overlay(app, main, o) {
   function paint() {
     controls.update();
     if (!runs) return;
-    charts.hidden = runs.length === 0;
+    charts.hidden = differences.hidden = runs.length === 0;
     setText(sub, [o.sub, f.plural(runs.length, 'run')].filter(Boolean).join(' · '));
     table.update(runs.map((r, ordinal) => ({ ...r, ordinal })));
     paintDiff();

@@ -19,6 +19,9 @@ export function timeParts(split) {
   return parts.map((p) => ({ ...p, share: sum > 0 ? (p.seconds ?? 0) / sum : 0 }));
 }
 
+/** As long as its column is wide. Pure. @param {number | null} seconds */
+export const partText = (seconds) => (seconds !== null && seconds >= 60 ? f.shortDuration(seconds) : f.duration(seconds));
+
 /** @param {any} round */
 export function splitBar(round) {
   const parts = timeParts(round.split);
@@ -27,7 +30,7 @@ export function splitBar(round) {
     h('div.split-bar', { 'aria-hidden': 'true' }, ...parts.filter((p) => p.share > 0).map((p) =>
       h('span', { dataset: { part: p.word }, vars: { '--share': String(p.share) }, title: `${p.word} ${f.duration(p.seconds)}` }))),
     h('div.split-text', null, ...parts.map((p) =>
-      h('span', { dataset: { part: p.word } }, h('span.word', null, `${p.word} `), h('b', null, f.duration(p.seconds))))));
+      h('span', { dataset: { part: p.word } }, h('span.word', null, `${p.word} `), h('b', { title: f.duration(p.seconds) }, partText(p.seconds))))));
 }
 
 /** Who counted: "4 / 4", and who did not. Pure. @param {any} r */

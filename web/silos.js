@@ -166,7 +166,8 @@ function invite() {
       make.removeAttribute('disabled');
       out.replaceChildren(h('p.problem', { role: 'alert' }, /** @type {Error} */ (err).message));
     }
-  } }, h('h2', { id: 'invite-title' }, 'Invite a silo'), h('label', { for: 'invite-name' }, 'Its name'), name, out, h('div.row.end', null, close, make));
+  } }, h('h2', { id: 'invite-title' }, 'Invite a silo'),
+    h('p', null, 'Makes a line for its operator to run, and a token that works once.'), h('label', { for: 'invite-name' }, 'Its name'), name, out, h('div.row.end', null, close, make));
   const dialog = /** @type {HTMLDialogElement} */ (h('dialog', { 'aria-labelledby': 'invite-title', onclose: () => dialog.remove() }, form));
   document.body.append(dialog);
   dialog.showModal();

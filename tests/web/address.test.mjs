@@ -36,6 +36,7 @@ test('routes', () => {
   assert.deepEqual(a.route('/runs/r_01'), { page: 'run', id: 'r_01' });
   assert.deepEqual(a.route(a.experimentPath('a/b c')), { page: 'experiment', id: 'a/b c' });
   assert.equal(a.route('/silos/s_1').page, 'silo');
+  for (const p of ['/login', '/experiments']) assert.equal(a.route(p).page, 'runs');
   assert.equal(a.route('/audit').page, 'audit');
   assert.equal(a.route('/audit/1').page, 'missing');
   assert.equal(a.route('/nothing/here/at/all').page, 'missing');

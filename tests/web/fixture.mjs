@@ -167,6 +167,7 @@ export function demoWorld(o = {}) {
     w.emit('checkpoint', 'checkpoint_created', 'r_01RUN', `checkpoint ${n}`, { round: n });
   }
   w.emit('silo', 'silo_gone', 'r_01RUN', 'lab-e was not heard of for 75 s');
+  w.addAudit('token_create', 'k_01OP', { role: 'nobody', token: null, name: 'photon-server', address: '', status: 201 });
   w.addAudit('login', '', { status: 204 });
   w.addAudit('token_create', 'k_01JOIN', { status: 201 });
   w.addAudit('silo_join', 's_01A', { role: 'join', token: 'k_01JOIN', name: 'hospital-a', address: '198.51.100.24', status: 201 });

@@ -6,7 +6,7 @@ import { auditPath, objectOf, outcome, withNewer, withOlder } from '../../web/au
 import { inOrder, specRows } from '../../web/compare.js';
 import { nextSort, sorted } from '../../web/dom.js';
 import { linesOf, tableRows } from '../../web/panel.js';
-import { codecTitle, counted, roundState, timeParts } from '../../web/rounds.js';
+import { codecTitle, counted, partText, roundState, timeParts } from '../../web/rounds.js';
 import { lineage, phase, runActions, summary, vitals } from '../../web/run.js';
 import { matching, runColumns, tally } from '../../web/runs.js';
 import { byTrouble, joinLine, siloActions, siloFacts, straggler, todayText } from '../../web/silos.js';
@@ -86,6 +86,9 @@ test('a round’s time is split into shares that add up', () => {
   assert.equal(parts.reduce((n, p) => n + p.share, 0).toFixed(9), '1.000000000');
   assert.equal(parts[4].seconds, null);
   assert.ok(timeParts(null).every((p) => p.share === 0));
+  assert.equal(partText(71.2), '1.2 min', 'no wider than its column');
+  assert.equal(partText(59.5), '59.5 s');
+  assert.equal(partText(null), '–');
   assert.equal(counted({ accepted: 3, silos_expected: 4, dropped: 1 }), '3 / 4, 1 dropped');
   assert.equal(roundState({ state: 'closed', deadline: '2026-01-01T00:00:00Z' }, 0), 'closed');
 });

@@ -23,6 +23,7 @@ test('who, what, on what, from where, and what came of it; names are links', { s
   assert.deepEqual((await column(page, 'object')).slice(0, 2), ['tiny-paused', 'tiny-fednesterov']);
   assert.deepEqual((await column(page, 'status')).slice(0, 3), ['done', 'refused, 409', 'refused, 401 and 1,204 more before it']);
   assert.equal((await column(page, 'who'))[2], 'a stranger');
+  assert.equal((await column(page, 'who')).at(-1), 'photon-server', 'the first token is made by the server, not by a stranger');
   assert.equal((await column(page, 'address'))[2], '203.0.113.9');
   assert.ok((await column(page, 'object')).includes('token of hospital-a'));
   await page.getByRole('link', { name: 'hospital-a' }).click();

@@ -104,6 +104,13 @@ test('runs are chosen, compared, and taken out again', { skip }, () => on(demoWo
   await settled(page);
 }));
 
+test('nothing to compare: no spec is spoken of, and the old places lead to the runs', { skip }, () => on(demoWorld(), '/compare', async (page, server) => {
+  await page.getByText('Choose runs to compare in the list of runs.').waitFor();
+  assert.ok(!(await page.getByText('Where the specs differ').isVisible()));
+  await page.goto(`${server.url}/login`);
+  await page.getByRole('link', { name: 'tiny-fedavg' }).waitFor();
+}));
+
 test('an admin invites a silo: the secret is shown once, on this page', { skip }, () => on(demoWorld(), '/silos', async (page) => {
   await page.getByRole('button', { name: 'Invite a silo' }).click();
   await page.getByLabel('Its name').fill('clinic-f');

@@ -281,6 +281,7 @@ FAULT_SUITES = \
   fault '$(if $(LONG),SIM_SEEDS=100000 )tests/run.sh $(FAULT_TESTS)' -- \
   proxy 'python3 -B tests/fault/proxy.py $(B)' -- \
   transfer 'python3 -B tests/fault/transfer.py $(B) --silos 3 --cuts 6' -- \
+  flipped 'python3 -B tests/fault/flipped.py $(B) --trials $(if $(LONG),600,15)' -- \
   hostile 'tests/support/pg_temp.sh python3 -B tests/fault/hostile.py $(B) --flips 150 --updates 60' -- \
   rig 'python3 -B tests/fault/rig.py $(if $(LONG),--long )$(if $(SEED),--seed $(SEED) )kills points power nth two'
 test-fault: all $(FAULT_TESTS) $(FAULT_TOOLS) rig-programs

@@ -1,13 +1,14 @@
 /*
  * send_update.c - a silo without an engine: the product's own transfer code, deltas out of a hat.
  *
- *     send_update STATE CONTROL_URL BULK_URL UPLOADS [--fetch] [--up BYTES_PER_S] [--down
- * BYTES_PER_S]
+ *     send_update STATE CONTROL_URL BULK_URL UPLOADS [--fetch] [--again] [--rate BYTES_PER_S]
  *
  * STATE has joined a server. Claims tasks until so many updates are accepted: the deltas are small
  * finite numbers, the same in every round, and go up by client/agent_upload.c over BULK_URL, which
  * may lead through a proxy. With --fetch each round's base is downloaded first
- * (client/agent_base.c) and thus compared with its digest. Evaluations are answered with a number.
+ * (client/agent_base.c) and thus compared with its digest; with --again it then waits for a line on
+ * standard input, and for "again" forgets what it got and gets it once more. Evaluations are
+ * answered with a number.
  * One JSON line for each transfer; the exit code is 0 when all updates were accepted.
  */
 #include <fcntl.h>
@@ -29,7 +30,7 @@ enum { BLOCK = 1 << 18 };
 
 static struct agent agent;
 static struct agent_config config;
-static bool fetches;
+static bool fetches, again;
 
 static void die(const char *what, const struct err *e)
 {
@@ -157,7 +158,7 @@ static bool upload(const struct task *t, struct beat *b, struct arena *arena)
     return end == TASK_DONE;
 }
 
-static void fetch(const struct task *t, struct beat *b, struct arena *arena)
+static void fetch_once(const struct task *t, struct beat *b, struct arena *arena)
 {
     struct own_base base = {.fd = -1};
     double seconds = 0.0;
@@ -171,6 +172,18 @@ static void fetch(const struct task *t, struct beat *b, struct arena *arena)
                  ",\"received\":%" PRId64 ",\"seconds\":%.4f}\n",
                  t->round, t->base_bytes, agent.received_bytes - before, seconds);
     (void)fflush(stdout);
+}
+
+static void fetch(const struct task *t, struct beat *b, struct arena *arena)
+{
+    char path[STATE_PATH_MAX];
+    char line[16];
+    agent_cache_path(&agent, t->base_sha256, path);
+    fetch_once(t, b, arena);
+    while (again && fgets(line, sizeof(line), stdin) && strcmp(line, "again\n") == 0) {
+        (void)unlink(path);
+        fetch_once(t, b, arena);
+    }
 }
 
 /* ---- tasks ---- */
@@ -256,7 +269,7 @@ int main(int argc, char **argv)
 {
     if (argc < 5) {
         (void)fprintf(stderr, "usage: send_update STATE CONTROL_URL BULK_URL UPLOADS [--fetch]"
-                              " [--rate BYTES_PER_S]\n");
+                              " [--again] [--rate BYTES_PER_S]\n");
         return 2;
     }
     struct err e = {0};
@@ -267,6 +280,8 @@ int main(int argc, char **argv)
     for (int i = 5; i < argc; i++) {
         if (strcmp(argv[i], "--fetch") == 0) {
             fetches = true;
+        } else if (strcmp(argv[i], "--again") == 0) {
+            again = true;
         } else if (strcmp(argv[i], "--rate") == 0 && i + 1 < argc) {
             bulk.max_bytes_per_s = strtoll(argv[++i], NULL, 10);
         }
@@ -274,8 +289,11 @@ int main(int argc, char **argv)
     agent = (struct agent){.config = &config, .tokens_per_s = (double)NAN};
     progress_init(&agent.progress, stderr);
     char cache[STATE_PATH_MAX];
+    char steps[STATE_PATH_MAX];
     (void)snprintf(cache, sizeof(cache), "%.900s/cache", config.state_dir);
-    if (identity_read(config.state_dir, &agent.id, &e) || dir_make(cache, &e)) {
+    (void)snprintf(steps, sizeof(steps), "%.900s/steps", config.state_dir);
+    if (identity_read(config.state_dir, &agent.id, &e) || dir_make(cache, &e) ||
+        dir_make(steps, &e)) {
         die("state", &e);
     }
     (void)snprintf(agent.id.url, sizeof(agent.id.url), "%s", argv[2]);

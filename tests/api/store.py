@@ -504,6 +504,26 @@ def test_an_empty_database_does_not_empty_the_bucket_of_another(server):
             empty.remove()
 
 
+def test_a_large_object_is_served_in_little_memory(server):
+    """Out of the bucket by way of the cache's disk, not of memory: what a download adds does not depend on its size."""
+    model = dict(MODEL, d_model=256, n_heads=4, n_layers=8, vocab_size=16384)
+
+    def peak_kb(b):
+        with open("/proc/%d/status" % b.server.process.pid) as f:
+            return next(int(line.split()[1]) for line in f if line.startswith("VmHWM"))
+
+    with Bucket(server, 0) as b:
+        run, (ash,) = begin(b.server, 1, model=model)
+        task = ash.task(timeout_s=60)
+        b.again()  # the process that made the checkpoint had it in parts in its memory
+        before = peak_kb(b)
+        answer = ash.get("/blobs/" + task["base"]["sha256"], bulk=True)
+        assert answer.status == 200 and hashlib.sha256(answer.body).hexdigest() == task["base"]["sha256"]
+        more = (peak_kb(b) - before) * 1024
+        assert len(answer.body) > 32 << 20 and more < len(answer.body) // 4, (len(answer.body), more)
+        b.server.post("/api/v1/runs/%s/actions" % run, {"action": "stop"})
+
+
 def test_a_bucket_that_cannot_be_is_said_at_the_start(server):
     with Bucket(server, 0) as b:
         b.server.stop()

@@ -233,6 +233,7 @@ static void help(FILE *to)
                   "Examples:\n"
                   "  photon-client join https://agg.example.org:8443 --name hospital-a --state "
                   "~/photon\n"
+                  "  photon data prepare ~/texts -o ~/shards\n"
                   "  photon-client start --state ~/photon --data ~/shards\n\nVerbs:\n");
     for (int i = 0; i < VERBS; i++) {
         (void)fprintf(to, "  %-10s %s\n", verbs[i].name, verbs[i].about);

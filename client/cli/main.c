@@ -25,6 +25,9 @@ static void help(FILE *to)
                       "Examples:\n"
                       "  photon demo --rounds 5\n"
                       "  photon run submit -f spec.json --dry-run\n\n"
+                      "What asks a server takes --server and --token-file, or PHOTON_SERVER and "
+                      "PHOTON_TOKEN_FILE\n(the first token is the file admin-token in the "
+                      "server's data folder).\n\n"
                       "Commands:\n");
     for (int t = 0; t < TABLES; t++) {
         for (const struct cmd *c = tables[t]; c->noun; c++) {

@@ -142,7 +142,7 @@ def write(folder, size, claims, seeds, sweeps, bench):
         text += arm_rows(c, c["for"])
         for k, value, holds in c["checked"]:
             text += ["", "- %s: %s%s" % (k["text"], value, {True: ": pass.", False: ": **fail**.", None: "."}[holds])]
-            text[-1] += " " + c["reasons"][k["id"]] if holds is False and k.get("id") in c.get("reasons", {}) else ""
+            text[-1] += " " + c["reasons"][k["id"]] if not holds and k.get("id") in c.get("reasons", {}) else ""
         if c.get("note"):
             text += ["", c["note"].strip()]
     text += ["", "## Beside these", ""] + ["- " + line for line in size.get("also", [])]

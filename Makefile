@@ -116,7 +116,8 @@ ENGINE_TESTS := $(filter-out %_emulated,$(patsubst %.c,$(B)/%,$(wildcard tests/k
 UNIT_TESTS   := $(patsubst %.c,$(B)/%,$(wildcard tests/unit/test_*.c))
 FAULT_TESTS  := $(patsubst %.c,$(B)/%,$(wildcard tests/fault/test_*.c))
 FAULT_TOOLS  := $(addprefix $(B)/tests/fault/,proxy send_update shim.so)
-C_TESTS      := $(UNIT_TESTS) $(ENGINE_TESTS) $(FAULT_TESTS)
+FUZZERS      := $(patsubst %.c,$(B)/%,$(wildcard tests/fuzz/fuzz_*.c))
+C_TESTS      := $(UNIT_TESTS) $(ENGINE_TESTS) $(FAULT_TESTS) $(FUZZERS)
 FOLDERS      := common kernels client server tests
 C_HEADERS    := $(shell find $(FOLDERS) -name '*.h')
 C_FILES      := $(shell find $(FOLDERS) -name '*.[ch]' -o -name '*.cu')
@@ -211,6 +212,10 @@ $(UNIT_TESTS): %: %.c.o $(KIT) $(B)/libserver.a $(CLIENT_LIBS)
 $(B)/tests/fault/test_sim_rounds: $(patsubst %,$(B)/tests/support/sim_%.c.o,store rounds check world queue)
 $(FAULT_TESTS): %: %.c.o $(KIT) $(B)/tests/support/fake_pq.c.o $(SERVER_LIBS)
 	$(call link,$(filter-out -lpq,$(LIBS_server)))
+# In libFuzzer's own variant everything is instrumented, and its main() chooses the inputs.
+PLAY := $(if $(filter fuzz,$(VARIANT)),,$(B)/tests/fuzz/play.c.o)
+$(FUZZERS): %: %.c.o $(PLAY) $(B)/libserver.a $(CLIENT_LIBS)
+	$(call link,$(if $(PLAY),,-fsanitize=fuzzer )$(LIBS_server) $(LIBS_client) $(LIBS_engine))
 STORE_TESTS := $(patsubst %.c,$(B)/%,$(wildcard tests/store/test_*.c))
 $(STORE_TESTS): %: %.c.o $(KIT) $(SERVER_LIBS)
 	$(call link,$(LIBS_server))
@@ -290,8 +295,8 @@ test-fault: all $(FAULT_TESTS) $(FAULT_TOOLS) rig-programs
 PAGE_TESTS := $(wildcard tests/web/page/*.test.mjs)
 test-all: all web rig-programs $(C_TESTS) $(FAULT_TOOLS) $(STORE_TESTS)
 	@tests/all.sh unit 'tests/run.sh $(UNIT_TESTS)' -- engine 'tests/run.sh $(ENGINE_TESTS)' -- \
-	  $(FAULT_SUITES) -- sim 'tests/e2e/run.sh $(B) sim' -- e2e 'tests/e2e/run.sh $(B) loop' -- \
-	  policies 'tests/e2e/run.sh $(B) policies' \
+	  fuzz 'tests/run.sh $(FUZZERS)' -- $(FAULT_SUITES) -- \
+	  sim 'tests/e2e/run.sh $(B) sim' -- e2e 'tests/e2e/run.sh $(B) loop' -- policies 'tests/e2e/run.sh $(B) policies' \
 	  beside schema 'tests/support/pg_temp.sh tests/api/schema.sh' -- api 'tests/api/run.sh $(B)' -- \
 	  web 'tests/web/run.sh $(wildcard tests/web/*.test.mjs)' -- page 'tests/web/page/run.sh $(B)' -- \
 	  oracle 'tests/oracle/run.sh $(B)' -- store 'tests/store/run.sh $(STORE_TESTS)' -- \
@@ -354,10 +359,6 @@ bench-claims: all
 	  $(if $(ONLY),--only $(ONLY)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(SWEEP),--sweep) $(if $(JOBS),--jobs $(JOBS)) \
 	  $(if $(TOKENIZER),--tokenizer $(TOKENIZER))
 
-# libFuzzer's own variant: everything instrumented, linked with its main().
-FUZZERS := $(patsubst tests/fuzz/%.c,$(B)/tests/fuzz/%,$(wildcard tests/fuzz/fuzz_*.c))
-$(FUZZERS): %: %.c.o $(B)/libserver.a $(CLIENT_LIBS)
-	$(call link,-fsanitize=fuzzer $(LIBS_server) $(LIBS_client) $(LIBS_engine))
 fuzz:
 	@$(SUBMAKE) VARIANT=fuzz CC=$(CLANG) fuzz-all
 fuzz-all: $(FUZZERS)

@@ -267,6 +267,11 @@ def rebuilt(run):
     return [int(r[0]) for r in psql("SELECT round FROM event WHERE run_id = '%s' AND kind = 'checkpoint_rebuilt' ORDER BY xid, id" % run)]
 
 
+def wait_rebuilt(run, numbers):
+    """Until those are told as made again, in that order; the event comes after the file."""
+    until("checkpoints %s of %s to be told as made again" % (numbers, run), lambda: rebuilt(run) == numbers)
+
+
 def test_a_damaged_base_is_made_again_and_the_round_goes_on(server):
     run, ash, _ = trained(server, rounds=4, number=2)
     task = ash.task()
@@ -278,7 +283,7 @@ def test_a_damaged_base_is_made_again_and_the_round_goes_on(server):
     assert ash.finish(task, ash.send(task, data, tokens)).status == 200
     wait_round(run, 3, "closed")
     assert content(path) == sound
-    assert rebuilt(run) == [2]
+    wait_rebuilt(run, [2])
     no_violations()
 
 
@@ -298,7 +303,7 @@ def test_damaged_parents_are_made_again_first(server):
     until("the update to count", lambda: ash.finish(task, upload).status == 200)
     wait_round(run, 3, "closed")
     assert [content(p) for p in paths] == sound
-    assert rebuilt(run) == [0, 1, 2]
+    wait_rebuilt(run, [0, 1, 2])
     no_violations()
 
 
@@ -316,7 +321,7 @@ def test_a_silo_that_asks_for_a_lost_file_gets_it_made_again(server):
     assert server.get("/api/v1/runs/%s/checkpoints/1/weights" % run).status in (200, 503)
     until("the file to be there again", lambda: os.path.exists(path))
     assert server.get("/api/v1/runs/%s/checkpoints/1/weights" % run).body == sound
-    until("both to be told", lambda: rebuilt(run) == [1, 1])  # the event comes after the file
+    wait_rebuilt(run, [1, 1])
     no_violations()
 
 
@@ -330,7 +335,7 @@ def test_a_file_that_a_silo_takes_twice_is_looked_at(server):
     def whole():
         return ash.get("/blobs/" + digest, bulk=True).body == sound
     until("the file to be whole again", whole)
-    assert rebuilt(run) == [1]
+    wait_rebuilt(run, [1])
     no_violations()
 
 
@@ -355,7 +360,8 @@ def test_a_checkpoint_that_cannot_be_made_again_pauses_the_run_and_says_what_to_
     os.rename(update + ".away", update)
     assert server.post("/api/v1/runs/%s/actions" % run, {"action": "resume"}).status == 200
     wait_round(run, 3, "closed")
-    assert content(base) == sound and rebuilt(run) == [2]
+    wait_rebuilt(run, [2])
+    assert content(base) == sound
     no_violations()
 
 
@@ -462,7 +468,8 @@ def test_a_bucket_holds_what_a_folder_would(server):
         upload = ash.send(task, data, tokens)
         until("the update to count", lambda: ash.finish(task, upload).status == 200, 60)
         wait_round(run, 3, "closed")
-        assert rebuilt(run) == [2] and damaged in b.objects()
+        wait_rebuilt(run, [2])
+        assert damaged in b.objects()
         for n in (4, 5):
             task = ash.task(timeout_s=60)
             assert ash.train(task, seed=n).status == 200

@@ -5,7 +5,7 @@ import { after, before, test } from 'node:test';
 
 import { perplexity } from '../../../web/format.js';
 import { PALETTE } from '../../../web/theme.js';
-import { demoWorld, serve, World } from '../fixture.mjs';
+import { demoWorld, serve } from '../fixture.mjs';
 import { area, browser, open, painted, settled, skip, until } from './support.mjs';
 
 const b = browser();
@@ -182,32 +182,4 @@ test('the table behind a chart has its numbers', { skip }, async () => {
   assert.equal(await cells.count(), values().length);
   assert.deepEqual(await cells.first().locator('td').allInnerTexts(), ['ppl', 'round 11', perplexity(values()[11])]);
   await close();
-});
-
-test('twenty runs of a million points each: first paint and zoom', { skip }, async (t) => {
-  const big = new World();
-  big.addSilo('s_1', 'one');
-  const ids = Array.from({ length: 20 }, (_, i) => {
-    big.addRun(`r_${10 + i}`, `run ${i}`, { closed: 40, rounds: 40, state: 'finished', points: 1_000_000, floor: 2.8 + i / 40 });
-    return `r_${10 + i}`;
-  });
-  const s = await serve(big);
-  const start = Date.now();
-  const { page, close } = await open(b(), `${s.url}/compare?run=${ids}`);
-  await until('all four charts', async () => (await painted(page, 'train_loss', PALETTE.light[0])) > 20 && (await painted(page, 'eval_ppl', PALETTE.light[0])) > 20, 20_000);
-  const paint = Date.now() - start;
-  await settled(page);
-  assert.match(await page.locator('.chart[data-metric=train_loss] .note').innerText(), /30,000 of 20,000,000 points shown/);
-  assert.equal(await page.locator('.chart[data-metric=eval_ppl] .key').count(), 20);
-  const zoom = await page.evaluate(() => {
-    const over = document.querySelector('.chart[data-metric=train_loss] .over');
-    const from = performance.now();
-    over.dispatchEvent(new KeyboardEvent('keydown', { key: '+', bubbles: true }));
-    return performance.now() - from;
-  });
-  t.diagnostic(`first paint ${paint} ms, zoom ${Math.round(zoom)} ms`);
-  assert.ok(paint < 6000, `first paint took ${paint} ms`);
-  assert.ok(zoom < 1000, `zoom took ${zoom} ms`);
-  await close();
-  await s.close();
 });

@@ -1,6 +1,5 @@
 """The real server on ports of its own over a throwaway PostgreSQL, and answers checked against docs/openapi.json."""
 
-import atexit
 import hashlib
 import http.client
 import json
@@ -11,7 +10,6 @@ import signal
 import socket
 import subprocess
 import tempfile
-import threading
 import time
 import traceback
 
@@ -40,46 +38,13 @@ def free_port():
         return s.getsockname()[1]
 
 
-END = "that was all"
-
-
-class Psql:
-    """One psql that stays: tests that wait ask again and again, and a process for each question is most of their cost."""
-
-    def __init__(self):
-        self.lock, self.process = threading.Lock(), None
-
-    def start(self):
-        self.process = subprocess.Popen(["psql", "-X", "-q", "-A", "-t", "-F", "\t", "-v", "ON_ERROR_STOP=1"],
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        atexit.register(self.process.kill)
-
-    def ask(self, sql):
-        with self.lock:
-            if not self.process:
-                self.start()
-            try:
-                self.process.stdin.write(sql + "\n;\n\\echo %s\n" % END)
-                self.process.stdin.flush()
-            except BrokenPipeError:
-                pass  # what it says of that is read below
-            lines = []
-            for line in self.process.stdout:
-                if line == END + "\n":
-                    return lines
-                lines.append(line.rstrip("\n"))
-            says = self.process.stderr.read()  # it ends at the first error; the next question begins another
-            self.process.wait()
-            self.process = None
-            raise AssertionError("psql: " + says)
-
-
-PSQL = Psql()
-
-
 def psql(sql):
     """Run SQL in the throwaway database (tests/support/pg_temp.sh exports where it is); rows as lists of text."""
-    return [line.split("\t") for line in PSQL.ask(sql)]
+    done = subprocess.run(["psql", "-X", "-q", "-A", "-t", "-F", "\t", "-v", "ON_ERROR_STOP=1"], input=sql,
+                          capture_output=True, text=True)
+    if done.returncode != 0:
+        raise AssertionError("psql: " + done.stderr)
+    return [line.split("\t") for line in done.stdout.splitlines()]
 
 
 def roles():

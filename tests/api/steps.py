@@ -82,7 +82,7 @@ def test_a_task_offers_the_steps_to_its_base_and_they_give_it(server):
 
 
 def test_a_step_has_the_part_of_the_model_that_its_round_synchronised(server):
-    run, (ash,) = begin(server, 1, rounds=6, fragments=2, more=INT8)
+    run, (ash,) = begin(server, 1, rounds=6, fragments=2, more=dict(INT8, keep_checkpoints=6))
 
     def due(number):  # of a model with one block: the embedding, and all the rest
         return lambda name: name.startswith("transformer.wte.") == (number % 2 == 1)

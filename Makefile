@@ -297,8 +297,8 @@ PAGE_TESTS := $(wildcard tests/web/page/*.test.mjs)
 test-all: all web rig-programs $(C_TESTS) $(FAULT_TOOLS) $(STORE_TESTS)
 	@tests/all.sh unit 'tests/run.sh $(UNIT_TESTS)' -- engine 'tests/run.sh $(ENGINE_TESTS)' -- \
 	  fuzz 'tests/run.sh $(FUZZERS)' -- $(FAULT_SUITES) -- \
-	  sim 'tests/e2e/run.sh $(B) sim' -- e2e 'tests/e2e/run.sh $(B) loop' -- policies 'tests/e2e/run.sh $(B) policies' \
-	  beside schema 'tests/support/pg_temp.sh tests/api/schema.sh' -- api 'tests/api/run.sh $(B)' -- \
+	  sim 'tests/e2e/run.sh $(B) sim' -- e2e 'tests/e2e/run.sh $(B) loop' -- policies 'tests/e2e/run.sh $(B) policies' -- \
+	  schema 'tests/support/pg_temp.sh tests/api/schema.sh' -- api 'tests/api/run.sh $(B)' -- \
 	  web 'tests/web/run.sh $(wildcard tests/web/*.test.mjs)' -- page 'tests/web/page/run.sh $(B)' -- \
 	  oracle 'tests/oracle/run.sh $(B)' -- store 'tests/store/run.sh $(STORE_TESTS)' -- \
 	  programs 'tests/e2e/run.sh $(B) programs' beside $(FLIPPED) \

@@ -239,10 +239,11 @@ static enum status reap_tx(struct db *db, struct arena *a, void *ctx, struct err
 
 /*
  * What is older than the database was never its own: an empty database that was given the store of
- * another one, by mistake or to be restored into, must not take that for rubbish.
+ * another one, by mistake or to be restored into, must not take that for rubbish. A bucket knows
+ * times to the second: what is of the database's first one counts as older.
  */
 static const char SQL_AGE[] =
-    "SELECT extract(epoch FROM clock_timestamp() - min(applied_at))::bigint"
+    "SELECT floor(extract(epoch FROM clock_timestamp() - min(applied_at)))::bigint"
     " FROM migration";
 
 struct reaping {
@@ -273,7 +274,7 @@ static enum status reap_one(void *ctx, const struct blob_entry *f, struct err *e
     if (f->strange) {
         return ST_OK; // not ours to remove; the check tells
     }
-    if (f->age_s > w->age_s) {
+    if (f->age_s >= w->age_s) {
         w->older++;
         return ST_OK;
     }

@@ -286,6 +286,7 @@ struct fiber {
     ucontext_t context;
     jmp_buf back;
     bool started, done;
+    dim3 index;
     std::vector<std::vector<copy>> groups;
     std::vector<copy> open;
 };
@@ -354,27 +355,34 @@ static void leave(meeting *m)
     }
 }
 
+/* A fiber outlives its block, as making one anew costs calls of the system: it has one turn of this in each. */
 static void run_fiber()
 {
-    (*body)();
-    fiber *f = &fibers[emul_current];
-    f->done = true;
-    emul_progress++;
-    leave(&warps[emul_current / 32]);
-    leave(&block_meeting);
-    _longjmp(scheduler, 1);
+    for (;;) {
+        (*body)();
+        fibers[emul_current].done = true;
+        emul_progress++;
+        leave(&warps[emul_current / 32]);
+        leave(&block_meeting);
+        emul_yield();
+    }
 }
 
 static void resume(unsigned n)
 {
+    fiber *f = &fibers[n];
     emul_current = n;
-    threadIdx = dim3(n % blockDim.x, n / blockDim.x % blockDim.y, n / blockDim.x / blockDim.y);
+    threadIdx = f->index;
     if (_setjmp(scheduler) == 0) {
-        fiber *f = &fibers[n];
         if (f->started) {
             _longjmp(f->back, 1);
         }
         f->started = true;
+        (void)getcontext(&f->context);
+        f->context.uc_stack.ss_sp = stacks + (size_t)n * STACK;
+        f->context.uc_stack.ss_size = STACK;
+        f->context.uc_link = nullptr;
+        makecontext(&f->context, run_fiber, 0);
         (void)swapcontext(&scheduler_context, &f->context);
     }
 }
@@ -391,14 +399,10 @@ static void run_block(unsigned threads, size_t shared)
     }
     for (unsigned n = 0; n < threads; n++) {
         fiber *f = &fibers[n];
-        f->started = f->done = false;
+        f->done = false;
+        f->index = dim3(n % blockDim.x, n / blockDim.x % blockDim.y, n / blockDim.x / blockDim.y);
         f->groups.clear();
         f->open.clear();
-        (void)getcontext(&f->context);
-        f->context.uc_stack.ss_sp = stacks + (size_t)n * STACK;
-        f->context.uc_stack.ss_size = STACK;
-        f->context.uc_link = nullptr;
-        makecontext(&f->context, run_fiber, 0);
     }
     for (bool left = true; left;) {
         uint64_t before = emul_progress;
@@ -581,26 +585,25 @@ void mma(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
 {
     const uint32_t mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
     unsigned char(*slots)[EMUL_SLOT] = emul_exchange(mine, sizeof(mine), 5);
-    double A[16][16];
-    double B[16][8];
-    for (unsigned lane = 0; lane < 32; lane++) {
-        unsigned g = lane / 4;
-        unsigned t = lane % 4;
+    unsigned lane = emul_current % 32;
+    double A[2][16]; /* the two rows and two columns that this lane's sums are made of */
+    double B[2][16];
+    for (unsigned t = 0; t < 4; t++) {
+        const unsigned char *row = slots[lane / 4 * 4 + t];
         for (unsigned i = 0; i < 8; i++) {
-            unsigned row = i == 0 || i == 1 || i == 4 || i == 5 ? g : g + 8;
-            A[row][2 * t + i % 2 + (i >= 4 ? 8 : 0)] = half_of(slots[lane], i);
+            A[i / 2 % 2][2 * t + i % 2 + (i >= 4 ? 8 : 0)] = half_of(row, i);
         }
-        for (unsigned i = 0; i < 4; i++) {
-            B[2 * t + i % 2 + (i >= 2 ? 8 : 0)][g] = half_of(slots[lane] + 16, i);
+        for (unsigned n = 0; n < 2; n++) {
+            const unsigned char *column = slots[(2 * (lane % 4) + n) * 4 + t];
+            for (unsigned i = 0; i < 4; i++) {
+                B[n][2 * t + i % 2 + (i >= 2 ? 8 : 0)] = half_of(column + 16, i);
+            }
         }
     }
-    unsigned lane = emul_current % 32;
     for (unsigned i = 0; i < 4; i++) {
-        unsigned row = lane / 4 + (i < 2 ? 0 : 8);
-        unsigned column = 2 * (lane % 4) + i % 2;
         double sum = 0.0;
         for (unsigned k = 0; k < 16; k++) {
-            sum += A[row][k] * B[k][column];
+            sum += A[i / 2][k] * B[i % 2][k];
         }
         c[i] = (float)((double)c[i] + sum);
     }

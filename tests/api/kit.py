@@ -1,5 +1,6 @@
 """The real server on ports of its own over a throwaway PostgreSQL, and answers checked against docs/openapi.json."""
 
+import atexit
 import hashlib
 import http.client
 import json
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 import traceback
 
@@ -38,13 +40,56 @@ def free_port():
         return s.getsockname()[1]
 
 
+class Psql:
+    """One psql that stays: tests that wait ask again and again, and a process for each question is most of their cost.
+
+    A test may turn to another database by the environment; the next question then begins another psql.
+    """
+    END = "that was all"
+
+    def __init__(self):
+        self.lock, self.process, self.where = threading.Lock(), None, None
+
+    def start(self, where):
+        self.process = subprocess.Popen(["psql", "-X", "-q", "-A", "-t", "-F", "\t", "-v", "ON_ERROR_STOP=1"],
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.where = where
+
+    def stop(self):
+        if self.process:
+            self.process.kill()
+            self.process.communicate()
+            self.process = None
+
+    def ask(self, sql):
+        with self.lock:
+            where = [os.environ.get(name) for name in ("PGHOST", "PGUSER", "PGDATABASE")]
+            if self.where != where:
+                self.stop()
+            if not self.process:
+                self.start(where)
+            try:
+                self.process.stdin.write(sql + "\n;\n\\echo %s\n" % self.END)
+                self.process.stdin.flush()
+            except BrokenPipeError:
+                pass  # what it says of that is read below
+            lines = []
+            for line in self.process.stdout:
+                if line == self.END + "\n":
+                    return lines
+                lines.append(line.rstrip("\n"))
+            says = self.process.stderr.read()  # it ends at the first error; the next question begins another
+            self.stop()
+            raise AssertionError("psql: " + says)
+
+
+PSQL = Psql()
+atexit.register(PSQL.stop)
+
+
 def psql(sql):
     """Run SQL in the throwaway database (tests/support/pg_temp.sh exports where it is); rows as lists of text."""
-    done = subprocess.run(["psql", "-X", "-q", "-A", "-t", "-F", "\t", "-v", "ON_ERROR_STOP=1"], input=sql,
-                          capture_output=True, text=True)
-    if done.returncode != 0:
-        raise AssertionError("psql: " + done.stderr)
-    return [line.split("\t") for line in done.stdout.splitlines()]
+    return [line.split("\t") for line in PSQL.ask(sql)]
 
 
 def roles():

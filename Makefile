@@ -282,26 +282,26 @@ RIG := build/fault/bin/photon-server build/fault/bin/photon-client
 .PHONY: rig-programs test-fault
 rig-programs:
 	@$(SUBMAKE) VARIANT=fault $(RIG)
+SIMULATED = fault '$(if $(LONG),SIM_SEEDS=100000 )$(LOW) tests/run.sh $(FAULT_TESTS)'
 FAULT_SUITES = \
-  fault '$(if $(LONG),SIM_SEEDS=100000 )tests/run.sh $(FAULT_TESTS)' -- \
   proxy 'python3 -B tests/fault/proxy.py $(B)' -- \
   transfer 'python3 -B tests/fault/transfer.py $(B) --silos 3 --cuts 6' -- \
   hostile 'tests/support/pg_temp.sh python3 -B tests/fault/hostile.py $(B) --flips 150 --updates 60' -- \
-  rig 'python3 -B tests/fault/rig.py $(if $(LONG),--long )$(if $(SEED),--seed $(SEED) )kills points power nth two'
-# It waits for the client's retries most of the time, so it has a lane of its own.
-FLIPPED = flipped 'python3 -B tests/fault/flipped.py $(B) --trials $(if $(LONG),600,15)'
+  rig 'python3 -B tests/fault/rig.py $(if $(LONG),--long )$(if $(SEED),--seed $(SEED) )kills points power nth two' -- \
+  flipped 'python3 -B tests/fault/flipped.py $(B) --trials $(if $(LONG),600,15)'
 test-fault: all $(FAULT_TESTS) $(FAULT_TOOLS) rig-programs
-	@tests/all.sh $(FAULT_SUITES) -- $(FLIPPED) -- restore 'tests/e2e/run.sh $(B) restore'
+	@tests/all.sh $(SIMULATED) -- $(FAULT_SUITES) -- restore 'tests/e2e/run.sh $(B) restore'
 
-PAGE_TESTS := $(wildcard tests/web/page/*.test.mjs)
+# Two lanes wait most of the time; the third computes when they leave it a processor.
+LOW := nice -n 19
 test-all: all web rig-programs $(C_TESTS) $(FAULT_TOOLS) $(STORE_TESTS)
-	@tests/all.sh unit 'tests/run.sh $(UNIT_TESTS)' -- engine 'tests/run.sh $(ENGINE_TESTS)' -- \
-	  fuzz 'tests/run.sh $(FUZZERS)' -- $(FAULT_SUITES) -- \
-	  sim 'tests/e2e/run.sh $(B) sim' -- e2e 'tests/e2e/run.sh $(B) loop' -- policies 'tests/e2e/run.sh $(B) policies' -- \
-	  schema 'tests/support/pg_temp.sh tests/api/schema.sh' -- api 'tests/api/run.sh $(B)' -- \
-	  web 'tests/web/run.sh $(wildcard tests/web/*.test.mjs)' -- page 'tests/web/page/run.sh $(B)' -- \
-	  oracle 'tests/oracle/run.sh $(B)' -- store 'tests/store/run.sh $(STORE_TESTS)' -- \
-	  programs 'tests/e2e/run.sh $(B) programs' beside $(FLIPPED) \
+	@tests/all.sh api 'tests/api/run.sh $(B)' -- schema 'tests/support/pg_temp.sh tests/api/schema.sh' -- \
+	  programs 'tests/e2e/run.sh $(B) programs' -- store 'tests/store/run.sh $(STORE_TESTS)' -- \
+	  policies 'tests/e2e/run.sh $(B) policies' \
+	  beside page 'tests/web/page/run.sh $(B)' -- web 'tests/web/run.sh $(wildcard tests/web/*.test.mjs)' -- \
+	  unit 'tests/run.sh $(UNIT_TESTS)' -- $(FAULT_SUITES) \
+	  beside engine '$(LOW) tests/run.sh $(ENGINE_TESTS)' -- $(SIMULATED) -- fuzz '$(LOW) tests/run.sh $(FUZZERS)' -- \
+	  sim '$(LOW) tests/e2e/run.sh $(B) sim' -- e2e '$(LOW) tests/e2e/run.sh $(B) loop' -- oracle '$(LOW) tests/oracle/run.sh $(B)' \
 	  then speed 'tests/web/page/run.sh $(B) tests/web/page/speed.time.mjs' -- \
 	  load 'python3 -B tests/fault/load.py $(B) quick'
 test-c: $(C_TESTS) $(PLUGIN)

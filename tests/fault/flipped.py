@@ -150,7 +150,7 @@ def flip(build, trials, seed):
                     assert silo.process.wait(LINE_S) == 0, silo.log_since(0)[-3000:]
                 finally:
                     silo.close()
-            world.wait_finished(run)
+            world.post("/api/v1/runs/%s/actions" % run, {"action": "stop"})  # nobody is there for its last evaluation
         world.stop_server()
         check_store(world)
     done = each * len(RUNGS) * ROUNDS

@@ -116,6 +116,8 @@ def test_a_repeated_fork_makes_one_run(server):
     name = fresh_name("fork")
     answers = [server.post("/api/v1/runs/%s/fork" % run, {"name": name}, headers={"Idempotency-Key": name}) for _ in range(2)]
     assert [a.status for a in answers] == [201, 201] and answers[0].json()["id"] == answers[1].json()["id"]
+    # Else it would begin to run some time later and have the silo of another test.
+    assert server.post("/api/v1/runs/%s/actions" % answers[0].json()["id"], {"action": "stop"}).status == 200
 
 
 def test_a_parents_file_stays_until_its_fork_has_its_own(server):

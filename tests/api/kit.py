@@ -239,9 +239,13 @@ class Server:
                 raise AssertionError("the server did not stop when asked")
         assert self.process.returncode == 0, "the server ended with status %s" % self.process.returncode
 
-    def log_tail(self):
+    def log_size(self):
+        return os.path.getsize(os.path.join(self.dir, "server.log"))
+
+    def log_tail(self, since=0, lines=40):
         with open(os.path.join(self.dir, "server.log"), errors="replace") as f:
-            return "".join(f.readlines()[-40:])
+            f.seek(since)
+            return "".join(f.readlines()[-lines:])
 
     def remove(self):
         shutil.rmtree(self.dir, ignore_errors=True)
@@ -377,6 +381,7 @@ def run_tests(server, modules, only=()):
         for name, test in list(vars(module).items()):
             if not name.startswith("test_") or (only and not {module.__name__, "%s.%s" % (module.__name__, name)} & set(only)):
                 continue
+            begin = server.log_size()
             try:
                 test(server)
                 passed += 1
@@ -384,4 +389,5 @@ def run_tests(server, modules, only=()):
                 failed += 1
                 print("  FAIL %s.%s" % (module.__name__, name))
                 traceback.print_exc(limit=6)
+                print("  the server meanwhile:\n" + server.log_tail(begin, 100))
     return passed, failed

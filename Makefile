@@ -105,7 +105,7 @@ FORMATS := $(wildcard $(addprefix common/,codec_file.c codec_write.c json.c hash
 COMMON  := $(filter-out $(FORMATS),$(wildcard common/*.c))
 KERNELS := $(wildcard kernels/*.c kernels/ref/*.c) \
            $(filter-out $(if $(filter 1,$(DNNL)),%/gemm_own.c,%/gemm_dnnl.c),$(wildcard kernels/cpu/*.c))
-ENGINE  := $(wildcard client/model*.c client/trainer*.c)
+ENGINE  := $(wildcard client/model*.c client/trainer*.c client/mfu.c)
 CLIENT  := $(filter-out client/main.c $(ENGINE),$(wildcard client/*.c))
 SERVER  := $(filter-out server/main.c,$(wildcard server/*.c))
 PLUGIN  := $(if $(filter 1,$(CUDA)),$(if $(wildcard kernels/cuda/*.cu),$(B)/lib/photon-cuda.so))

@@ -1,11 +1,5 @@
 #include "client/gpu_plan.h"
 
-int64_t gpu_memory_usable(int64_t memory)
-{
-    const int64_t reserve = (int64_t)768 << 20;
-    return memory > 2 * reserve ? memory - memory / 32 - reserve : memory / 2;
-}
-
 enum status gpu_plan(struct memory_plan *out, const struct run_spec *s, int32_t gpus,
                      enum dtype dtype, int64_t memory, struct err *e)
 {

@@ -11,11 +11,7 @@
 #include "common/memory_plan.h"
 #include "common/run_spec.h"
 #include "kernels/backend.h"
-
-/* What the CUDA backend says of itself (kernels/cuda/backend.cu): tokens in a useful pass, and of a
- * GPU's memory, in bytes, what the driver and the libraries leave. */
-enum { GPU_PASS_TOKENS = 32768 };
-int64_t gpu_memory_usable(int64_t memory);
+#include "kernels/gpu_limits.h"
 
 /*
  * The plan of each of gpus >= 1 that share a silo's batch and the optimizer's state, with `memory`

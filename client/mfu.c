@@ -1,6 +1,9 @@
 #include "client/mfu.h"
 
+#include <string.h>
+
 #include "common/clock.h"
+#include "common/rng.h"
 
 enum { CPU_SIZE = 1024, GPU_SIZE = 8192, RUNS_LEAST = 3 };
 static const double MEASURE_S = 0.25;
@@ -10,6 +13,25 @@ double mfu_token_flops(const struct model_spec *m)
     double positions = m->position == POSITION_LEARNED ? (double)m->seq_len * m->d_model : 0.0;
     double products = (double)model_param_count(m) - positions;
     return 6.0 * products + 6.0 * (double)m->n_layers * (double)m->d_model * (double)m->seq_len;
+}
+
+void mfu_fill(struct backend *be, void *p, enum dtype t, int64_t n)
+{
+    enum { POOL = 65521 }; // prime, so that rows of a matrix begin at different places
+    static float wide[POOL];
+    static uint16_t narrow[POOL];
+    for (int i = 0; i < POOL && wide[POOL - 1] == 0.0f; i++) {
+        uint32_t bits;
+        wide[i] = (float)rng_normal(7, (uint64_t)i);
+        memcpy(&bits, &wide[i], sizeof(bits));
+        narrow[i] = (uint16_t)(bits >> 16);
+    }
+    size_t size = dtype_size(t);
+    const void *pool = t == DTYPE_F32 ? (const void *)wide : (const void *)narrow;
+    for (int64_t i = 0; i < n; i += POOL) {
+        int64_t count = n - i < POOL ? n - i : POOL;
+        be->ops->put(be, (char *)p + (size_t)i * size, pool, (size_t)count * size);
+    }
 }
 
 static enum status time_products(struct backend *be, const struct gemm *g, void *const *abc,
@@ -43,6 +65,9 @@ enum status mfu_peak(const char *device, int threads, enum dtype dtype, double *
     for (int i = 0; i < 3 && !st; i++) {
         abc[i] = be->ops->alloc(be, (size_t)(n * n) * dtype_size(dtype));
         st = abc[i] ? ST_OK : err_set(e, ST_NOMEM, "no memory to measure the device's rate");
+        if (!st) {
+            mfu_fill(be, abc[i], dtype, n * n);
+        }
     }
     double best = 0.0;
     st = st ? st : time_products(be, &g, abc, &best, e);

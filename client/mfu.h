@@ -17,6 +17,12 @@
 /* Operations of one trained token. */
 double mfu_token_flops(const struct model_spec *m);
 
+/*
+ * n normal numbers, F32 or BF16, into memory of the backend: a device works faster, and draws less
+ * power, on zeros than on anything a model has. For one thread at a time.
+ */
+void mfu_fill(struct backend *be, void *p, enum dtype t, int64_t n);
+
 /* Operations a second of a large product: the best of some, for at least a quarter of a second. */
 enum status mfu_peak(const char *device, int threads, enum dtype dtype, double *out,
                      struct err *e) MUST_CHECK;

@@ -58,13 +58,22 @@ struct cluster {
 
 /* ---- who and where ---- */
 
-/* PostgreSQL refuses to run as root: it gets a user that every system with PostgreSQL has. */
+/* PostgreSQL refuses to run as root: it gets who owns its files, else a user that every system with
+ * PostgreSQL has. */
 static enum status choose_user(struct cluster *c, struct err *e)
 {
     c->uid = geteuid();
     c->gid = getegid();
     c->user = "this user";
     if (c->uid != 0) {
+        return ST_OK;
+    }
+    struct stat sb;
+    if (lstat(c->pg, &sb) == 0 && S_ISDIR(sb.st_mode) && sb.st_uid != 0) {
+        c->uid = sb.st_uid;
+        c->gid = sb.st_gid;
+        c->user = "the owner of the folder pg";
+        c->drop = true;
         return ST_OK;
     }
     static const char *const names[] = {"photon-pg", "postgres", "nobody"};

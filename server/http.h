@@ -34,6 +34,9 @@ struct pace;   /* server/pace.h */
 struct server; /* server/server.h: what handlers share: configuration, database pool, blob store,
                   hub */
 
+/* Workers of the control listener. */
+enum { HTTP_WORKERS_MAX = 64 };
+
 enum role { ROLE_NONE = 0, ROLE_VIEWER, ROLE_ADMIN, ROLE_SILO, ROLE_JOIN };
 
 /* Who asks, from the bearer token or the login cookie. */

@@ -27,7 +27,6 @@
 #include "server/server.h"
 
 enum {
-    WORKERS_MAX = 64,
     TICK_MS = 100,
     RETRIES = 3,
     CALLED_MAX = 32,     // woken requests that stand before one that cannot wait
@@ -62,7 +61,7 @@ struct work {
     bool draining;
     bool stop;
     int worker_count;
-    pthread_t workers[WORKERS_MAX];
+    pthread_t workers[HTTP_WORKERS_MAX];
     pthread_t ticker;
 };
 
@@ -533,7 +532,7 @@ struct work *work_new(struct http *h, int workers)
 {
     struct work *w = &the_work;
     w->http = h;
-    int wanted = workers < 1 ? 1 : workers > WORKERS_MAX ? WORKERS_MAX : workers;
+    int wanted = workers < 1 ? 1 : workers > HTTP_WORKERS_MAX ? HTTP_WORKERS_MAX : workers;
     while (w->worker_count < wanted &&
            pthread_create(&w->workers[w->worker_count], NULL, worker_main, w) == 0) {
         w->worker_count++;

@@ -444,6 +444,7 @@ static int exit_code(enum status st)
     case ST_NET:
         return EXIT_TEMPORARY;
     case ST_NOMEM:
+        return EXIT_MEMORY;
     case ST_DB:
     case ST_DEVICE:
     case ST_COUNT:

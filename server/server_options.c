@@ -11,6 +11,7 @@
 
 #include "common/nearest.h"
 #include "common/version.h"
+#include "server/http.h"
 
 enum kind { FLAG, TEXT, NUMBER };
 
@@ -30,6 +31,7 @@ static const struct bounds {
     long least, most;
     bool or_zero;
 } bounds[] = {
+    {"workers", 1, HTTP_WORKERS_MAX, false},
     {"orphan-hours", 0, 24 * 366, false},
     {"bulk-rate", 1, RATE_MAX, false},
     {"daily-upload-gb", 1, DAILY_GB_MAX, false},

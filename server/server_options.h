@@ -14,6 +14,7 @@ enum exit_code {
     EXIT_USAGE = 2,  /* the command line is wrong */
     EXIT_CONFIG = 3, /* a setting, a file or the database's settings are refused */
     EXIT_TAKEN = 4,  /* the port or the folder is in use, or the database does not let us in */
+    EXIT_MEMORY = 7, /* out of memory */
     EXIT_BUG = 70,
     EXIT_TEMPORARY = 75 /* the database does not answer; try again later */
 };

@@ -55,7 +55,7 @@ function overlay(app, main, o) {
   const small = [
     new Panel(context, { title: 'Training loss', metrics: ['train_loss'], empty: 'No run has trained yet.' }),
     new Panel(context, { title: 'Tokens per second', metrics: ['tokens_per_s'], empty: 'No run has trained yet.' }),
-    new Panel(context, { title: 'Update norm', metrics: ['delta_norm'], empty: 'No round has closed yet.' }),
+    new Panel(context, { title: 'Delta norm', metrics: ['delta_norm'], empty: 'No round has closed yet.' }),
   ];
   const controls = chartControls(app, { silos: false });
   const sub = h('p.sub', null, 'Loading…');
@@ -74,7 +74,7 @@ function overlay(app, main, o) {
       'aria-label': `Remove ${r.name}`, onclick: () => app.go(comparePath(app.view().runs.filter((x) => x !== r.id))) }, 'Remove') }]),
   ]);
   const table = dataTable({ label: 'Runs compared', columns, key: (r) => r.id, empty: 'Choose runs to compare in the list of runs.' });
-  const same = h('button.toggle', { type: 'button', onclick: () => app.change({ same: !app.view().same }) }, 'Also what is the same');
+  const same = h('button.toggle', { type: 'button', onclick: () => app.change({ same: !app.view().same }) }, 'Show equal keys too');
   const diff = h('table.pairs.diff', { 'aria-label': 'Spec differences' });
   const noDiff = h('p.empty', { hidden: true });
   const differences = h('section.card.flush.specs', { 'aria-label': 'Spec', hidden: true },

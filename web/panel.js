@@ -248,10 +248,14 @@ export class Panel {
     const paths = this.#paths(true);
     if (this.csv.dataset.mark === paths.join('\n')) return;
     this.csv.dataset.mark = paths.join('\n');
-    this.csv.replaceChildren(...paths.map((href, i) =>
-      h('a.tool', { href, download: `${this.#o.metrics[Math.min(i, this.#o.metrics.length - 1)]}${href.includes('silo=all') ? '-silos' : ''}.csv`,
-        title: `CSV, every point${paths.length > 1 ? ` (${i + 1} of ${paths.length})` : ''}`,
-        'aria-label': `${this.#o.title}: CSV, every point${paths.length > 1 ? `, ${i + 1} of ${paths.length}` : ''}` }, icon(ICONS.download))));
+    this.csv.replaceChildren(...paths.map((href, i) => {
+      const metric = this.#o.metrics[Math.min(i, this.#o.metrics.length - 1)];
+      const each = href.includes('silo=all');
+      const what = each ? 'Each silo' : s.metric(metric).label;
+      return h(paths.length > 1 ? 'a.tool.word' : 'a.tool', { href, download: `${metric}${each ? '-silos' : ''}.csv`, title: `CSV, every point: ${what}`,
+        'aria-label': `${this.#o.title}: CSV, every point${paths.length > 1 ? `: ${what}` : ''}` },
+      icon(ICONS.download), paths.length > 1 ? what : '');
+    }));
   }
 
   #toggleTable() {

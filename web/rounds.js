@@ -59,7 +59,7 @@ const columns = (expand) => [
   { key: 'tokens', label: 'Tokens', num: true, text: (r) => f.count(r.tokens), title: (r) => f.exact(r.tokens) },
   { key: 'up', label: 'Received', num: true, text: (r) => f.bytes(r.upload_bytes) },
   { key: 'down', label: 'Sent', num: true, text: (r) => f.bytes(r.download_bytes) },
-  { key: 'norm', label: 'Update norm', num: true, text: (r) => f.plain(r.delta_norm) },
+  { key: 'norm', label: 'Delta norm', num: true, text: (r) => f.plain(r.delta_norm) },
 ];
 
 /** What stands behind a codec's name: how large the update was, what went one rung up, what is still owed. Pure. @param {any} t */

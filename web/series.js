@@ -23,7 +23,7 @@ export const METRICS = {
   grad_norm: { label: 'Gradient norm', log: true, format: f.plain },
   lr: { label: 'Learning rate', log: false, format: f.plain },
   tokens_per_s: { label: 'Tokens per second', log: false, zero: true, format: f.count },
-  delta_norm: { label: 'Update norm', log: false, format: f.plain },
+  delta_norm: { label: 'Delta norm', log: false, format: f.plain },
   outer_step_norm: { label: 'Outer step norm', log: false, format: f.plain },
   upload_bytes: { label: 'Bytes received', log: false, zero: true, format: f.bytes, short: 'up' },
   download_bytes: { label: 'Bytes sent', log: false, zero: true, format: f.bytes, short: 'down' },

@@ -35,7 +35,7 @@ const NAME = /** @type {import('./dom.js').Column<any>} */ ({
     h('small', null, s.version ? `photon-client ${s.version}` : s.id)),
 });
 const STATUS = /** @type {import('./dom.js').Column<any>} */ ({
-  key: 'status', label: 'Doing', sort: (s) => s.status ?? '', text: (s) => `${s.status}\u0000${s.state}`,
+  key: 'status', label: 'Status', sort: (s) => s.status ?? '', text: (s) => `${s.status}\u0000${s.state}`,
   draw: (s) => [pill(s.status ?? s.state), s.state !== 'active' && s.state !== s.status ? h('small', null, ` ${s.state}`) : ''],
 });
 const SEEN = /** @type {import('./dom.js').Column<any>} */ ({
@@ -82,7 +82,7 @@ export function runSilosTable(sort, onsort) {
 const NOW = [
   { ...NAME, text: (s) => `${s.id}\u0000${s.name}\u0000${s.slow ?? ''}`, draw: (s) => h('div.name', null,
     h('a', { href: siloPath(s.id) }, s.name), s.slow ? h('span.flag', { title: 'Its speed is below 60 % of the middle one' }, 'slowest') : null) },
-  { key: 'doing', label: 'Doing', text: (s) => `${s.status}\u0000${stepText(s)}\u0000${s.status === 'gone' ? f.ago(s.last_seen_at, Date.now()) : ''}`,
+  { key: 'doing', label: 'Status', text: (s) => `${s.status}\u0000${stepText(s)}\u0000${s.status === 'gone' ? f.ago(s.last_seen_at, Date.now()) : ''}`,
     draw: (s) => h('div.doing', null, pill(s.status ?? s.state),
       s.status === 'gone' ? h('small', null, f.ago(s.last_seen_at, Date.now()))
         : f.isNumber(s.step) && s.steps > 0 && ['training', 'uploading', 'evaluating'].includes(s.status)
@@ -185,8 +185,9 @@ export const todayText = (t) => {
 
 /** What is told of a silo. Pure. @param {any} s @param {number} now @returns {[string, string][]} */
 export const siloFacts = (s, now) => [
-  ['Doing', s.status ?? s.state], ['State', s.state], ['Last heard', f.ago(s.last_seen_at, now)], ['Device', s.device || f.NONE],
+  ['Status', s.status ?? s.state], ['State', s.state], ['Last heard', f.ago(s.last_seen_at, now)], ['Device', s.device || f.NONE],
   ['Speed', f.rate(s.tokens_per_s)], ['Version', s.version || f.NONE], ['Failures', f.isNumber(s.failures) ? String(s.failures) : f.NONE],
+  ['Rounds', f.exact(s.rounds)], ['Tokens', f.count(s.tokens)], ['Received in all', f.bytes(s.upload_bytes)], ['Sent in all', f.bytes(s.download_bytes)],
   ['Today', todayText(s.today)], ['Joined', f.stamp(s.created_at)], ['Id', s.id],
 ];
 

@@ -277,6 +277,7 @@ static void json_outlook(const struct outlook *o, const struct plan_args *a)
 /* ---- after it ---- */
 
 struct compared {
+    struct api *api;
     int rounds;
     double predicted_s, measured_s, predicted_bytes, measured_bytes;
 };
@@ -286,6 +287,10 @@ static bool compare_round(void *ctx, const struct json *round)
     struct compared *c = ctx;
     const struct json *p = json_get(round, "predicted");
     if (!p || json_kind(p) != JSON_OBJECT) {
+        return true;
+    }
+    if (c->api->json) {
+        api_print_json(c->api, round);
         return true;
     }
     double bytes = api_number(round, "upload_bytes") + api_number(round, "download_bytes");
@@ -312,18 +317,20 @@ static int compare_run(const char *word, const struct api_options *o)
 {
     struct api api;
     const char *id = NULL;
-    struct compared c = {0};
+    struct compared c = {.api = &api};
     int rc = api_open(&api, o);
     if (rc) {
         return rc;
     }
     rc = api_find(&api, "run", word, &id);
-    if (!rc) {
+    if (!rc && !api.json) {
         (void)printf("%5s %11s %11s %11s %11s\n", "round", "predicted", "measured", "predicted",
                      "measured");
         rc = api_list(&api, arena_fmt(api.arena, "/api/v1/runs/%s/rounds", id), compare_round, &c);
     }
-    if (!rc && c.rounds > 0) {
+    if (api.json) {
+        // a line for each round is all
+    } else if (!rc && c.rounds > 0) {
         (void)printf("all of these: time %+.1f %%, bytes %+.1f %% against what was predicted\n",
                      100.0 * (c.measured_s / c.predicted_s - 1.0),
                      100.0 * (c.measured_bytes / c.predicted_bytes - 1.0));

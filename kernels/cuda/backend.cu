@@ -220,7 +220,7 @@ static void cuda_close(struct backend *be)
 static void cuda_caps(struct backend *be, struct backend_caps *out)
 {
     out->memory = cuda_of(be)->memory;
-    out->pass_tokens = 32768;
+    out->pass_tokens = GPU_PASS_TOKENS;
     out->apart = true;
     const char *graphs = getenv("PHOTON_CUDA_GRAPHS");
     out->records = graphs && strcmp(graphs, "1") == 0;
@@ -367,9 +367,7 @@ static const char *look_at_device(struct cuda *c)
     }
     c->capability = 10 * major + minor;
     pins_open(c);
-    // The context, the libraries' own memory and working space live in the rest.
-    const size_t reserve = (size_t)768 << 20;
-    c->memory = (int64_t)(total > 2 * reserve ? total - total / 32 - reserve : total / 2);
+    c->memory = gpu_memory_usable((int64_t)total);
     return nullptr;
 }
 

@@ -18,6 +18,7 @@
 #include <stdint.h>
 
 #include "kernels/backend.h"
+#include "kernels/gpu_limits.h"
 
 /* Which attention was asked for (attn_op.cu), and what a head size takes. */
 enum attn_kind { ATTN_OPEN = 0, ATTN_MMA, ATTN_WGMMA, ATTN_UNTRIED };

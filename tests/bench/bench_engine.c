@@ -4,10 +4,11 @@
  *     bench_engine [--device D] [--dtype T] [--threads N] [--size S]... [--seconds S] [--only
  * ops|steps|attn]
  *
- * First what the machine can do: the matrix products of each model's own shapes by themselves, and
- * copying. Then every op, and steps of the whole trainer. Medians with p10 and p90; one JSON line
- * per case beside a table for people. Numbers are random, never zeros. With a load over 1.2 per
- * core the figures are printed, but called unreliable.
+ * First what the machine can do: one large matrix product, copying, and the products of each
+ * model's own shapes by themselves. Then every op, as a share of the first two, and steps of the
+ * whole trainer. Medians with p10 and p90; one JSON line per case beside a table for people.
+ * Numbers are random, never zeros. With a load over 1.2 per core the figures are printed, but
+ * called unreliable.
  */
 #include <math.h>
 #include <pthread.h>
@@ -16,6 +17,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "client/mfu.h"
+#include "client/model.h"
 #include "client/trainer.h"
 #include "common/clock.h"
 #include "common/mem.h"
@@ -34,7 +37,9 @@ static const struct size SIZES[] = {
     {"29m", {512, 8, 8, 8192, 512, POSITION_LEARNED, true}, 4, false},
     {"125m", {768, 12, 12, 50368, 512, POSITION_LEARNED, true}, 1, false},
     {"125m-2k", {768, 12, 12, 50368, 2048, POSITION_ALIBI, false}, 8, true},
-    {"1b-2k", {2048, 16, 24, 50368, 2048, POSITION_ALIBI, false}, 4, true},
+    {"1b-2k", {2048, 16, 24, 50368, 2048, POSITION_ALIBI, false}, 8, true},
+    {"3b-2k", {2560, 20, 32, 50368, 2048, POSITION_ALIBI, false}, 8, true},
+    {"7b-2k", {4096, 32, 32, 50368, 2048, POSITION_ALIBI, false}, 8, true},
 };
 enum { SIZE_COUNT = sizeof(SIZES) / sizeof(SIZES[0]) };
 
@@ -47,6 +52,10 @@ static struct {
     bool ops, steps;
     bool attn; /* of the ops attention alone: for backends that have more than one way to do it */
 } opt = {.device = "cpu", .dtype = "auto", .seconds = 12, .ops = true, .steps = true};
+
+static struct {
+    double product, copy; /* operations and bytes a second */
+} ceiling;
 
 // ---- timing -----------------------------------------------------------------------------------
 
@@ -98,7 +107,8 @@ struct bench_op {
     int64_t N;    /* tokens */
     char *mem[6]; /* random numbers, large enough for any operand */
     int32_t *tokens;
-    char *small; /* a struct clip_state, a struct optim_step, then partial sums */
+    char *small;   /* a struct clip_state, a struct optim_step, then partial sums */
+    float *slopes; /* ALiBi's, or NULL */
     struct gemm g;
     double flops, bytes; /* of one call */
 };
@@ -172,15 +182,16 @@ static void op_gelu_bwd(struct bench_op *b)
 static void op_attn_fwd(struct bench_op *b)
 {
     const struct model_spec *m = &b->size->m;
-    b->be->ops->attn_fwd(b->be, b->at, b->mem[0], b->mem[5], b->mem[1], NULL, b->size->batch,
+    b->be->ops->attn_fwd(b->be, b->at, b->mem[0], b->mem[5], b->mem[1], b->slopes, b->size->batch,
                          m->seq_len, m->n_heads, m->d_model / m->n_heads);
 }
 
 static void op_attn_bwd(struct bench_op *b)
 {
     const struct model_spec *m = &b->size->m;
-    b->be->ops->attn_bwd(b->be, b->at, b->mem[2], b->mem[1], b->mem[0], b->mem[3], b->mem[5], NULL,
-                         b->size->batch, m->seq_len, m->n_heads, m->d_model / m->n_heads);
+    b->be->ops->attn_bwd(b->be, b->at, b->mem[2], b->mem[1], b->mem[0], b->mem[3], b->mem[5],
+                         b->slopes, b->size->batch, m->seq_len, m->n_heads,
+                         m->d_model / m->n_heads);
 }
 
 static int64_t xent_rows(const struct bench_op *b)
@@ -216,17 +227,22 @@ static void op_adamw(struct bench_op *b)
 
 // ---- printing -----------------------------------------------------------------------------------
 
+/* What of its ceilings an op reaches; the larger share tells what it is bound by. */
 static void report_op(const struct bench_op *b, const char *name, struct times *t)
 {
     double p50 = quantile(t, 0.5);
     double p10 = quantile(t, 0.1);
     double p90 = quantile(t, 0.9);
-    (void)printf("  %-28s %9.3f ms  [%8.3f %8.3f] %8.1f GFLOP/s %7.1f GB/s\n", name, p50 * 1e3,
-                 p10 * 1e3, p90 * 1e3, b->flops / p50 * 1e-9, b->bytes / p50 * 1e-9);
+    double of_product = b->flops / p50 / ceiling.product;
+    double of_copy = b->bytes / p50 / ceiling.copy;
+    (void)printf("  %-28s %9.3f ms  [%8.3f %8.3f] %8.1f GFLOP/s %7.1f GB/s  %3.0f %% of %s\n", name,
+                 p50 * 1e3, p10 * 1e3, p90 * 1e3, b->flops / p50 * 1e-9, b->bytes / p50 * 1e-9,
+                 100 * fmax(of_product, of_copy), of_product > of_copy ? "a product" : "copying");
     (void)printf("{\"bench\":\"op\",\"size\":\"%s\",\"op\":\"%s\",\"dtype\":\"%s\",\"n\":%d,"
-                 "\"median_s\":%.6g,\"p10_s\":%.6g,\"p90_s\":%.6g,\"gflops\":%.5g,\"gbps\":%.5g}\n",
+                 "\"median_s\":%.6g,\"p10_s\":%.6g,\"p90_s\":%.6g,\"gflops\":%.5g,\"gbps\":%.5g,"
+                 "\"of_product\":%.4f,\"of_copy\":%.4f}\n",
                  b->size->name, name, b->at == DTYPE_BF16 ? "bf16" : "f32", t->n, p50, p10, p90,
-                 b->flops / p50 * 1e-9, b->bytes / p50 * 1e-9);
+                 b->flops / p50 * 1e-9, b->bytes / p50 * 1e-9, of_product, of_copy);
 }
 
 /* A product of the model and how often a step has it. */
@@ -369,26 +385,21 @@ static double copy_rate(struct backend *be)
 // ---- ops of a size
 // --------------------------------------------------------------------------------
 
-/* Normal numbers out of a pool of prime size, put into the backend's memory. */
-static void random_fill(struct backend *be, char *p, enum dtype t, int64_t n)
+static bool alibi(struct bench_op *b)
 {
-    enum { POOL = 65521 };
-    static float wide[POOL];
-    static uint16_t narrow[POOL];
-    for (int i = 0; i < POOL && wide[0] == 0.0f; i++) {
-        wide[POOL - 1 - i] = (float)rng_normal(7, (uint64_t)i);
+    const struct model_spec *m = &b->size->m;
+    if (m->position != POSITION_ALIBI) {
+        return true;
     }
-    for (int i = 0; i < POOL; i++) {
-        uint32_t bits;
-        memcpy(&bits, &wide[i], sizeof(bits));
-        narrow[i] = (uint16_t)(bits >> 16);
+    size_t size = (size_t)m->n_heads * sizeof(float);
+    float *slopes = mem_alloc(size);
+    model_alibi_slopes(slopes, m->n_heads);
+    b->slopes = b->be->ops->alloc(b->be, size);
+    if (b->slopes) {
+        b->be->ops->put(b->be, b->slopes, slopes, size);
     }
-    const void *pool = t == DTYPE_F32 ? (const void *)wide : (const void *)narrow;
-    size_t size = dtype_size(t);
-    for (int64_t i = 0; i < n; i += POOL) {
-        int64_t count = n - i < POOL ? n - i : POOL;
-        be->ops->put(be, p + (size_t)i * size, pool, (size_t)count * size);
-    }
+    mem_free(slopes);
+    return b->slopes != NULL;
 }
 
 /* Room for the largest operand of any op of this size. */
@@ -404,7 +415,7 @@ static bool operands(struct bench_op *b)
         if (!b->mem[i]) {
             return false;
         }
-        random_fill(b->be, b->mem[i], b->at, b->at == DTYPE_F32 ? most : 2 * most);
+        mfu_fill(b->be, b->mem[i], b->at, b->at == DTYPE_F32 ? most : 2 * most);
     }
     // Gradients and statistics are fp32 whatever the dtype.
     size_t ids = (size_t)b->N * sizeof(*b->tokens);
@@ -418,7 +429,7 @@ static bool operands(struct bench_op *b)
     size_t partials = (size_t)(optim_elements(b) / NORM_CHUNK + 1) * sizeof(double);
     b->tokens = b->be->ops->alloc(b->be, ids);
     b->small = b->be->ops->alloc(b->be, SMALL_SUMS + partials);
-    bool room = b->tokens && b->small;
+    bool room = b->tokens && b->small && alibi(b);
     if (room) {
         b->be->ops->put(b->be, b->tokens, tokens, ids);
         b->be->ops->put(b->be, b->small, &c, sizeof(c));
@@ -435,6 +446,7 @@ static void operands_free(struct bench_op *b)
     }
     b->be->ops->release(b->be, b->tokens);
     b->be->ops->release(b->be, b->small);
+    b->be->ops->release(b->be, b->slopes);
 }
 
 static void one(struct bench_op *b, const char *name, op_fn *fn, double flops, double bytes)
@@ -465,10 +477,10 @@ static void bench_ops(struct bench_op *b)
     one(b, "bias_bwd 4d", op_bias_bwd, 0, 4 * e * nd);
     one(b, "gelu_fwd", op_gelu_fwd, 0, 8 * e * nd);
     one(b, "gelu_bwd", op_gelu_bwd, 0, 12 * e * nd);
-    random_fill(b->be, b->mem[0], b->at, (int64_t)xv);
+    mfu_fill(b->be, b->mem[0], b->at, (int64_t)xv);
     one(b, "xent 512 rows", op_xent, 0, 2 * e * xv);
     for (int i = 0; i < 5; i++) {
-        random_fill(b->be, b->mem[i], DTYPE_F32, (int64_t)p);
+        mfu_fill(b->be, b->mem[i], DTYPE_F32, (int64_t)p);
     }
     one(b, "sqnorm 12dd", op_sqnorm, 0, 4 * p);
     one(b, "adamw 12dd", op_adamw, 0, 30 * p);
@@ -524,7 +536,7 @@ static struct trainer_config config_of(struct size *s)
                   .eps = 1e-8,
                   .clip_norm = 1,
                   .batch = s->batch,
-                  .micro_batch = s->batch,
+                  .micro_batch = s->gpu ? 0 : s->batch, /* 0: what the device has room for */
                   .warmup = 10,
                   .schedule_steps = 10000,
                   .min_lr_ratio = 0.1},
@@ -572,6 +584,7 @@ static enum status bench_steps(const struct size *size, double products_s, struc
         st = run_steps(t, &times, &cpu, &loss, e);
     }
     char what[96];
+    double planned = (double)model_plan(trainer_model(t))->total;
     trainer_describe(t, what);
     trainer_close(t);
     if (st) {
@@ -582,21 +595,28 @@ static enum status bench_steps(const struct size *size, double products_s, struc
     double p90 = quantile(&times, 0.9);
     double tokens = (double)s.batch * s.m.seq_len;
     double flops = step_gemm_flops(&s);
-    double attention = 6.0 * s.m.n_layers * s.m.d_model * s.m.seq_len * tokens;
+    double causal = mfu_token_flops(&s.m) * tokens;
+    double full = causal + 6.0 * s.m.n_layers * s.m.d_model * s.m.seq_len * tokens;
     double load = load_now();
     (void)printf(
         "%s step, %s: %.1f ms [%.1f %.1f], %.0f tokens/s, %.1f GFLOP/s of products, %.0f %% "
-        "of their own rate, loss %.3f, load %.1f%s\n",
+        "of their own rate, %.1f GiB planned, loss %.3f, load %.1f%s\n",
         s.name, what, p50 * 1e3, p10 * 1e3, p90 * 1e3, tokens / p50, flops / p50 * 1e-9,
-        100 * products_s / p50, loss, load,
+        100 * products_s / p50, planned / (1 << 30), loss, load,
         load > 1.2 * (double)sysconf(_SC_NPROCESSORS_ONLN) ? ": UNRELIABLE" : "");
+    (void)printf(
+        "  MFU of a large product's rate here: %.1f %% with causal attention (6 L d T a token), "
+        "%.1f %% with all of it (12 L d T)\n",
+        100 * causal / p50 / ceiling.product, 100 * full / p50 / ceiling.product);
     (void)printf(
         "{\"bench\":\"step\",\"size\":\"%s\",\"what\":\"%s\",\"n\":%d,\"median_s\":%.6g,"
         "\"p10_s\":%.6g,\"p90_s\":%.6g,\"cpu_s\":%.6g,\"tokens_per_s\":%.6g,\"gemm_gflops\":%.5g,"
-        "\"model_gflops_causal\":%.5g,\"gemm_own_s\":%.6g,\"share\":%.4f,\"loss\":%.5g,"
-        "\"load\":%.2f}\n",
+        "\"model_gflops_causal\":%.5g,\"model_gflops_full\":%.5g,\"mfu_causal\":%.4f,"
+        "\"mfu_full\":%.4f,\"gemm_own_s\":%.6g,\"share\":%.4f,\"planned_bytes\":%.0f,"
+        "\"loss\":%.5g,\"load\":%.2f}\n",
         s.name, what, times.n, p50, p10, p90, quantile(&cpu, 0.5), tokens / p50, flops / p50 * 1e-9,
-        (flops + attention) / p50 * 1e-9, products_s, products_s / p50, loss, load);
+        causal / p50 * 1e-9, full / p50 * 1e-9, causal / p50 / ceiling.product,
+        full / p50 / ceiling.product, products_s, products_s / p50, planned, loss, load);
     return ST_OK;
 }
 
@@ -673,14 +693,18 @@ static enum status bench_all(struct err *e)
         strcmp(opt.dtype, "auto") ? !strcmp(opt.dtype, "bf16") : be->ops->supports(be, DTYPE_BF16);
     const char *wait = getenv("OMP_WAIT_POLICY");
     const char *attention = getenv("PHOTON_CUDA_ATTN");
-    double copy = copy_rate(be);
-    (void)printf("device %s, %d threads, %s, copy %.1f GB/s, load %.1f, OMP_WAIT_POLICY %s\n",
-                 be->ops->name, be->threads, bf16 ? "bf16" : "f32", copy * 1e-9, load_now(),
-                 wait ? wait : "unset");
-    (void)printf("{\"bench\":\"machine\",\"device\":\"%s\",\"threads\":%d,\"copy_gbps\":%.4g,"
-                 "\"load\":%.2f,\"attention\":\"%s\"}\n",
-                 be->ops->name, be->threads, copy * 1e-9, load_now(), attention ? attention : "");
-    enum status st = ST_OK;
+    ceiling.copy = copy_rate(be);
+    enum status st =
+        mfu_peak(opt.device, opt.threads, bf16 ? DTYPE_BF16 : DTYPE_F32, &ceiling.product, e);
+    (void)printf(
+        "device %s, %d threads, %s, a large product %.1f GFLOP/s, copy %.1f GB/s, load %.1f, "
+        "OMP_WAIT_POLICY %s\n",
+        be->ops->name, be->threads, bf16 ? "bf16" : "f32", ceiling.product * 1e-9,
+        ceiling.copy * 1e-9, load_now(), wait ? wait : "unset");
+    (void)printf("{\"bench\":\"machine\",\"device\":\"%s\",\"threads\":%d,\"product_gflops\":%.5g,"
+                 "\"copy_gbps\":%.4g,\"load\":%.2f,\"attention\":\"%s\"}\n",
+                 be->ops->name, be->threads, ceiling.product * 1e-9, ceiling.copy * 1e-9,
+                 load_now(), attention ? attention : "");
     for (int k = 0; k < SIZE_COUNT && !st; k++) {
         if (opt.size[k]) {
             st = bench_size(be, bf16 ? DTYPE_BF16 : DTYPE_F32, &SIZES[k], e);
@@ -697,7 +721,7 @@ int main(int argc, char **argv)
     if (!parse(argc, argv)) {
         (void)fprintf(stderr,
                       "usage: %s [--device D] [--dtype T] [--threads N] [--size "
-                      "5.8m|29m|125m|125m-2k|1b-2k]... "
+                      "5.8m|29m|125m|125m-2k|1b-2k|3b-2k|7b-2k]... "
                       "[--seconds S] [--only ops|steps|attn]\n",
                       argv[0]);
         return 2;

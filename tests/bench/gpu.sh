@@ -1,7 +1,8 @@
 #!/bin/sh
-# gpu.sh BENCH_ENGINE: ops and whole steps on the GPU; counts as one test that they run at all. On
-# Hopper the attention that is asked for by name is timed beside the other, alone and in steps.
-passed=0 failed=0
+# gpu.sh BENCH_ENGINE: ops and whole steps on the GPU, then steps in turns with PyTorch's; counts as
+# tests that they run at all. On Hopper the attention that is asked for by name is timed beside the
+# other, alone and in steps.
+passed=0 failed=0 skipped=0
 count() { if "$@"; then passed=$((passed + 1)); else failed=$((failed + 1)); fi; }
 hopper=
 if command -v nvidia-smi >/dev/null; then
@@ -18,5 +19,12 @@ if [ "$hopper" = 9.0 ]; then
 else
     echo 'skipped: attention by wgmma, no compute capability 9.0'
 fi
-printf '%d passed, %d failed, 0 skipped\n' "$passed" "$failed"
+here=$(dirname "$0")
+if python3 -c 'import torch' 2>/dev/null; then
+    count python3 -B "$here/torch_gpu.py" --ours "$1" --seconds 3 --rounds 3
+else
+    echo 'skipped: PyTorch beside ours, python3 has no torch'
+    skipped=1
+fi
+printf '%d passed, %d failed, %d skipped\n' "$passed" "$failed" "$skipped"
 [ "$failed" -eq 0 ]

@@ -2,14 +2,17 @@
 """The GPU sizes of bench_engine.c in PyTorch, as the rival of our steps on one GPU.
 
     torch_gpu.py [--ours build/release/tests/bench/bench_engine] [--size 125m-2k]... [--batch N]
-                 [--seconds 10] [--rounds 3]
+                 [--checkpoint] [--seconds 10] [--rounds 3]
 
 The same shapes and optimizer: pre-norm blocks without biases, ALiBi, exact GELU, tied head, clip by norm 1,
 AdamW. PyTorch at its best: torch.compile, FlexAttention for ALiBi, bf16 autocast, fused AdamW. The batch is
-ours unless --batch names a better one for PyTorch. With --ours the two take turns in one run, so that
-clocks and temperature weigh on both. Needs PyTorch 2.5 or later, which nothing else in the project does.
+ours unless --batch names a better one for PyTorch; where memory does not do for it, first the blocks are
+computed again in the backward pass (--checkpoint begins so), then the batch is halved until it fits. With
+--ours the two take turns in one run, so that clocks and temperature weigh on both. Needs PyTorch 2.5 or
+later, which nothing else in the project does.
 """
 import argparse
+import gc
 import json
 import statistics
 import subprocess
@@ -21,12 +24,15 @@ try:
     import torch.nn as nn
     import torch.nn.functional as F
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+    from torch.utils.checkpoint import checkpoint
 except ImportError:
     sys.exit('torch_gpu.py: PyTorch 2.5 or later is not installed')
 
 SIZES = {  # vocabulary, width, heads, layers, sequences, tokens of a sequence
     '125m-2k': (50368, 768, 12, 12, 8, 2048),
-    '1b-2k': (50368, 2048, 16, 24, 4, 2048),
+    '1b-2k': (50368, 2048, 16, 24, 8, 2048),
+    '3b-2k': (50368, 2560, 20, 32, 8, 2048),
+    '7b-2k': (50368, 4096, 32, 32, 8, 2048),
 }
 
 
@@ -59,8 +65,9 @@ class Block(nn.Module):
 
 
 class Model(nn.Module):
-    def __init__(self, vocab, d, heads, layers, t):
+    def __init__(self, vocab, d, heads, layers, t, again):
         super().__init__()
+        self.again = again  # compute blocks again in the backward pass
         self.wte = nn.Embedding(vocab, d)
         self.blocks = nn.ModuleList(Block(d, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(d, bias=False)
@@ -76,18 +83,18 @@ class Model(nn.Module):
 
         x = self.wte(tokens)
         for block in self.blocks:
-            x = block(x, bias, self.mask)
+            x = checkpoint(block, x, bias, self.mask, use_reentrant=False) if self.again else block(x, bias, self.mask)
         logits = F.linear(self.norm(x), self.wte.weight)
         return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
 
 
-def measure(name, batch, seconds):
+def measure(name, batch, again, seconds):
     """Tokens per second, by the median step after ten to warm up, and the peak of memory."""
-    vocab, d, heads, layers, ours_batch, t = SIZES[name]
-    batch = batch or ours_batch
+    vocab, d, heads, layers, _, t = SIZES[name]
     torch.manual_seed(1)
+    torch.cuda.reset_peak_memory_stats()
     with torch.device('cuda'):
-        model = Model(vocab, d, heads, layers, t)
+        model = Model(vocab, d, heads, layers, t, again)
     optim = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0, fused=True)
     forward = torch.compile(model)
     times = []
@@ -107,10 +114,27 @@ def measure(name, batch, seconds):
         if end is None and len(times) == 10:
             end = time.perf_counter() + seconds
             times = []
-    peak = torch.cuda.max_memory_allocated()
-    del model, forward, optim, loss
-    torch.cuda.empty_cache()  # ours takes its turn on the same GPU
-    return batch * t / statistics.median(times), peak
+    return batch * t / statistics.median(times), torch.cuda.max_memory_allocated()
+
+
+def forget():
+    """Give back what a measurement took: the other side has its turn on the same GPU."""
+    gc.collect()
+    torch._dynamo.reset()
+    torch.cuda.empty_cache()
+
+
+def fitting(name, batch, again):
+    """The first of (batch, again), (batch, True), (batch / 2, True)... that memory does for, or None."""
+    while batch:
+        try:
+            measure(name, batch, again, 0)
+            return batch, again
+        except torch.cuda.OutOfMemoryError:
+            batch, again = (batch // 2 if again else batch), True
+        finally:
+            forget()
+    return None
 
 
 def ours(program, name, seconds):
@@ -125,6 +149,7 @@ def main():
     p.add_argument('--ours')
     p.add_argument('--size', action='append', choices=SIZES)
     p.add_argument('--batch', type=int)
+    p.add_argument('--checkpoint', action='store_true', help='compute blocks again in the backward pass')
     p.add_argument('--seconds', type=float, default=10)
     p.add_argument('--rounds', type=int, default=3)
     a = p.parse_args()
@@ -132,18 +157,23 @@ def main():
         sys.exit('torch_gpu.py: PyTorch sees no GPU')
     torch.set_float32_matmul_precision('high')
     for name in a.size or SIZES:
+        row = {'bench': 'torch_gpu', 'size': name, 'torch': torch.__version__, 'gpu': torch.cuda.get_device_name()}
         rates = {'torch': [], 'ours': []}
+        fits = fitting(name, a.batch or SIZES[name][4], a.checkpoint)
         for _ in range(a.rounds):
-            rate, peak = measure(name, a.batch, a.seconds)
-            rates['torch'].append(rate)
+            if fits:
+                rate, row['peak_bytes'] = measure(name, *fits, a.seconds)
+                forget()
+                rates['torch'].append(rate)
             if a.ours:
                 rates['ours'].append(ours(a.ours, name, a.seconds))
         best = {who: statistics.median(r) for who, r in rates.items() if r}
-        row = {'bench': 'torch_gpu', 'size': name, 'torch': torch.__version__, 'gpu': torch.cuda.get_device_name(),
-               'peak_bytes': peak, 'tokens_per_s': best}
-        if a.ours:
+        row.update(batch=fits and fits[0], checkpoint=fits and fits[1], tokens_per_s=best)
+        if len(best) == 2:
             row['ratio'] = best['ours'] / best['torch']
         print(json.dumps(row), flush=True)
+        print('%s: %s' % (name, ', '.join('%s %.0f tokens/s' % item for item in best.items())), file=sys.stderr, end='')
+        print(', ratio %.2f' % row['ratio'] if 'ratio' in row else '' if fits else ', PyTorch does not fit', file=sys.stderr, flush=True)
 
 
 if __name__ == '__main__':

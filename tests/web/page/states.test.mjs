@@ -97,7 +97,7 @@ test('runs are chosen, compared, and taken out again', { skip }, () => on(demoWo
   await page.waitForURL(/compare\?run=r_01/);
   await settled(page);
   assert.deepEqual(await page.locator('.diff tbody th').allInnerTexts(), ['seed', 'outer.name', 'outer.lr', 'outer.momentum']);
-  await page.getByRole('button', { name: 'Also what is the same' }).click();
+  await page.getByRole('button', { name: 'Show equal keys too' }).click();
   assert.ok((await page.locator('.diff tbody th').count()) > 15);
   await page.getByRole('button', { name: 'Remove tiny-fednesterov' }).click();
   await page.waitForURL((u) => u.searchParams.get('run') === 'r_01RUN');

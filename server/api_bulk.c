@@ -44,7 +44,9 @@ struct chunk {
     struct chunk_digest digest;
     bool durable_before; // a repeat: its bytes are read and dropped
     struct upload_file *file;
-    int64_t received; // of the body
+    int64_t received;    // of the body
+    enum status durable; // what became of making it so
+    struct err why;
     struct refusal no;
 };
 
@@ -151,9 +153,9 @@ static enum status open_file(struct chunk *c, struct err *e)
         return stop(e);
     }
     TRY(st);
-    TRY(db_pool_take(s->pool, &db, e));
+    TRY(db_pool_take(s->bulk_pool, &db, e));
     st = db_upload_writes(db, c->upload.id, c->writer_epoch, c->offset, &writes, e);
-    db_pool_give(s->pool, db);
+    db_pool_give(s->bulk_pool, db);
     TRY(st);
     return writes ? ST_OK : err_set(e, ST_CONFLICT, "a newer request writes this upload");
 }
@@ -285,34 +287,45 @@ static void chunk_abandon(struct request *rq)
     struct db *db = NULL;
     upload_file_close(c->file); // let the next request have it at once
     c->file = NULL;
-    if (c->received > 0 && db_pool_take(rq->server->pool, &db, NULL) == ST_OK) {
+    if (c->received > 0 && db_pool_take(rq->server->bulk_pool, &db, NULL) == ST_OK) {
         count_upload(db, c, rq->who.silo_id);
-        db_pool_give(rq->server->pool, db);
+        db_pool_give(rq->server->bulk_pool, db);
+    }
+}
+
+static enum status make_durable(struct chunk *c, struct err *e)
+{
+    TRY(multipart_end(c->reader, e));
+    if (c->part != PART_CHUNK) {
+        return err_set(e, ST_INVALID, "the parts must be meta and chunk, in this order");
+    }
+    return c->durable_before ? ST_OK : upload_file_check(c->file, e);
+}
+
+/* The disk may be slow: nobody waits meanwhile for a connection that this one would hold. */
+static void chunk_end(struct request *rq)
+{
+    struct chunk *c = rq->state;
+    c->durable = make_durable(c, &c->why);
+    if (c->durable == ST_IO) {
+        // What the kernel could not write it may have dropped: the file is not to be trusted again.
+        log_error("upload lost upload=%s: %s", c->upload.id, c->why.msg);
+        upload_hash_forget(c->upload.id);
+        blob_tmp_remove(rq->server->blobs, c->upload.id);
     }
 }
 
 static enum status commit_chunk(struct request *rq, struct response *rs, struct chunk *c,
                                 struct err *e)
 {
-    enum status st = multipart_end(c->reader, e);
-    if (!st && c->part != PART_CHUNK) {
-        st = err_set(e, ST_INVALID, "the parts must be meta and chunk, in this order");
+    struct err ignored = {0};
+    if (c->durable == ST_IO && db_upload_expire(rq->db, c->upload.id, &ignored)) {
+        log_error("nor could it be marked: %s", ignored.msg); // its file is gone all the same
     }
-    if (st || c->durable_before) {
-        return st;
+    if (c->durable || c->durable_before) {
+        *e = c->why;
+        return c->durable;
     }
-    st = upload_file_check(c->file, e);
-    if (st == ST_IO) {
-        // What the kernel could not write it may have dropped: the file is not to be trusted again.
-        log_error("upload lost upload=%s: %s", c->upload.id, e->msg);
-        struct err ignored = {0};
-        if (db_upload_expire(rq->db, c->upload.id, &ignored)) {
-            log_error("nor could it be marked: %s", ignored.msg); // its file is gone all the same
-        }
-        upload_hash_forget(c->upload.id);
-        blob_tmp_remove(rq->server->blobs, c->upload.id);
-    }
-    TRY(st);
     int64_t to = c->offset + c->bytes;
     TRY(db_upload_commit(rq->db, &c->upload, rq->who.silo_id, c->epoch, c->writer_epoch, c->offset,
                          to, &c->no, e));
@@ -343,7 +356,7 @@ static enum status chunk_done(struct request *rq, struct response *rs, struct er
     return ST_OK;
 }
 
-static const struct sink chunk_sink = {chunk_begin, chunk_bytes, chunk_abandon};
+static const struct sink chunk_sink = {chunk_begin, chunk_bytes, chunk_end, chunk_abandon};
 
 /* ---- a blob ---- */
 
@@ -359,10 +372,10 @@ static void blob_sent(struct request *rq, int64_t bytes)
     const struct going *g = rq->state;
     struct db *db = NULL;
     struct err e = {0};
-    enum status st = bytes > 0 ? db_pool_take(rq->server->pool, &db, &e) : ST_OK;
+    enum status st = bytes > 0 ? db_pool_take(rq->server->bulk_pool, &db, &e) : ST_OK;
     if (!st && db) {
         st = db_traffic_add(db, g->run_id, g->number, rq->who.silo_id, 0, bytes, &e);
-        db_pool_give(rq->server->pool, db);
+        db_pool_give(rq->server->bulk_pool, db);
     }
     if (st) {
         log_warn("traffic was not counted: %s", e.msg);

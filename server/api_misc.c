@@ -248,6 +248,15 @@ static void print_rows(struct buf *b, const struct db_rows *rows)
     }
 }
 
+static void print_pool(struct buf *b, const char *name, struct db_pool *pool)
+{
+    int busy = 0;
+    int idle = 0;
+    db_pool_count(pool, &busy, &idle);
+    buf_fmt(b, "photon_db_connections{pool=\"%s\",state=\"busy\"} %d\n", name, busy);
+    buf_fmt(b, "photon_db_connections{pool=\"%s\",state=\"idle\"} %d\n", name, idle);
+}
+
 static enum status get_metrics(struct request *rq, struct response *rs, struct err *e)
 {
     struct db_rows rows;
@@ -265,13 +274,9 @@ static enum status get_metrics(struct request *rq, struct response *rs, struct e
     buf_fmt(&b, "photon_blob_floor_bytes %" PRId64 "\n", blob_floor_bytes(rq->server->blobs));
     print_family(&b, "photon_streams", "gauge", "Event streams that are open.");
     buf_fmt(&b, "photon_streams %d\n", streams_count(rq->server->streams));
-    int busy = 0;
-    int idle = 0;
-    db_pool_count(rq->server->pool, &busy, &idle);
-    print_family(&b, "photon_db_connections", "gauge", "Connections of the requests' pool.");
-    buf_fmt(&b,
-            "photon_db_connections{state=\"busy\"} %d\nphoton_db_connections{state=\"idle\"} %d\n",
-            busy, idle);
+    print_family(&b, "photon_db_connections", "gauge", "Connections of the requests' pools.");
+    print_pool(&b, "control", rq->server->pool);
+    print_pool(&b, "bulk", rq->server->bulk_pool);
     print_rows(&b, &rows);
     stats_print(&b);
     rs->content_type = "text/plain; version=0.0.4; charset=utf-8";

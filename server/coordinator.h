@@ -22,6 +22,8 @@
 
 struct coordinator;
 
+enum { COORDINATOR_CONNECTIONS = 4 }; /* to the database: one of each thread */
+
 /* server and conninfo must outlive it. ST_RETRY: the database does not answer. */
 enum status coordinator_start(struct coordinator **out, struct server *server, const char *conninfo,
                               struct err *e) MUST_CHECK;

@@ -251,7 +251,11 @@ static void run_bulk(struct exchange *x)
 {
     struct err e = {0};
     enum status st = ST_OK;
+    const struct sink *sink = x->match.route->sink;
     x->sink_open = false;
+    if (sink && sink->end) {
+        sink->end(&x->rq);
+    }
     if (exchange_db_take(x)) {
         st = x->match.route->handler(&x->rq, &x->rs, &e);
         exchange_db_give(x);

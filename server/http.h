@@ -5,7 +5,8 @@
  * body (bounded by the route), suspends the connection and hands the request to a pool of workers,
  * each with its own database connection; the worker runs the handler, which may block, and the
  * connection is resumed with its response. *Bulk* carries weights and updates: one thread per
- * connection, the body is streamed to the route's sink and never held.
+ * connection, the body is streamed to the route's sink and never held. Their database connections
+ * are of another pool: however many transfers wait for one, control does not.
  *
  * A handler reads `struct request`, fills `struct response`, returns ST_OK. Returning an error
  * status instead makes a problem document of it (RFC 9457) by the one table in http.c; problem()
@@ -51,7 +52,7 @@ struct principal {
 struct request {
     struct server *server;
     struct arena *arena;
-    struct db *db; /* a pooled connection; NULL in a sink's bytes(), and where nobody
+    struct db *db; /* a pooled connection; NULL in a sink's bytes() and end(), and where nobody
                       needs to say who they are while the database is away */
     struct principal who;
     const char *method;
@@ -129,14 +130,16 @@ typedef enum status handler_fn(struct request *rq, struct response *rs, struct e
 
 /*
  * A bulk body's sink: begin() before the first byte (may refuse by filling rs and returning ST_OK
- * with rs->status set), bytes() for each piece as it arrives, then the route's handler at the end.
- * abandon() when the peer is gone before the end.
+ * with rs->status set), bytes() for each piece as it arrives, end() for what takes long when all
+ * are here, while no database connection is held, then the route's handler. abandon() when the peer
+ * is gone before the end.
  */
 struct sink {
     enum status (*begin)(struct request *rq, struct response *rs, int64_t content_length,
                          struct err *e);
     enum status (*bytes)(struct request *rq, struct response *rs, const void *data, size_t len,
                          struct err *e);
+    void (*end)(struct request *rq);
     void (*abandon)(struct request *rq);
 };
 

@@ -268,13 +268,19 @@ static bool park(struct work *w, struct exchange *x)
 
 /* ---- one attempt ---- */
 
+static struct db_pool *pool_of(const struct exchange *x)
+{
+    const struct server *s = x->http->server;
+    return x->listener == LISTENER_BULK ? s->bulk_pool : s->pool;
+}
+
 bool exchange_db_take(struct exchange *x)
 {
     struct err e = {0};
     if (x->rq.db) {
         return true;
     }
-    if (db_pool_take(x->http->server->pool, &x->rq.db, &e) == ST_OK) {
+    if (db_pool_take(pool_of(x), &x->rq.db, &e) == ST_OK) {
         return true;
     }
     x->rq.db = NULL;
@@ -291,7 +297,7 @@ bool exchange_db_take(struct exchange *x)
 void exchange_db_give(struct exchange *x)
 {
     if (x->rq.db) {
-        db_pool_give(x->http->server->pool, x->rq.db);
+        db_pool_give(pool_of(x), x->rq.db);
         x->rq.db = NULL;
     }
 }

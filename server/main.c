@@ -41,7 +41,8 @@ enum {
     TEND_MS = 250,
     CERTIFICATE_MS = 3600 * 1000, // it is looked at so often
     DATABASE_WAIT_MS = 10000,     // of a database that is only just starting
-    BULK_CONNECTIONS = 64,
+    ASIDE_CONNECTIONS = 2, // beside the workers': the herald's, and that of the event streams
+    TRANSFER_CONNECTIONS = 64,
     FILES_WANTED = 65536,
     STOP_MAX_S = 10,
 };
@@ -157,18 +158,24 @@ static enum status as_config(enum status st)
     return st == ST_CONFLICT || st == ST_DENIED ? ST_INVALID : st;
 }
 
+static int connections_wanted(const struct program *p)
+{
+    return p->o.workers + ASIDE_CONNECTIONS + TRANSFER_CONNECTIONS + COORDINATOR_CONNECTIONS;
+}
+
 /* Another role serves, where there is one. */
 static enum status prepare_role(struct program *p, struct db *owner, struct err *e)
 {
     if (p->owner == p->conninfo) {
-        return ST_OK;
+        return settings_check_room(owner, connections_wanted(p), e);
     }
     if (p->cluster) {
         TRY(db_role_make(owner, e));
     }
     struct db *server = NULL;
     TRY(connect_patiently(p, p->conninfo, &server, e));
-    enum status st = db_role_let_serve(owner, server, e);
+    enum status st = settings_check_room(server, connections_wanted(p), e);
+    st = st ? st : db_role_let_serve(owner, server, e);
     db_close(server);
     return st;
 }
@@ -199,7 +206,8 @@ static enum status open_database(struct program *p, struct err *e)
     TRY(connect_patiently(p, p->owner, &db, e));
     enum status st = prepare_database(p, db, e);
     db_close(db);
-    p->server.pool = db_pool_new(p->conninfo, p->o.workers + BULK_CONNECTIONS);
+    p->server.pool = db_pool_new(p->conninfo, p->o.workers + ASIDE_CONNECTIONS);
+    p->server.bulk_pool = db_pool_new(p->conninfo, TRANSFER_CONNECTIONS);
     return st;
 }
 
@@ -328,6 +336,7 @@ static void stop(struct program *p, int rc)
     }
     hub_free(p->server.hub);
     db_pool_free(p->server.pool);
+    db_pool_free(p->server.bulk_pool);
     upload_hash_end(p->server.blobs);
     blob_store_close(p->server.blobs);
     s3_close(p->bucket);

@@ -33,7 +33,8 @@ struct server {
     int64_t orphan_age_s; /* files that no row knows are reaped at this age */
     int audit_days;       /* rows of the audit table are kept so long; 0: for ever */
     int64_t daily_upload, daily_download; /* bytes of one silo in a day; 0: unlimited */
-    struct db_pool *pool;
+    struct db_pool *pool;                 /* of control, the herald and the event streams */
+    struct db_pool *bulk_pool; /* of transfers, so that none of the above ever waits for them */
     struct blob_store *blobs;
     struct hub *hub;
     struct pace *bulk_pace;  /* NULL: unlimited */

@@ -12,6 +12,16 @@ static const char SQL_FACTS[] =
     "SELECT current_setting('server_version_num')::integer, current_setting('server_version'),"
     "       current_setting('data_checksums') = 'on'";
 
+// Some are kept for superusers and, from PostgreSQL 16 on, for whom the operator names. -1 says
+// that the role or the database has no bound of its own, and least() passes over null.
+static const char SQL_ROOM[] =
+    "SELECT least(current_setting('max_connections')::integer"
+    "             - current_setting('superuser_reserved_connections')::integer"
+    "             - coalesce(current_setting('reserved_connections', true)::integer, 0),"
+    "             nullif(r.rolconnlimit, -1), nullif(d.datconnlimit, -1))"
+    "  FROM pg_roles r, pg_database d"
+    " WHERE r.rolname = current_user AND d.datname = current_database()";
+
 static enum status check(struct db *db, struct arena *a, bool allow_unsafe, struct err *e)
 {
     struct db_rows rows;
@@ -46,6 +56,28 @@ enum status settings_check(struct db *db, bool allow_unsafe, struct err *e)
 {
     struct arena *a = arena_new(1 << 20);
     enum status st = check(db, a, allow_unsafe, e);
+    arena_free(a);
+    return st;
+}
+
+static enum status check_room(struct db *db, struct arena *a, int connections, struct err *e)
+{
+    struct db_rows rows;
+    int32_t room = 0;
+    TRY(db_query(db, a, SQL_ROOM, 0, NULL, &rows, e));
+    TRY(db_int32(&rows, 0, 0, &room, e));
+    if (room < connections) {
+        log_warn("this database lets us have %d connections at once and a busy server uses %d: "
+                 "requests will fail meanwhile; try a larger max_connections, or fewer --workers",
+                 room, connections);
+    }
+    return ST_OK;
+}
+
+enum status settings_check_room(struct db *db, int connections, struct err *e)
+{
+    struct arena *a = arena_new(1 << 16);
+    enum status st = check_room(db, a, connections, e);
     arena_free(a);
     return st;
 }

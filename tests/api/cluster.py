@@ -93,6 +93,11 @@ class Own:
         with open(self.log) as f:
             return f.read()
 
+    def alter(self, what):
+        """The role that serves, as the owner of the private PostgreSQL."""
+        subprocess.run(["psql", "-X", "-q", "-h", os.path.join(self.data, "pg-socket"), "-U", "photon", "-d", "postgres",
+                        "-v", "ON_ERROR_STOP=1", "-c", "ALTER ROLE photon_server " + what], check=True, timeout=20)
+
     def check(self):
         done = subprocess.run([self.program, "check", "--data", self.data], capture_output=True, text=True, timeout=90)
         return done.returncode, done.stdout
@@ -219,6 +224,16 @@ def test_the_role_that_serves_owns_nothing(server):
         done = ask("photon_server", "DELETE FROM audit")
         assert "kept for 90 days" in done.stderr, done
         assert ask("photon_server", "SELECT count(*) FROM audit WHERE action = 'token_create'").stdout.strip() == "1"
+
+
+def test_too_few_connections_are_said_at_the_start(server):
+    with Own(server.program) as own:
+        own.start()
+        assert "connections at once" not in own.said()
+        own.alter("CONNECTION LIMIT 40")
+        assert own.stop() == 0
+        own.start()
+        assert "lets us have 40 connections at once and a busy server uses 78" in own.said()
 
 
 def test_dear_queries_need_no_memory_to_write_and_run(server):

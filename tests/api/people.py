@@ -366,6 +366,7 @@ def test_prometheus_text_is_well_formed(server):
     assert typed["photon_http_requests_total"] == "counter"
     assert 'photon_silos{state="gone"} 2' in answer.body.decode()
     assert typed["photon_db_connections"] == "gauge"
+    assert {'photon_db_connections{pool="%s",state="%s"}' % (p, s) for p in ("control", "bulk") for s in ("busy", "idle")} <= seen
 
 
 def test_health_readiness_version(server):

@@ -4,13 +4,15 @@ import hashlib
 import json
 import math
 import random
+import re
 import select
 import socket
 import struct
 import subprocess
 import threading
+import time
 
-from kit import psql, until
+from kit import SOON_S, psql, until
 from silo_client import BOUNDARY, PROTOCOL, Silo, code, crc32c, spec
 
 counter = [0]
@@ -697,6 +699,43 @@ def test_an_accept_waits_for_whoever_seals_the_round(server):
         sealer.kill()
         sealer.communicate()
     until("the update to count", lambda: silo.finish(task, upload).status == 200)
+    no_violations()
+
+
+def test_control_does_not_wait_for_transfers(server):
+    """All the connections that transfers may have are held, by chunks that wait for a lock; a heartbeat is answered at once."""
+    run, silos = begin(server, silos=6)
+    tasks = [s.task() for s in silos]
+    quiet, own = silos.pop(), tasks.pop()
+    beat = {"epoch": own["lease"]["epoch"], "step": 1, "phase": "train", "tokens_per_s": 10.0}
+    chunks = []
+    for silo, task in zip(silos, tasks):
+        data, tokens = silo.update(task)
+        chunks.append((silo, task, silo.create(task, data, tokens).json()["upload"], data[:100]))
+    holder = subprocess.Popen(["psql", "-X", "-q", "-A", "-t"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    answers = []
+    try:
+        holder.stdin.write("BEGIN; SELECT count(id) FROM (SELECT id FROM upload WHERE id IN ('%s') FOR UPDATE) x;\n"
+                           % "','".join(c[2] for c in chunks))
+        holder.stdin.flush()
+        assert holder.stdout.readline().strip() == "5"
+        threads = [threading.Thread(target=lambda c=c: answers.append(c[0].chunk(c[1], c[2], c[3], 0).status), daemon=True)
+                   for c in chunks for _ in range(16)]
+        for t in threads:
+            t.start()
+        busy = re.compile(r'^photon_db_connections\{pool="bulk",state="busy"\} 64$', re.M)
+        until("all connections of transfers to be held", lambda: busy.search(server.get("/metrics").body.decode()))
+        for _ in range(5):
+            begun = time.monotonic()
+            answer = quiet.post("/tasks/%s/heartbeat" % own["task"], beat)
+            assert answer.status == 200, answer.body
+            assert time.monotonic() - begun < SOON_S, "the heartbeat waited %.1f s" % (time.monotonic() - begun)
+    finally:
+        holder.kill()
+        holder.communicate()
+    for t in threads:
+        t.join(30)
+    assert len(answers) == len(threads) and set(answers) <= {200, 409, 503}, answers
     no_violations()
 
 

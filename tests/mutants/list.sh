@@ -117,6 +117,10 @@ mutant 'a blob is named before it is synced' server/blob_folder.c \
     's/ || FAULT_ERR("blob.sync.file") || fsync(fd))/)/' tests/unit/test_blob
 mutant 'the folder of a blob is not synced' server/blob_folder.c \
     '/^enum status blob_folder_place/,/^}/s/return blob_folder_sync(f->fd, n.inner, e);/return ST_OK;/' tests/unit/test_blob
+mutant 'transfers take the connections of control' server/http_work.c \
+    's/x->listener == LISTENER_BULK ? s->bulk_pool/false ? s->bulk_pool/' tests/api silos.test_control_does_not_wait_for_transfers
+mutant 'too few connections are not said' server/settings.c \
+    's/if (room < connections)/if (false)/' tests/api cluster.test_too_few_connections_are_said_at_the_start
 mutant 'a chunk is said to be durable before it is' server/upload_file.c \
     's/} else if (FAULT_ERR("upload.sync") || fdatasync(f->fd))/} else if (0)/' tests/unit/test_upload_file
 mutant 'the journal of a silo is not synced' client/durable.c \

@@ -178,7 +178,8 @@ enum status agent_encode(struct agent *a, const struct task *t, struct run_state
 enum task_end agent_upload(struct agent *a, const struct task *t, struct run_state *rs,
                            struct beat *b, struct arena *arena);
 
-/* A round whose outcome a dead process never learnt: ask, and settle. */
+/* A round whose outcome a dead process never learnt: ask, and settle. An error: the answer decides
+ * nothing (a revoked token, a proxy's word), and nothing is settled. */
 enum status agent_resolve(struct agent *a, struct run_state *rs, struct arena *arena,
                           struct err *e) MUST_CHECK;
 

@@ -392,27 +392,62 @@ enum task_end agent_upload(struct agent *a, const struct task *t, struct run_sta
     return end;
 }
 
+/* What an answer about the upload says; an error, and nothing is settled, when it says nothing. */
+static enum status read_outcome(const struct json *answer, const char *upload, enum outcome *o,
+                                struct err *e)
+{
+    bool object = answer && json_kind(answer) == JSON_OBJECT;
+    const char *named = object ? json_str(json_get(answer, "upload")) : NULL;
+    const struct json *outcome = object ? json_get(answer, "outcome") : NULL;
+    if (!outcome || !named || strcmp(named, upload) != 0) {
+        return err_set(e, ST_RETRY, "the answer says nothing of the upload");
+    }
+    if (json_kind(outcome) == JSON_NULL) { // its round is over, and it was never counted in it
+        *o = OUTCOME_LATE;
+        return ST_OK;
+    }
+    const struct json *yes =
+        json_kind(outcome) == JSON_OBJECT ? json_get(outcome, "accepted") : NULL;
+    if (!yes || json_kind(yes) != JSON_BOOL) {
+        return err_set(e, ST_RETRY, "the answer says nothing of the upload's outcome");
+    }
+    const char *code = json_str(json_get(outcome, "code"));
+    bool bad = code && strcmp(code, "BAD_UPDATE") == 0;
+    *o = json_bool(yes) ? OUTCOME_COUNTED : bad ? OUTCOME_REFUSED : OUTCOME_LATE;
+    return ST_OK;
+}
+
+/*
+ * Only the server's own word settles. A token that was revoked meanwhile, a proxy's refusal or its
+ * page say nothing of whether the update counted: taken for late, its work would be sent again by
+ * error feedback and its acknowledgement never be noted. So they are returned, and it is asked
+ * again.
+ */
+static enum status ask_outcome(struct agent *a, const struct run_state *rs, struct arena *arena,
+                               enum outcome *o, struct err *e)
+{
+    struct reply r;
+    enum status st = transport_call_retry(a->control, arena, "GET",
+                                          arena_fmt(arena, "/silo/v1/uploads/%s", rs->j.upload),
+                                          NULL, 0.0, &r, e);
+    bool forgotten = (r.http == 404 && strcmp(r.code, "NOT_FOUND") == 0) ||
+                     (r.http == 410 && strcmp(r.code, "UPLOAD_GONE") == 0);
+    if (forgotten) {
+        *o = OUTCOME_LATE;
+        return ST_OK;
+    }
+    return st ? st : read_outcome(r.json, rs->j.upload, o, e);
+}
+
 enum status agent_resolve(struct agent *a, struct run_state *rs, struct arena *arena, struct err *e)
 {
-    enum outcome o = OUTCOME_LATE; // never created, or closed without it
+    enum outcome o = OUTCOME_LATE; // never created
     if (rs->j.upload[0]) {
-        struct reply r;
-        enum status st = transport_call_retry(a->control, arena, "GET",
-                                              arena_fmt(arena, "/silo/v1/uploads/%s", rs->j.upload),
-                                              NULL, 0.0, &r, e);
-        if (st && r.http == 0) {
-            return st; // cancelled: decide next time
-        }
-        const struct json *outcome = !st && r.json ? json_get(r.json, "outcome") : NULL;
-        bool known = outcome && json_kind(outcome) == JSON_OBJECT;
-        const char *code = known ? json_str(json_get(outcome, "code")) : NULL;
-        o = code && strcmp(code, "BAD_UPDATE") == 0 ? OUTCOME_REFUSED : OUTCOME_LATE;
-        const struct json *yes = known ? json_get(outcome, "accepted") : NULL;
-        if (yes && json_kind(yes) == JSON_BOOL && json_bool(yes)) {
-            o = OUTCOME_COUNTED;
-            TRY(acks_note(a->config->state_dir, rs->j.upload, rs->j.sha256, run_of(rs),
-                          rs->j.key.round, e));
-        }
+        TRY(ask_outcome(a, rs, arena, &o, e));
+    }
+    if (o == OUTCOME_COUNTED) {
+        TRY(acks_note(a->config->state_dir, rs->j.upload, rs->j.sha256, run_of(rs), rs->j.key.round,
+                      e));
     }
     log_info("round %" PRId64 " of before: its optimizer state is %s", rs->j.key.round,
              o != OUTCOME_REFUSED ? "kept" : "rolled back");

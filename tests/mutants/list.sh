@@ -182,6 +182,8 @@ mutant 'two lengths of one request' server/guard.c \
     's/^        seen->lengths++;/        seen->lengths = 1;/' tests/unit/test_guard
 mutant 'a silo forgets a run that the server does not know' client/agent_sweep.c \
     's/^        return false;/        return st == ST_NOT_FOUND;/' tests/unit/test_agent_sweep
+mutant 'a refusal to tell settles an update as late' client/agent_upload.c \
+    's/bool forgotten = .*/bool forgotten = r.http >= 400 ||/' tests/unit/test_agent_upload
 mutant 'a base is fetched to its end for a round that is over' client/agent_base.c \
     's/ || (a->fetching \&\& beat_order(a->fetching) != BEAT_CONTINUE)//' tests/unit/test_agent_base
 mutant 'what was refused is tried again' client/reply.c \

@@ -35,6 +35,8 @@ static const char *refuse_finish; // a code, or NULL
 static int gone_once;             // a chunk is answered with UPLOAD_GONE so often
 static bool round_closed;         // what heartbeats are told
 static int64_t away_until_ms;     // every request of the upload gets 503 up to then
+static const char *told;          // what GET is answered with, NULL: as it is
+static int told_status;
 
 static void reply(int fd, int status, const char *body)
 {
@@ -108,6 +110,8 @@ static void handle(int fd, const char *request)
     }
     if (now == FAULT_BUSY || clock_mono_ms() < away_until_ms) {
         reply(fd, 503, "{}");
+    } else if (told && strncmp(request, "GET ", 4) == 0) {
+        reply(to, told_status, told);
     } else if (strncmp(request, "POST /silo/v1/uploads ", 22) == 0) {
         created = true;
         reply_offset(to, 201, "");
@@ -191,6 +195,7 @@ static void begin(enum fault what, int at)
     gone_once = 0;
     round_closed = false;
     away_until_ms = 0;
+    told = NULL;
     memset(received, 0, sizeof(received));
     (void)snprintf(dir, sizeof(dir), "/tmp/photon-upload-XXXXXX");
     CHECK(mkdtemp(dir) != NULL);
@@ -335,6 +340,73 @@ static void a_closed_round_is_no_reason_for_a_storm(void)
     finish();
 }
 
+/* The round is over and its silo died before it heard what became of its update. */
+static enum status resolve(int status, const char *text)
+{
+    struct err e = {0};
+    begin(FAULT_NONE, -1);
+    CHECK_INT(run_state_upload(&rs, UPLOAD, &e), ST_OK);
+    told = text;
+    told_status = status;
+    struct arena *a = arena_new(1 << 24);
+    enum status st = agent_resolve(&agent, &rs, a, &e);
+    arena_free(a);
+    return st;
+}
+
+#define ABOUT_IT "\"upload\":\"u_01J0000000000000000000000A\""
+
+static void what_says_nothing_of_the_upload_settles_nothing(void)
+{
+    static const struct {
+        int status;
+        const char *text;
+    } cases[] = {
+        {401, "{\"code\":\"TOKEN_REVOKED\"}"},
+        {403, "<html>the proxy forbids it</html>"},
+        {404, "<html>the proxy knows no such page</html>"},
+        {410, "{}"},
+        {400, "{\"code\":\"BAD_REQUEST\"}"},
+        {200, "<html>please log in</html>"},
+        {200, "{}"},
+        {200, "{\"upload\":\"u_01J0000000000000000000000B\",\"outcome\":{\"accepted\":true}}"},
+        {200, "{" ABOUT_IT ",\"state\":\"accepted\"}"},
+        {200, "{" ABOUT_IT ",\"outcome\":{\"accepted\":\"yes\"}}"},
+    };
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        CHECK(resolve(cases[i].status, cases[i].text) != ST_OK);
+        CHECK_INT(rs.j.phase, JOURNAL_TRAINED); // asked again the next time
+        CHECK_STR(moments(), "before");
+        CHECK_INT(noted(), 0);
+        finish();
+    }
+}
+
+static void the_servers_word_settles(void)
+{
+    static const struct {
+        int status;
+        const char *text, *moments;
+        int noted;
+    } cases[] = {
+        {200, "{" ABOUT_IT ",\"outcome\":{\"accepted\":true}}", "after", 1},
+        {200, "{" ABOUT_IT ",\"outcome\":null}", "after", 0},
+        {200, "{" ABOUT_IT ",\"outcome\":{\"accepted\":false,\"code\":\"ROUND_CLOSED\"}}", "after",
+         0},
+        {200, "{" ABOUT_IT ",\"outcome\":{\"accepted\":false,\"code\":\"BAD_UPDATE\"}}", "before",
+         0},
+        {404, "{\"code\":\"NOT_FOUND\"}", "after", 0}, // restored from before it
+        {410, "{\"code\":\"UPLOAD_GONE\"}", "after", 0},
+    };
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        CHECK_INT(resolve(cases[i].status, cases[i].text), ST_OK);
+        CHECK_INT(rs.j.phase, JOURNAL_SETTLED);
+        CHECK_STR(moments(), cases[i].moments);
+        CHECK_INT(noted(), cases[i].noted);
+        finish();
+    }
+}
+
 int main(void)
 {
     start_server();
@@ -345,5 +417,7 @@ int main(void)
     RUN(a_bad_update_rolls_the_moments_back);
     RUN(a_stale_lease_leaves_the_round_undecided);
     RUN(a_closed_round_is_no_reason_for_a_storm);
+    RUN(what_says_nothing_of_the_upload_settles_nothing);
+    RUN(the_servers_word_settles);
     return check_end();
 }

@@ -115,8 +115,9 @@ static enum status read_plan(struct db *db, struct arena *a, const struct upload
 /* ---- the file ---- */
 
 /*
- * One file's examination. It reads two open files and nothing else, so that a thread of its own can
- * do it while the request that asked for it waits without one.
+ * One file's examination. It reads the file and its base and nothing else, so that a thread of its
+ * own can do it, the base's way out of a bucket included, while the request that asked for it waits
+ * without one.
  */
 struct check {
     struct check *next; // among those in threads
@@ -125,7 +126,7 @@ struct check {
     struct plan plan;
     struct digest sha256;
     int64_t bytes;
-    int fd, base_fd; // base_fd -1: its norm is base_norm
+    int fd, base_fd; // base_fd -1: its norm is base_norm, or it is not open yet
     double base_norm;
     struct sha256 *running; // digest of the first running_at bytes
     int64_t running_at;
@@ -173,10 +174,6 @@ static enum status check_new(struct check **out, struct server *s, struct db *db
     if (!st) {
         c->base_norm = known_norm(&c->plan.want.base);
     }
-    if (!st && isnan(c->base_norm)) {
-        int64_t bytes = 0;
-        st = mend_open(s->blobs, &c->plan.want.base, &c->base_fd, &bytes, e);
-    }
     if (!st) {
         st = blob_tmp_open(s->blobs, u->id, &c->fd, e);
     }
@@ -214,6 +211,10 @@ static enum status check_file(struct check *c, struct err *e)
     struct digest got;
     double base = c->base_norm; // as it was at the start: what is kept may be gone by now
     struct coded_file file = {0};
+    if (isnan(base)) { // before the long part, which would be in vain without it
+        int64_t bytes = 0;
+        TRY(mend_open(c->blobs, &c->plan.want.base, &c->base_fd, &bytes, e));
+    }
     TRY(upload_hash_rest(c->fd, c->running, c->running_at, c->bytes, &got, e));
     if (!digest_equal(&got, &c->sha256)) {
         return err_set(e, ST_CORRUPT, "the file does not have the SHA-256 that was declared");

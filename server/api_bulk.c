@@ -11,6 +11,7 @@
 #include "common/limits.h"
 #include "common/log.h"
 #include "server/api.h"
+#include "server/api_file.h"
 #include "server/api_silo.h"
 #include "server/blob.h"
 #include "server/db_silo.h"
@@ -400,7 +401,10 @@ static enum status blob_get(struct request *rq, struct response *rs, struct err 
         return not_found(rq, rs, "file");
     }
     TRY(st);
-    TRY(mend_open(rq->server->blobs, &d, &fd, &bytes, e));
+    TRY(file_open(rq, rs, &d, true, &fd, &bytes, e));
+    if (fd < 0) {
+        return ST_OK;
+    }
 
     const char *etag = arena_fmt(rq->arena, "\"%s\"", rq->params[0]);
     const char *range = request_header(rq, "Range");

@@ -9,10 +9,9 @@
 #include "common/hash.h"
 #include "common/limits.h"
 #include "server/api.h"
+#include "server/api_file.h"
 #include "server/api_sql.h"
 #include "server/audit.h"
-#include "server/blob.h"
-#include "server/mend.h"
 #include "server/range.h"
 #include "server/server.h"
 #include "server/stream.h"
@@ -301,20 +300,23 @@ enum status api_weights(struct request *rq, struct response *rs, struct err *e)
     int64_t bytes = 0;
     bool kept = true;
     TRY(db_bool(&rows, 0, 2, &kept, e));
-    enum status st = kept ? mend_open(rq->server->blobs, &d, &rs->fd, &bytes, e)
-                          : blob_open(rq->server->blobs, &d, &rs->fd, &bytes, e);
+    int fd = -1;
+    enum status st = file_open(rq, rs, &d, kept, &fd, &bytes, e);
     if (st == ST_NOT_FOUND) {
         return problem(rq, rs, 404, "CHECKPOINT_REMOVED",
                        "keep_checkpoints in the run spec says how many are kept",
                        "the numbers of this checkpoint remain, its file was removed");
     }
     TRY(st);
+    if (fd < 0) {
+        return ST_OK;
+    }
     st = audit_weights(rq, e);
     if (st) {
-        (void)close(rs->fd);
-        rs->fd = 0;
+        (void)close(fd);
         return st;
     }
+    rs->fd = fd;
     respond_part(rq, rs, bytes, arena_fmt(rq->arena, "\"%s\"", hex));
     if (rs->status != 416) {
         response_header(rs, "Content-Disposition",

@@ -18,6 +18,7 @@
 #include "common/log.h"
 #include "common/mem.h"
 #include "server/blob_bucket.h"
+#include "server/blob_fetch.h"
 #include "server/blob_folder.h"
 
 enum { TMP_ID_MAX = 120, READ_SIZE = 1 << 20 };
@@ -29,7 +30,8 @@ static const double FLOOR_PERCENT = 10.0;
 struct blob_store {
     struct blob_folder blobs; // folders, so that a path is never more than a checked name below
     int root_fd, tmp_fd;
-    struct s3 *bucket; // or NULL; then blobs is the cache of it
+    struct s3 *bucket;            // or NULL; then blobs is the cache of it
+    struct blob_fetches *fetches; // with a bucket
     atomic_int users;
     struct blob_floor floor;
 };
@@ -138,6 +140,7 @@ void blob_store_close(struct blob_store *s)
     if (!s || atomic_fetch_sub(&s->users, 1) > 1) {
         return;
     }
+    blob_fetches_free(s->fetches);
     s3_close(s->bucket);
     if (s->root_fd >= 0) {
         (void)close(s->root_fd);
@@ -158,6 +161,26 @@ static enum status refuse_any(void *ctx, const struct blob_entry *f, struct err 
                    f->name);
 }
 
+/* From the bucket into the cache. */
+static enum status fetch(struct blob_store *s, const struct digest *d, struct err *e)
+{
+    char id[ID_LEN + 1];
+    char tmp[ID_LEN + 16];
+    int fd = -1;
+    int64_t bytes = 0;
+    id_new('c', id);
+    (void)snprintf(tmp, sizeof(tmp), "fetch-%s", id);
+    TRY(blob_bucket_stat(s->bucket, d, &bytes, e));
+    TRY(blob_tmp_create(s, tmp, bytes, &fd, e));
+    enum status st = blob_bucket_fetch(s->bucket, d, fd, bytes, e);
+    (void)close(fd);
+    st = st ? st : blob_folder_place(&s->blobs, s->tmp_fd, tmp, d, e);
+    if (st) {
+        blob_tmp_remove(s, tmp);
+    }
+    return st;
+}
+
 enum status blob_store_bucket(struct blob_store *s, struct s3 *bucket, struct err *e)
 {
     struct blob_folder cache = {.fd = -1};
@@ -166,6 +189,7 @@ enum status blob_store_bucket(struct blob_store *s, struct s3 *bucket, struct er
     blob_folder_close(&s->blobs);
     s->blobs = cache;
     s->bucket = bucket;
+    s->fetches = blob_fetches_new(s, fetch);
     return ST_OK;
 }
 
@@ -329,22 +353,20 @@ enum status blob_replace(struct blob_store *s, const char *tmp_id, const struct 
                      : blob_folder_replace(&s->blobs, s->tmp_fd, tmp_id, d, e);
 }
 
-/* From the bucket into the cache. */
-static enum status fetch(struct blob_store *s, const struct digest *d, struct err *e)
+enum status blob_open_within(struct blob_store *s, const struct digest *d, int64_t patience_ms,
+                             int *fd, int64_t *bytes, bool *coming, struct err *e)
 {
-    char id[ID_LEN + 1];
-    char tmp[ID_LEN + 16];
-    int fd = -1;
-    int64_t bytes = 0;
-    id_new('c', id);
-    (void)snprintf(tmp, sizeof(tmp), "fetch-%s", id);
-    TRY(blob_bucket_stat(s->bucket, d, &bytes, e));
-    TRY(blob_tmp_create(s, tmp, bytes, &fd, e));
-    enum status st = blob_bucket_fetch(s->bucket, d, fd, bytes, e);
-    (void)close(fd);
-    st = st ? st : blob_folder_place(&s->blobs, s->tmp_fd, tmp, d, e);
-    if (st) {
-        blob_tmp_remove(s, tmp);
+    enum status st = blob_folder_get(&s->blobs, d, fd, bytes, e);
+    *coming = false;
+    if (!s->bucket) {
+        return st;
+    }
+    for (int tries = 0; st == ST_NOT_FOUND && tries < 3; tries++) { // it may be let go meanwhile
+        TRY(blob_fetch_wait(s->fetches, d, patience_ms, coming, e));
+        st = blob_folder_get(&s->blobs, d, fd, bytes, e);
+    }
+    if (!st) {
+        (void)futimens(*fd, NULL); // its last use, for the one that gives way
     }
     return st;
 }
@@ -352,18 +374,8 @@ static enum status fetch(struct blob_store *s, const struct digest *d, struct er
 enum status blob_open(struct blob_store *s, const struct digest *d, int *fd, int64_t *bytes,
                       struct err *e)
 {
-    enum status st = blob_folder_get(&s->blobs, d, fd, bytes, e);
-    if (!s->bucket) {
-        return st;
-    }
-    for (int tries = 0; st == ST_NOT_FOUND && tries < 3; tries++) { // it may be let go meanwhile
-        TRY(fetch(s, d, e));
-        st = blob_folder_get(&s->blobs, d, fd, bytes, e);
-    }
-    if (!st) {
-        (void)futimens(*fd, NULL); // its last use, for the one that gives way
-    }
-    return st;
+    bool coming = false;
+    return blob_open_within(s, d, -1, fd, bytes, &coming, e);
 }
 
 enum status blob_stat(struct blob_store *s, const struct digest *d, int64_t *bytes, struct err *e)

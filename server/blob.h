@@ -92,6 +92,13 @@ enum status blob_open(struct blob_store *s, const struct digest *d, int *fd, int
                       struct err *e) MUST_CHECK;
 
 /*
+ * blob_open() for those who cannot wait as long as a bucket may take: *coming, with ST_RETRY, when
+ * the object is still on its way into the cache. It goes on without them, so they ask again.
+ */
+enum status blob_open_within(struct blob_store *s, const struct digest *d, int64_t patience_ms,
+                             int *fd, int64_t *bytes, bool *coming, struct err *e) MUST_CHECK;
+
+/*
  * What is stored, in pieces, past any cache; fn's refusal ends it with its status. ST_NOT_FOUND;
  * ST_CORRUPT: the disk cannot read it; ST_IO, ST_RETRY.
  */

@@ -351,6 +351,7 @@ static void *on_target(void *cls, const char *target, struct MHD_Connection *mhd
         .path = "",
         .id = x->id,
         .conn = x,
+        .bulk = l->listener == LISTENER_BULK,
     };
     return x;
 }

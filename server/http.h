@@ -66,6 +66,7 @@ struct request {
     const struct json *json; /* control with a body: the parsed object */
     int attempt;             /* 0 first; grows each time a parked request is tried again */
     bool expired;            /* parked until its deadline: answer now */
+    bool bulk;               /* on a thread of its own: it may wait there, and cannot be parked */
     void *state;             /* the handler's own, kept from attempt to attempt */
     void *conn;              /* http.c's own */
 };
@@ -76,6 +77,11 @@ const char *request_query(const struct request *rq, const char *name);
 
 /* The peer's address, without a port; "" when that cannot be told. In the request's arena. */
 const char *request_address(const struct request *rq);
+
+/* For a handler that is about to wait long: rq->db is NULL in between. False: rs is filled (503).
+ */
+void request_db_give(struct request *rq);
+bool request_db_take(struct request *rq);
 
 struct response {
     int status;

@@ -302,6 +302,16 @@ void exchange_db_give(struct exchange *x)
     }
 }
 
+void request_db_give(struct request *rq)
+{
+    exchange_db_give(rq->conn);
+}
+
+bool request_db_take(struct request *rq)
+{
+    return exchange_db_take(rq->conn);
+}
+
 enum status exchange_authenticate(struct exchange *x, struct err *e)
 {
     unsigned roles = x->match.route->roles;

@@ -241,15 +241,22 @@ bool mend_wanted(struct digest *out)
     return any;
 }
 
-enum status mend_open(struct blob_store *s, const struct digest *d, int *fd, int64_t *bytes,
-                      struct err *e)
+enum status mend_open_within(struct blob_store *s, const struct digest *d, int64_t patience_ms,
+                             int *fd, int64_t *bytes, bool *coming, struct err *e)
 {
-    enum status st = blob_open(s, d, fd, bytes, e);
+    enum status st = blob_open_within(s, d, patience_ms, fd, bytes, coming, e);
     if (st == ST_NOT_FOUND || st == ST_CORRUPT) {
         mend_want(d);
         return err_set(e, ST_RETRY, "the file is lost or damaged; it is being made again");
     }
     return st;
+}
+
+enum status mend_open(struct blob_store *s, const struct digest *d, int *fd, int64_t *bytes,
+                      struct err *e)
+{
+    bool coming = false;
+    return mend_open_within(s, d, -1, fd, bytes, &coming, e);
 }
 
 bool mend_taken_again(const char *silo_id, const struct digest *d)

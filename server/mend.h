@@ -57,6 +57,8 @@ bool mend_wanted(struct digest *out);   /* taken off the list; false: it is empt
 /* blob_open() of a checkpoint's file: lost or damaged, it is wanted, and ST_RETRY says so. */
 enum status mend_open(struct blob_store *s, const struct digest *d, int *fd, int64_t *bytes,
                       struct err *e) MUST_CHECK;
+enum status mend_open_within(struct blob_store *s, const struct digest *d, int64_t patience_ms,
+                             int *fd, int64_t *bytes, bool *coming, struct err *e) MUST_CHECK;
 
 /* A silo takes the whole file: true when it did so a while ago already, so that the first one may
  * have been damaged. */

@@ -1,5 +1,6 @@
 """The store beside a live server: the check and each violation it must see, lost files, what is reaped, what is kept."""
 
+import concurrent.futures
 import hashlib
 import json
 import os
@@ -435,6 +436,9 @@ class Bucket:
         assert partial == [], partial
         return {name.rsplit("/", 1)[1] for name in held}
 
+    def gets(self, digest):
+        return sum(n for name, n in self.ask()["gets"].items() if name.endswith(digest))
+
     def forget_cache(self):
         for name in os.listdir(store(self.server, "cache")):  # not the folder: a running server has it open
             shutil.rmtree(store(self.server, "cache", name))
@@ -529,6 +533,71 @@ def test_a_large_object_is_served_in_little_memory(server):
         more = (peak_kb(b) - before) * 1024
         assert len(answer.body) > 32 << 20 and more < len(answer.body) // 4, (len(answer.body), more)
         b.server.post("/api/v1/runs/%s/actions" % run, {"action": "stop"})
+
+
+def together(count, ask):
+    """Futures of the answers to that many who ask at once."""
+    pool = concurrent.futures.ThreadPoolExecutor(count)
+    asked = [pool.submit(ask) for _ in range(count)]
+    pool.shutdown(wait=False)
+    return asked
+
+
+def test_many_who_ask_for_a_cold_object_make_one_fetch_and_keep_nobody_waiting(server):
+    with Bucket(server, 0) as b:
+        run, (ash,) = begin(b.server, 1)
+        digest = ash.task(timeout_s=60)["base"]["sha256"]
+        weights = "/api/v1/runs/%s/checkpoints/0/weights" % run
+        rest = {"Range": "bytes=1-"}  # a silo that takes a whole file twice makes the keeper read it
+        whole = b.server.get(weights).body
+        b.options += ("--workers", "1")
+        b.again()
+        for count, ask in ((16, lambda: ash.get("/blobs/" + digest, bulk=True, headers=rest)),
+                           (8, lambda: b.server.get(weights, headers=rest)),
+                           (8, lambda: b.server.get(weights, bulk=True, headers=rest))):
+            b.forget_cache()
+            b.ask("/_stub/delay/4")
+            before = b.gets(digest)
+            asked = together(count, ask)
+            until("the fetch to begin", lambda: b.gets(digest) > before)
+            began = time.monotonic()
+            for _ in range(5):  # the worker and the database's connections are there for others
+                assert ash.get("/runs/%s" % run).status in (200, 404)
+                assert b.server.get("/api/v1/runs/" + run).status == 200
+            (busy,) = [l for l in b.server.get("/metrics").body.decode().splitlines() if l.startswith('photon_db_connections{state="busy"}')]
+            assert time.monotonic() - began < 2 and not any(a.done() for a in asked), "others had to wait"
+            assert int(busy.split()[1]) <= 3, busy
+            for answer in asked:
+                assert answer.result().status == 206 and answer.result().body == whole[1:]
+            assert b.gets(digest) == before + 1, (count, b.gets(digest), before)
+        b.server.post("/api/v1/runs/%s/actions" % run, {"action": "stop"})
+
+
+def test_a_finish_whose_base_is_in_the_bucket_alone_keeps_no_worker(server):
+    with Bucket(server, 0) as b:
+        run, (ash,) = begin(b.server, 1, rounds=1)
+        task = ash.task(timeout_s=60)
+        digest = task["base"]["sha256"]
+        data, tokens = ash.update(task, seed=1)
+        upload = ash.send(task, data, tokens)
+        b.options += ("--workers", "1")
+        b.again()  # the norm of the base is not known any more either
+        b.ask("/_stub/delay/4")
+        beat = {"epoch": task["lease"]["epoch"], "step": 1, "phase": "train", "tokens_per_s": 1.0}
+        (finish,) = together(1, lambda: ash.finish(task, upload))
+        until("the fetch to begin", lambda: b.gets(digest) == 1)
+        began = time.monotonic()
+        assert ash.post("/tasks/%s/heartbeat" % task["task"], beat).status == 200
+        assert time.monotonic() - began < 1 and not finish.done(), "a heartbeat had to wait"
+        try:
+            b.server.get("/api/v1/runs/%s/checkpoints/0/weights" % run, timeout=0.5)
+            raise AssertionError("it was not asked to wait")
+        except TimeoutError:
+            pass
+        assert finish.result().status == 200
+        assert ash.get("/blobs/" + digest, bulk=True).status == 200
+        assert b.gets(digest) == 1
+        wait_round(run, 1, "closed")
 
 
 def test_a_bucket_that_cannot_be_is_said_at_the_start(server):

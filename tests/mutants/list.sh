@@ -121,6 +121,14 @@ mutant 'transfers take the connections of control' server/http_work.c \
     's/x->listener == LISTENER_BULK ? s->bulk_pool/false ? s->bulk_pool/' tests/api silos.test_control_does_not_wait_for_transfers
 mutant 'too few connections are not said' server/settings.c \
     's/if (room < connections)/if (false)/' tests/api cluster.test_too_few_connections_are_said_at_the_start
+mutant 'each who asks fetches the object anew' server/blob_fetch.c \
+    's/while (x \&\& !digest_equal(&x->digest, d))/while (x)/' tests/unit/test_blob_fetch
+mutant 'how a fetch ended is lost with who asked' server/blob_fetch.c \
+    's/if (x->waiting == 0 \&\& st == ST_OK)/if (x->waiting == 0)/' tests/unit/test_blob_fetch
+mutant 'a connection of the database waits for the bucket' server/api_file.c \
+    's/^    request_db_give(rq);//' tests/api store.test_many_who_ask_for_a_cold_object_make_one_fetch_and_keep_nobody_waiting
+mutant 'a worker waits for the bucket' server/api_file.c \
+    's/return rq->bulk ? wait_here/return true ? wait_here/' tests/api store.test_many_who_ask_for_a_cold_object_make_one_fetch_and_keep_nobody_waiting
 mutant 'a chunk is said to be durable before it is' server/upload_file.c \
     's/} else if (FAULT_ERR("upload.sync") || fdatasync(f->fd))/} else if (0)/' tests/unit/test_upload_file
 mutant 'the journal of a silo is not synced' client/durable.c \

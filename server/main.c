@@ -163,8 +163,12 @@ static int connections_wanted(const struct program *p)
     return p->o.workers + ASIDE_CONNECTIONS + TRANSFER_CONNECTIONS + COORDINATOR_CONNECTIONS;
 }
 
-/* Another role serves, where there is one. */
-static enum status prepare_role(struct program *p, struct db *owner, struct err *e)
+/*
+ * Another role than the owner serves, where there is one. It and its address may have settings of
+ * their own, which are looked at before anything is changed.
+ */
+static enum status open_serving(struct program *p, struct db *owner, struct db **server,
+                                struct err *e)
 {
     if (p->owner == p->conninfo) {
         return settings_check_room(owner, connections_wanted(p), e);
@@ -172,10 +176,20 @@ static enum status prepare_role(struct program *p, struct db *owner, struct err 
     if (p->cluster) {
         TRY(db_role_make(owner, e));
     }
+    TRY(connect_patiently(p, p->conninfo, server, e));
+    TRY(settings_check_session(*server, p->o.unsafe_database, e));
+    return settings_check_room(*server, connections_wanted(p), e);
+}
+
+static enum status migrate_and_serve(struct program *p, struct db *owner, const char *sql,
+                                     struct err *e)
+{
     struct db *server = NULL;
-    TRY(connect_patiently(p, p->conninfo, &server, e));
-    enum status st = settings_check_room(server, connections_wanted(p), e);
-    st = st ? st : db_role_let_serve(owner, server, e);
+    enum status st = open_serving(p, owner, &server, e);
+    st = st ? st : migrate(owner, sql, e);
+    if (!st && server) {
+        st = db_role_let_serve(owner, server, e);
+    }
     db_close(server);
     return st;
 }
@@ -187,8 +201,7 @@ static enum status prepare_database(struct program *p, struct db *db, struct err
     if (p->o.check) { // it only looks
         return as_config(migrate_check(db, sql, e));
     }
-    TRY(as_config(migrate(db, sql, e)));
-    TRY(as_config(prepare_role(p, db, e)));
+    TRY(as_config(migrate_and_serve(p, db, sql, e)));
     return admin_token_ensure(db, p->data, p->secret, &p->fresh, e);
 }
 

@@ -8,6 +8,9 @@ static const char SQL_UNSAFE[] =
     "SELECT string_agg(name || ' = ' || setting, ', ' ORDER BY name) FROM pg_settings"
     " WHERE (name IN ('fsync', 'full_page_writes', 'synchronous_commit') AND setting = 'off')"
     "    OR (name = 'data_sync_retry' AND setting = 'on')";
+// The one of them that a role, a database or an address can set by itself.
+static const char SQL_UNSAFE_SESSION[] = "SELECT min(name || ' = ' || setting) FROM pg_settings"
+                                         " WHERE name = 'synchronous_commit' AND setting = 'off'";
 static const char SQL_FACTS[] =
     "SELECT current_setting('server_version_num')::integer, current_setting('server_version'),"
     "       current_setting('data_checksums') = 'on'";
@@ -21,6 +24,25 @@ static const char SQL_ROOM[] =
     "             nullif(r.rolconnlimit, -1), nullif(d.datconnlimit, -1))"
     "  FROM pg_roles r, pg_database d"
     " WHERE r.rolname = current_user AND d.datname = current_database()";
+
+static enum status check_durable(struct db *db, struct arena *a, const char *sql, bool allow_unsafe,
+                                 struct err *e)
+{
+    struct db_rows rows;
+    TRY(db_query(db, a, sql, 0, NULL, &rows, e));
+    const char *unsafe = db_text(&rows, 0, 0);
+    if (!unsafe) {
+        return ST_OK;
+    }
+    if (allow_unsafe) {
+        log_warn("this database may lose what was acknowledged: %s", unsafe);
+        return ST_OK;
+    }
+    return err_set(e, ST_DENIED,
+                   "this database may lose what was acknowledged: %s; try other settings, or "
+                   "--unsafe-database for a test",
+                   unsafe);
+}
 
 static enum status check(struct db *db, struct arena *a, bool allow_unsafe, struct err *e)
 {
@@ -37,25 +59,21 @@ static enum status check(struct db *db, struct arena *a, bool allow_unsafe, stru
     if (!checksums) {
         log_warn("this database has no data checksums: damage on disk may go unnoticed");
     }
-    TRY(db_query(db, a, SQL_UNSAFE, 0, NULL, &rows, e));
-    const char *unsafe = db_text(&rows, 0, 0);
-    if (!unsafe) {
-        return ST_OK;
-    }
-    if (allow_unsafe) {
-        log_warn("this database may lose what was acknowledged: %s", unsafe);
-        return ST_OK;
-    }
-    return err_set(e, ST_DENIED,
-                   "this database may lose what was acknowledged: %s; try other settings, or "
-                   "--unsafe-database for a test",
-                   unsafe);
+    return check_durable(db, a, SQL_UNSAFE, allow_unsafe, e);
 }
 
 enum status settings_check(struct db *db, bool allow_unsafe, struct err *e)
 {
     struct arena *a = arena_new(1 << 20);
     enum status st = check(db, a, allow_unsafe, e);
+    arena_free(a);
+    return st;
+}
+
+enum status settings_check_session(struct db *db, bool allow_unsafe, struct err *e)
+{
+    struct arena *a = arena_new(1 << 20);
+    enum status st = check_durable(db, a, SQL_UNSAFE_SESSION, allow_unsafe, e);
     arena_free(a);
     return st;
 }

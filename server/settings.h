@@ -18,6 +18,9 @@
  */
 enum status settings_check(struct db *db, bool allow_unsafe, struct err *e) MUST_CHECK;
 
+/* The same of what may differ from session to session, for another one of the same database. */
+enum status settings_check_session(struct db *db, bool allow_unsafe, struct err *e) MUST_CHECK;
+
 /* A warning in the log where this session's role may not have so many connections at once. */
 enum status settings_check_room(struct db *db, int connections, struct err *e) MUST_CHECK;
 

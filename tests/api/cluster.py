@@ -236,6 +236,22 @@ def test_too_few_connections_are_said_at_the_start(server):
         assert "lets us have 40 connections at once and a busy server uses 78" in own.said()
 
 
+def test_a_role_that_would_lose_what_it_acknowledges_does_not_serve(server):
+    """The cluster's settings are sound; a role, and the address that a server is given, may have others."""
+    says = "may lose what was acknowledged: synchronous_commit = off; try"
+    listen = ["--listen", "127.0.0.1:0", "--bulk-listen", "127.0.0.1:0"]
+    with Own(server.program) as own, tempfile.TemporaryDirectory(prefix="photon-other-") as other:
+        own.start()
+        at = "host=%s dbname=postgres user=" % os.path.join(own.data, "pg-socket")
+        rc, line = end(server, "--data", other, "--database", at + "photon_server options=-csynchronous_commit=off",
+                       "--migrate-database", at + "photon", *listen)
+        assert rc == 3 and says in line, (rc, line)
+        own.alter("SET synchronous_commit = off")
+        assert own.stop() == 0
+        rc, line = end(server, "--data", own.data, *listen)
+        assert rc == 3 and says in line, (rc, line)
+
+
 def test_dear_queries_need_no_memory_to_write_and_run(server):
     with Own(server.program) as own:
         # As MemoryDenyWriteExecute= of docs/systemd does it, where the kernel can (PR_SET_MDWE, Linux 6.3).

@@ -38,8 +38,9 @@ comma      := ,
 NVCC ?= $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
 CUDA ?= $(if $(NVCC),1,0)
 CUDA_HOME := $(if $(NVCC),$(abspath $(dir $(NVCC))..))
-CUDA_LIB  := $(firstword $(wildcard $(CUDA_HOME)/lib64 $(CUDA_HOME)/targets/x86_64-linux/lib))
-LT        := $(wildcard $(CUDA_HOME)/include/cublasLt.h)
+# CUBLAS=folder where cuBLASLt is not in the toolkit's: it has include/ and lib/.
+CUDA_LIB  := $(firstword $(if $(CUBLAS),$(CUBLAS)/lib) $(wildcard $(CUDA_HOME)/lib64 $(CUDA_HOME)/targets/x86_64-linux/lib))
+LT        := $(firstword $(wildcard $(addsuffix /include/cublasLt.h,$(CUBLAS) $(CUDA_HOME) $(CUDA_HOME)/targets/x86_64-linux)))
 CXX_FOUND := $(shell command -v $(CXX))
 DNNL ?= $(if $(wildcard /usr/include/dnnl.h /usr/local/include/dnnl.h),1,0)
 SM   ?= 80 90
@@ -87,7 +88,7 @@ LDFLAGS = $(filter -fsanitize% --coverage,$(OPT)) -Wl,-rpath,'$$ORIGIN/../lib:$$
 # kernel on tensor cores that spills registers is no faster than one without: that is an error, and
 # so is what ptxas only notes, products of a warpgroup that wait where nobody asked them to (C75..). Hopper's own
 # instructions are machine code for it alone; attn_op.cu asks the device before it goes there.
-NVCCFLAGS := -O3 -std=c++20 -I. -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra$(if $(WERROR),$(comma)-Werror)
+NVCCFLAGS := -O3 -std=c++20 -I. $(addprefix -I,$(patsubst %/cublasLt.h,%,$(LT))) -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra$(if $(WERROR),$(comma)-Werror)
 NVARCH    := $(foreach s,$(SM),-gencode arch=compute_$(s),code=sm_$(s)) \
              -gencode arch=compute_$(lastword $(SM)),code=compute_$(lastword $(SM))
 
@@ -309,14 +310,19 @@ test-c: $(C_TESTS) $(PLUGIN)
 test-engine: engine
 	@tests/run.sh $(ENGINE_TESTS)
 # For a machine with a GPU, on which gcc and CUDA are enough: the engine's tests with the device
-# required, its kernels under compute-sanitizer where that is installed, then the speeds.
+# required, its kernels under compute-sanitizer where that is installed, the speeds, beside PyTorch
+# where there is one, and where the server's libraries are too, a federation. ONLY=engine, tools,
+# bench or federation takes that part; SIZES and ROUNDS are of tests/bench/gpu.sh.
 GPU_TESTS := $(patsubst %,$(B)/tests/kernels/test_%,cuda model trainer steps coder ranks ref)
+SERVED     = $(shell $(PKG_CONFIG) --exists libpq libmicrohttpd gnutls libcjson libcrypto libcurl && echo yes)
+gpu_part   = $(if $(or $(if $(ONLY),,all),$(filter $(1),$(ONLY))),$(1) "$(2)" --)
 check-gpu:
 	@test -n '$(PLUGIN)' || { echo 'make check-gpu: no nvcc with cuBLASLt here (CUDA=$(CUDA))'; exit 1; }
-	@$(SUBMAKE) engine
-	@PHOTON_REQUIRE_CUDA=1 tests/all.sh engine 'tests/run.sh $(GPU_TESTS)' -- \
-	  tools 'tests/gpu_tools.sh $(B)/tests/kernels/test_cuda' -- \
-	  bench 'tests/bench/gpu.sh $(B)/tests/bench/bench_engine'
+	@$(SUBMAKE) $(GPU_TESTS) $(B)/tests/bench/bench_engine $(PLUGIN) $(if $(SERVED),all)
+	@PHOTON_REQUIRE_CUDA=1 tests/all.sh $(call gpu_part,engine,tests/run.sh $(GPU_TESTS)) \
+	  $(call gpu_part,tools,tests/gpu_tools.sh $(B)/tests/kernels/test_cuda) \
+	  $(call gpu_part,bench,tests/bench/gpu.sh $(B)/tests/bench/bench_engine) \
+	  $(call gpu_part,federation,$(if $(SERVED),tests/e2e/run.sh $(B) gpu,echo skipped: the libraries of the server are not here; echo '0 passed$(comma) 0 failed$(comma) 1 skipped'))
 test-schema:
 	@tests/support/pg_temp.sh tests/api/schema.sh
 test-store: $(STORE_TESTS)
@@ -355,6 +361,7 @@ bench: all bench-engine $(BENCHES) $(B)/tests/fault/send_update
 	@python3 -B tests/bench/bench_system.py $(B) durable
 bench-engine: $(B)/tests/bench/bench_engine $(PLUGIN)
 	@OMP_WAIT_POLICY=passive $<
+	@if [ -n '$(PLUGIN)' ] && nvidia-smi -L >/dev/null 2>&1; then tests/bench/gpu.sh $<; fi
 # The paper's claims on real text, DATA=folder with a .txt or .jsonl(.gz) per kind; docs/RESULTS.md
 # is what it writes. SIZE=h100 takes the preset for a GPU, ONLY=03 one claim, SWEEP=1 the rates alone.
 bench-claims: all
@@ -374,7 +381,7 @@ format-check:
 # Every header must compile on its own: it names what it uses.
 check-headers:
 	@for h in $(C_HEADERS); do $(CC) $(BASE) $(WARN) -Werror $(INC) -fsyntax-only -x c $$h || exit 1; done
-lint: check-headers
+lint: check-headers $(PLUGIN)
 	shellcheck *.sh tests/*.sh tests/*/*.sh
 	tests/lint/includes.sh
 	tests/lint/codes.sh

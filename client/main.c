@@ -103,6 +103,7 @@ static int start_main(int argc, char **argv)
         return EXIT_USAGE;
     }
     log_setup(verbose ? LOG_DEBUG : LOG_INFO, strcmp(format, "json") == 0, "photon-client");
+    trainer_choices_in(state_dir);
     struct agent_config config = {.state_dir = state_dir,
                                   .sources = sources,
                                   .source_count = dirs.count,

@@ -1,5 +1,6 @@
 #include "client/mfu.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "common/clock.h"
@@ -17,7 +18,7 @@ double mfu_token_flops(const struct model_spec *m)
 
 void mfu_fill(struct backend *be, void *p, enum dtype t, int64_t n)
 {
-    enum { POOL = 65521 }; // prime, so that rows of a matrix begin at different places
+    enum { POOL = 4194301 }; // prime, so that rows of a matrix begin at different places
     static float wide[POOL];
     static uint16_t narrow[POOL];
     for (int i = 0; i < POOL && wide[POOL - 1] == 0.0f; i++) {
@@ -54,11 +55,9 @@ static enum status time_products(struct backend *be, const struct gemm *g, void 
     return ST_OK;
 }
 
-enum status mfu_peak(const char *device, int threads, enum dtype dtype, double *out, struct err *e)
+static enum status measure(struct backend *be, enum dtype dtype, int64_t n, double *out,
+                           struct err *e)
 {
-    struct backend *be = NULL;
-    TRY(backend_open(&be, device, threads, e));
-    int64_t n = be->ops->name[0] == 'c' && be->ops->name[1] == 'u' ? GPU_SIZE : CPU_SIZE;
     struct gemm g = {.use = GEMM_FWD, .a_type = dtype, .M = n, .N = n, .K = n};
     void *abc[3] = {NULL, NULL, NULL};
     enum status st = ST_OK;
@@ -76,9 +75,28 @@ enum status mfu_peak(const char *device, int threads, enum dtype dtype, double *
             be->ops->release(be, abc[i]);
         }
     }
-    backend_close(be);
     if (!st) {
         *out = best > 0.0 ? 2.0 * (double)n * (double)n * (double)n / best : 0.0;
+    }
+    return st;
+}
+
+enum status mfu_peak(const char *device, int threads, const char *dtype, double *out, struct err *e)
+{
+    struct backend *be = NULL;
+    char first[32];
+    int many = 1;
+    (void)snprintf(first, sizeof(first), "%.*s", (int)strcspn(device, ","), device);
+    for (const char *p = device; *p; p++) {
+        many += *p == ',';
+    }
+    TRY(backend_open(&be, first, threads, e));
+    bool gpu = strcmp(be->ops->name, "cuda") == 0;
+    bool bf16 = strcmp(dtype, "auto") ? !strcmp(dtype, "bf16") : be->ops->supports(be, DTYPE_BF16);
+    enum status st = measure(be, bf16 ? DTYPE_BF16 : DTYPE_F32, gpu ? GPU_SIZE : CPU_SIZE, out, e);
+    backend_close(be);
+    if (!st && gpu) {
+        *out *= many;
     }
     return st;
 }

@@ -23,8 +23,12 @@ double mfu_token_flops(const struct model_spec *m);
  */
 void mfu_fill(struct backend *be, void *p, enum dtype t, int64_t n);
 
-/* Operations a second of a large product: the best of some, for at least a quarter of a second. */
-enum status mfu_peak(const char *device, int threads, enum dtype dtype, double *out,
+/*
+ * Operations a second of a large product: the best of some, for at least a quarter of a second. Of
+ * "cuda:0,1" the first is measured and each counts; devices of a CPU share its cores. dtype is
+ * "auto", "f32" or "bf16". Before a trainer is opened: on a GPU it leaves another device current.
+ */
+enum status mfu_peak(const char *device, int threads, const char *dtype, double *out,
                      struct err *e) MUST_CHECK;
 
 #endif

@@ -7,6 +7,7 @@
 
 #include "client/model_int.h"
 #include "common/arena.h"
+#include "common/log.h"
 #include "common/mem.h"
 
 // A table of 256 layers with names and pointers takes under a megabyte.
@@ -109,12 +110,27 @@ static enum status choose_plan(struct model *m, const struct model_config *c, st
     return ST_OK;
 }
 
+static void tell_memory(const struct memory_plan *p)
+{
+    char text[640];
+    memory_plan_table(p, text, sizeof(text));
+    for (const char *line = text; *line;) {
+        int len = (int)strcspn(line, "\n");
+        log_info("memory of each device: %.*s", len, line);
+        line += len + (line[len] == '\n');
+    }
+}
+
 static enum status take(struct model *m, void **out, int64_t size, const char *what, struct err *e)
 {
     *out = m->ops->alloc(m->be, (size_t)size);
     if (!*out) {
-        return err_set(e, ST_NOMEM, "%s: no memory for %s, %lld MiB", m->ops->name, what,
-                       (long long)(size >> 20));
+        return err_set(
+            e, ST_NOMEM,
+            "%s: no memory for %s, %lld MiB of %lld that were planned; try to end what else "
+            "uses it, or a micro-batch below %d",
+            m->ops->name, what, (long long)(size >> 20), (long long)(m->plan.total >> 20),
+            (int)m->plan.request.micro_batch);
     }
     return ST_OK;
 }
@@ -146,6 +162,9 @@ static enum status build(struct model *m, const struct model_config *c, struct e
                        m->ops->name);
     }
     TRY(choose_plan(m, c, e));
+    if (c->tell) {
+        tell_memory(&m->plan); // before any of it is taken
+    }
     m->params = params_table(m->arena, &m->spec);
     m->offsets = arena_alloc(m->arena, (size_t)m->params.count * sizeof(int64_t));
     memory_plan_offsets(&m->params, m->offsets);

@@ -36,6 +36,7 @@ struct model_config {
     int recompute;       /* an enum recompute, or -1: the least that fits */
     int64_t logits_max;  /* bytes of a chunk of logits; 0: a share of the memory */
     int32_t ranks, rank; /* of those that share the optimizer's state; 0, 0: it is whole */
+    bool tell;           /* log the plan's table before any of it is taken */
 };
 
 /*

@@ -52,6 +52,7 @@ struct solo {
     double eval_loss;
     int64_t snapped_ms;
     int64_t snap_cost_ms;
+    int64_t device_bytes; // planned on a GPU; 0: the training is in the host's memory
 };
 
 static enum status train_rows(void *ctx, int64_t step, int32_t rows, int32_t seq_len, int32_t *out,
@@ -180,10 +181,13 @@ static double mfu(const struct solo *s)
     return s->peak > 0.0 ? s->rate * s->token_flops / s->peak : (double)NAN;
 }
 
-/* The most this process ever held. */
-static int64_t memory_bytes(void)
+/* What a GPU holds by its plan, else the most this process ever held. */
+static int64_t memory_bytes(const struct solo *s)
 {
     struct rusage u;
+    if (s->device_bytes > 0) {
+        return s->device_bytes;
+    }
     return getrusage(RUSAGE_SELF, &u) == 0 ? (int64_t)u.ru_maxrss * 1024 : -1;
 }
 
@@ -194,7 +198,7 @@ static void show(struct solo *s, const struct step_report *r)
     }
     char note[64];
     char memory[16];
-    format_bytes(memory, memory_bytes());
+    format_bytes(memory, memory_bytes(s));
     if (isfinite(mfu(s))) {
         (void)snprintf(note, sizeof(note), "mfu %.1f%%  mem %s", 100.0 * mfu(s), memory);
     } else {
@@ -230,7 +234,7 @@ static enum status log_step(struct solo *s, const struct step_report *r, struct 
     jw_num(b, "lr", r->lr);
     jw_num(b, "tokens_per_s", s->rate);
     jw_num(b, "mfu", mfu(s));
-    jw_int(b, "memory_bytes", memory_bytes());
+    jw_int(b, "memory_bytes", memory_bytes(s));
     return metrics_file_end(&s->metrics, e);
 }
 
@@ -356,7 +360,7 @@ static enum status open_trainer(struct solo *s, struct err *e)
 }
 
 /* The device, what a token costs, and the rate that MFU is a share of. */
-static enum status introduce(struct solo *s, struct err *e)
+static void introduce(struct solo *s)
 {
     char device[96];
     char text[240];
@@ -365,10 +369,8 @@ static enum status introduce(struct solo *s, struct err *e)
     const struct plan_request *q = &model_plan(trainer_model(s->trainer))->request;
     bool bf16 = q->a_size == 2;
     s->token_flops = mfu_token_flops(&s->spec->model);
-    if (s->c->measure_peak) {
-        char name[8];
-        (void)sscanf(device, "%7[a-z]", name);
-        TRY(mfu_peak(name, s->c->threads, bf16 ? DTYPE_BF16 : DTYPE_F32, &s->peak, e));
+    if (strstr(device, "cuda")) {
+        s->device_bytes = model_plan(trainer_model(s->trainer))->total;
     }
     format_bytes(memory, model_plan(trainer_model(s->trainer))->total);
     (void)snprintf(text, sizeof(text),
@@ -384,18 +386,20 @@ static enum status introduce(struct solo *s, struct err *e)
     if (s->c->measure_peak) {
         say(s, text);
     }
-    return ST_OK;
 }
 
 static enum status train(struct solo *s, struct solo_report *out, struct err *e)
 {
     char path[STATE_PATH_MAX];
     TRY(dir_make(s->c->dir, e));
+    if (s->c->measure_peak) {
+        TRY(mfu_peak(s->c->device, s->c->threads, s->c->dtype, &s->peak, e));
+    }
     TRY(open_trainer(s, e));
     TRY(load_start(s, e));
     path_of(s, path, "metrics.jsonl", -1);
     TRY(metrics_file_open(&s->metrics, path, s->saved_step, e));
-    TRY(introduce(s, e));
+    introduce(s);
     if (s->step > 0) {
         char text[80];
         (void)snprintf(text, sizeof(text), "goes on from step %" PRId64, s->step);

@@ -223,6 +223,9 @@ int solo_main(const char *program, int argc, char **argv)
     if (end) {
         return end == OPTIONS_DONE ? EXIT_DONE : EXIT_USAGE;
     }
+    if (t.dir) {
+        trainer_choices_in(t.dir);
+    }
     if (t.data.count == 0 || !t.dir) {
         (void)fprintf(stderr, "%s: needs --data DIR and -o DIR\n", program);
         return EXIT_USAGE;

@@ -3,6 +3,8 @@
 #include <assert.h>
 #include <errno.h>
 #include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -14,6 +16,13 @@
 static const char *const DTYPE_NAMES[DTYPE_COUNT] = {"f32", "bf16", "f64"};
 
 /* ---- opening ---- */
+
+void trainer_choices_in(const char *dir)
+{
+    char path[1024];
+    (void)snprintf(path, sizeof(path), "%.900s/cuda-choices", dir);
+    (void)setenv("PHOTON_CUDA_ALGOS", path, 0);
+}
 
 static enum status choose_dtype(struct trainer *t, struct err *e)
 {
@@ -87,11 +96,14 @@ static enum status build_rank(struct trainer *t, int rank, void *ctx, struct err
     (void)ctx;
     struct rank *r = &t->ranks[rank];
     const struct inner_spec *in = &t->config.inner;
+    struct backend_caps caps;
+    r->ops->caps(r->be, &caps);
     struct model_config c = {.spec = t->config.model,
                              .dtype = t->dtype,
                              .batch = r->batch,
                              .micro_batch = in->micro_batch < r->batch ? in->micro_batch : r->batch,
                              .recompute = -1,
+                             .tell = rank == 0 && (caps.apart || t->count > 1),
                              .ranks = shares_state(t) ? t->count : 0,
                              .rank = shares_state(t) ? rank : 0};
     TRY(model_open(&r->model, r->be, &c, e));
@@ -160,17 +172,6 @@ static void plan_buckets(struct trainer *t)
     }
 }
 
-static void tell_memory(const struct trainer *t)
-{
-    char text[640];
-    memory_plan_table(model_plan(t->ranks[0].model), text, sizeof(text));
-    for (const char *line = text; *line;) {
-        int len = (int)strcspn(line, "\n");
-        log_info("memory of each device: %.*s", len, line);
-        line += len + (line[len] == '\n');
-    }
-}
-
 static enum status build(struct trainer *t, struct err *e)
 {
     TRY(ranks_open(t, e));
@@ -192,9 +193,6 @@ static enum status build(struct trainer *t, struct err *e)
     struct backend_caps caps;
     lead(t)->ops->caps(lead(t)->be, &caps);
     t->ahead = caps.apart || t->config.ahead;
-    if (t->count > 1) {
-        tell_memory(t);
-    }
     return ST_OK;
 }
 
@@ -214,8 +212,12 @@ enum status trainer_open(struct trainer **out, const struct trainer_config *c, s
     return ST_OK;
 }
 
-static void close_rank(struct rank *r)
+/* Of several, each in a thread of its own: what they share ends when all have left it. */
+static enum status close_rank(struct trainer *t, int rank, void *ctx, struct err *e)
 {
+    struct rank *r = &t->ranks[rank];
+    (void)ctx;
+    (void)e;
     void *const owned[] = {r->m, r->v, r->partials, r->clip};
     r->ops->bind(r->be);
     step_release(r);
@@ -226,6 +228,7 @@ static void close_rank(struct rank *r)
     }
     model_close(r->model);
     backend_close(r->be);
+    return ST_OK;
 }
 
 void trainer_close(struct trainer *t)
@@ -233,9 +236,7 @@ void trainer_close(struct trainer *t)
     if (!t) {
         return;
     }
-    for (int i = 0; i < t->count; i++) {
-        close_rank(&t->ranks[i]);
-    }
+    (void)!ranks_run(t, close_rank, NULL, NULL);
     mem_free(t->rows);
     mem_free(t->stage);
     mem_free(t->sums);

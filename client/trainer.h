@@ -81,6 +81,12 @@ struct eval_result {
 /* ST_INVALID: these are no words for a device and a dtype. Whether there is one, opening says. */
 enum status trainer_words_check(const char *device, const char *dtype, struct err *e) MUST_CHECK;
 
+/*
+ * What a GPU chooses by trying is kept in the file cuda-choices of that folder, unless
+ * PHOTON_CUDA_ALGOS names one: other choices are other bits. Before any thread and any trainer.
+ */
+void trainer_choices_in(const char *dir);
+
 /* ST_NOMEM says what does not fit and which micro-batch would; ST_NOT_FOUND: no such device. */
 enum status trainer_open(struct trainer **out, const struct trainer_config *c,
                          struct err *e) MUST_CHECK;

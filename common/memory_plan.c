@@ -158,6 +158,32 @@ static bool fits(struct memory_plan *p, int64_t memory, enum recompute most)
     return false;
 }
 
+/* Which part of it is the largest, and which micro-batch would fit. */
+static enum status does_not_fit(struct memory_plan *p, int64_t memory, struct err *e)
+{
+    const double GIB = 1024.0 * 1024.0 * 1024.0;
+    const struct memory_plan whole = *p;
+    int64_t state = whole.weights + whole.rest + whole.grads + whole.moments;
+    char remedy[64] = "a smaller model or sequence";
+    int32_t b = p->request.micro_batch - 1;
+    while (b > 0) {
+        p->request.micro_batch = b;
+        if (fits(p, memory, RECOMPUTE_BLOCK)) {
+            break;
+        }
+        b--;
+    }
+    if (b > 0) {
+        (void)snprintf(remedy, sizeof(remedy), "a micro-batch of %d", (int)b);
+    }
+    return err_set(
+        e, ST_NOMEM,
+        "micro-batch %d takes %.1f GiB (%.1f GiB weights, gradients and moments, %.1f GiB "
+        "activations), %.1f GiB may be used; try %s",
+        (int)whole.request.micro_batch, (double)whole.total / GIB, (double)state / GIB,
+        (double)whole.activations / GIB, (double)memory / GIB, remedy);
+}
+
 enum status memory_plan_choose(struct memory_plan *out, const struct plan_request *r,
                                int64_t memory, int64_t pass_tokens, struct err *e)
 {
@@ -188,10 +214,7 @@ enum status memory_plan_choose(struct memory_plan *out, const struct plan_reques
         *out = p;
         return ST_OK;
     }
-    const double GIB = 1024.0 * 1024.0 * 1024.0;
-    return err_set(e, ST_NOMEM, "micro-batch %d takes %.1f GiB, %.1f GiB may be used; try %s",
-                   first.micro_batch, (double)p.total / GIB, (double)memory / GIB,
-                   first.micro_batch > 1 ? "a smaller one" : "a smaller model or sequence");
+    return does_not_fit(&p, memory, e);
 }
 
 void memory_plan_table(const struct memory_plan *p, char *out, size_t size)

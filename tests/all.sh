@@ -53,6 +53,7 @@ lane() {
         beside | 'then') return ;;
         --) shift ;;
         esac
+        [ $# -gt 0 ] || return
         suite "$1" "$2"
         shift 2
     done
@@ -65,6 +66,7 @@ for word; do
     -- | 'then') suites=$((suites + 1)) ;;
     esac
 done
+[ "$word" != -- ] || suites=$((suites - 1)) # nothing comes after it
 while [ $# -gt 0 ]; do
     lanes=$((lanes + 1))
     lane "$@" &

@@ -154,8 +154,10 @@ struct recording {
 static void cuda_record(struct backend *be)
 {
     struct cuda *c = cuda_of(be);
-    c->spoiled = cudaStreamBeginCapture(c->stream, cudaStreamCaptureModeThreadLocal) != cudaSuccess;
-    c->recording = !c->spoiled;
+    cudaError_t err = cudaStreamBeginCapture(c->stream, cudaStreamCaptureModeThreadLocal);
+    c->recording = err == cudaSuccess;
+    c->spoiled = false;
+    cuda_check(c, err); // what follows would run now, and again when it is not recorded
 }
 
 static void *cuda_recorded(struct backend *be)
@@ -163,10 +165,10 @@ static void *cuda_recorded(struct backend *be)
     struct cuda *c = cuda_of(be);
     cudaGraph_t graph = nullptr;
     struct recording *r = new (std::nothrow) recording{nullptr, c->scratch};
-    bool good = r && c->recording && cudaStreamEndCapture(c->stream, &graph) == cudaSuccess;
+    bool ended = c->recording && cudaStreamEndCapture(c->stream, &graph) == cudaSuccess;
     c->recording = false;
-    good = good && graph && !c->spoiled && !c->failed &&
-           cudaGraphInstantiate(&r->graph, graph, 0) == cudaSuccess;
+    bool good = r && ended && graph && !c->spoiled && !c->failed &&
+                cudaGraphInstantiate(&r->graph, graph, 0) == cudaSuccess;
     if (graph) {
         (void)cudaGraphDestroy(graph);
     }
@@ -235,6 +237,7 @@ static void *cuda_alloc(struct backend *be, size_t size)
         return nullptr;
     }
     cuda_check(c, cudaMemsetAsync(p, 0, size, c->stream));
+    cuda_check(c, cudaStreamSynchronize(c->stream)); // other queues may write there at once
     return p;
 }
 

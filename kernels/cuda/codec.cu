@@ -388,7 +388,8 @@ static __device__ void put_gaps(struct room *r, uint32_t *stream, int kept, int 
         int gap = r->index[i] - (i ? r->index[i - 1] : -1) - 1;
         mine += (gap >> rice) + 1 + rice;
     }
-    int at = r->bits + sum_before(r->part, mine);
+    int at = r->bits; // before the last thread adds to it
+    at += sum_before(r->part, mine);
     for (int i = first; i < end; i++) {
         int gap = r->index[i] - (i ? r->index[i - 1] : -1) - 1;
         at += gap >> rice;

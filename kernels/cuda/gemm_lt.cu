@@ -235,7 +235,7 @@ static float time_one(struct cuda *c, const struct plan *p, const cublasLtMatmul
     return best;
 }
 
-/* Which of the candidates is fastest; 0, the first, where there is no memory to find out. */
+/* Which of the candidates is fastest; -1 where there is no memory to find out. */
 static int fastest(struct cuda *c, struct plan *p, const cublasLtMatmulHeuristicResult_t *found,
                    int count)
 {
@@ -279,7 +279,7 @@ static int fastest(struct cuda *c, struct plan *p, const cublasLtMatmulHeuristic
     for (void *m : memory) {
         (void)cudaFree(m);
     }
-    return best;
+    return room ? best : -1;
 }
 
 // ---- noted choices ----------------------------------------------------------------------------
@@ -321,7 +321,8 @@ static void algo_write(FILE *f, const char *name, const cublasLtMatmulAlgo_t *al
     pins_note(f, name, hex);
 }
 
-/* The noted algorithm, or the fastest now, noted. */
+/* The noted algorithm, or the fastest now, noted; the first proposed where that cannot be found
+ * out. */
 static void choose_by_file(struct cuda *c, struct plan *p,
                            const cublasLtMatmulHeuristicResult_t *found, int count)
 {
@@ -339,8 +340,11 @@ static void choose_by_file(struct cuda *c, struct plan *p,
         checked.workspaceSize <= WORKSPACE) {
         p->algo = noted;
     } else {
-        p->algo = found[fastest(c, p, found, count)].algo;
-        algo_write(f, name, &p->algo);
+        int best = fastest(c, p, found, count);
+        p->algo = found[best < 0 ? 0 : best].algo;
+        if (best >= 0) { // else it is tried again another time
+            algo_write(f, name, &p->algo);
+        }
     }
     pins_unlock(f);
 }

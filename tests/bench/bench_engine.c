@@ -407,7 +407,7 @@ static bool operands(struct bench_op *b)
 {
     const struct model_spec *m = &b->size->m;
     int64_t d = m->d_model;
-    int64_t head = (b->N > d ? b->N : d) * m->vocab_size;
+    int64_t head = opt.attn ? 0 : (b->N > d ? b->N : d) * m->vocab_size;
     int64_t most = 12 * d * d > 4 * b->N * d ? 12 * d * d : 4 * b->N * d;
     most = head > most ? head : most;
     for (int i = 0; i < 6; i++) {
@@ -500,27 +500,29 @@ static enum status random_rows(void *ctx, int64_t step, int32_t rows, int32_t se
     return ST_OK;
 }
 
-/* First weights, as a checkpoint would bring them. */
+/*
+ * Weights of about the right size, the same million again and again: to draw those of a large model
+ * by the rule, and read them from a file, would take longer than the steps.
+ */
 static enum status put_weights(struct trainer *t, struct err *e)
 {
-    const struct param_table *params = trainer_params(t);
     enum { PIECE = 1 << 20 };
+    struct model *m = trainer_model(t);
+    int64_t total = trainer_params(t)->total;
     float *piece = mem_alloc(PIECE * sizeof(*piece));
-    FILE *f = tmpfile();
-    enum status st = f ? ST_OK : err_set(e, ST_IO, "no temporary file");
-    for (int64_t at = 0; !st && at < params->total; at += PIECE) {
-        int64_t n = params->total - at < PIECE ? params->total - at : PIECE;
-        params_init(params, 1, at, n, piece);
-        if (fwrite(piece, sizeof(*piece), (size_t)n, f) != (size_t)n) {
-            st = err_set(e, ST_IO, "the temporary file is full");
+    params_init(trainer_params(t), 1, 0, total < PIECE ? total : PIECE, piece); // of the embedding
+    for (int64_t at = 0; at < total; at += PIECE) {
+        int64_t n = total - at < PIECE ? total - at : PIECE;
+        model_put(m, model_flat(m).weights, at, n, piece);
+    }
+    for (int32_t i = 0; i < trainer_params(t)->count; i++) {
+        const struct param *p = &trainer_params(t)->items[i];
+        if (p->rank == 1) { // gains and biases
+            params_init(trainer_params(t), 1, p->offset, p->count, piece);
+            model_put(m, model_flat(m).weights, p->offset, p->count, piece);
         }
     }
-    if (!st && fflush(f) == 0) {
-        st = trainer_load_weights(t, fileno(f), 0, e);
-    }
-    if (f) {
-        (void)fclose(f);
-    }
+    enum status st = trainer_weights(t, 0, 1, piece, e); // when all of it has arrived
     mem_free(piece);
     return st;
 }
@@ -694,8 +696,7 @@ static enum status bench_all(struct err *e)
     const char *wait = getenv("OMP_WAIT_POLICY");
     const char *attention = getenv("PHOTON_CUDA_ATTN");
     ceiling.copy = copy_rate(be);
-    enum status st =
-        mfu_peak(opt.device, opt.threads, bf16 ? DTYPE_BF16 : DTYPE_F32, &ceiling.product, e);
+    enum status st = mfu_peak(opt.device, opt.threads, opt.dtype, &ceiling.product, e);
     (void)printf(
         "device %s, %d threads, %s, a large product %.1f GFLOP/s, copy %.1f GB/s, load %.1f, "
         "OMP_WAIT_POLICY %s\n",

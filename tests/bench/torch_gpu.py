@@ -138,10 +138,11 @@ def fitting(name, batch, again):
 
 
 def ours(program, name, seconds):
-    out = subprocess.run([program, '--device', 'cuda', '--size', name, '--only', 'steps', '--seconds', str(seconds)],
-                         check=True, capture_output=True, text=True).stdout
-    lines = [json.loads(line) for line in out.splitlines() if line.startswith('{')]
-    return next(line for line in lines if line['bench'] == 'step')['tokens_per_s']
+    """Tokens per second, or None when it fails; what it says of that is shown."""
+    done = subprocess.run([program, '--device', 'cuda', '--size', name, '--only', 'steps', '--seconds', str(seconds)],
+                          stdout=subprocess.PIPE, text=True)
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{')]
+    return next((line['tokens_per_s'] for line in lines if line['bench'] == 'step'), None)
 
 
 def main():
@@ -165,8 +166,9 @@ def main():
                 rate, row['peak_bytes'] = measure(name, *fits, a.seconds)
                 forget()
                 rates['torch'].append(rate)
-            if a.ours:
-                rates['ours'].append(ours(a.ours, name, a.seconds))
+            rate = ours(a.ours, name, a.seconds) if a.ours else None
+            if rate:
+                rates['ours'].append(rate)
         best = {who: statistics.median(r) for who, r in rates.items() if r}
         row.update(batch=fits and fits[0], checkpoint=fits and fits[1], tokens_per_s=best)
         if len(best) == 2:

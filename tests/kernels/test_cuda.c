@@ -2,10 +2,15 @@
  * The CUDA backend on a device, op by op against the reference. Without a device the tests are
  * skipped, unless PHOTON_REQUIRE_CUDA is set (make check-gpu): then its absence is a failure.
  * PHOTON_QUICK leaves the large shapes out, for tools under which everything is slow. Where it has
- * Hopper's attention too, that is tried as an owner would have it tried, and tested again.
+ * Hopper's attention too, that is tried as an owner would have it tried, and tested again:
+ *
+ *     test_cuda [all|hopper]
+ *
+ * `all` is all but Hopper's, `hopper` that alone; a kernel of theirs that faults ends the process.
  */
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "kernels/backend.h"
 #include "tests/support/check.h"
@@ -87,20 +92,114 @@ static void the_attention_of_hopper_passes_its_trial(void)
     CHECK(small && large);
 }
 
-int main(void)
+/* The products of a small model, by choices that are timed and noted, then by the notes. */
+enum { M = 256, WIDTH = 192, PRODUCTS = 5 * GEMM_USE_COUNT };
+
+static struct gemm product(int i)
 {
-    (void)setenv("PHOTON_CUDA_GRAPHS", "1", 1); // what is off by default is tested all the more
-    RUN(the_device_answers);
-    if (gpu) {
-        op_parity_open(gpu, getenv("PHOTON_QUICK") ? OP_SMALL : OP_LARGE);
-        op_parity();
-        op_parity_close();
-        RUN(the_attention_of_hopper_passes_its_trial);
+    static const int64_t shapes[5][2] = {
+        {3 * WIDTH, WIDTH}, {WIDTH, WIDTH}, {4 * WIDTH, WIDTH}, {WIDTH, 4 * WIDTH}, {512, WIDTH}};
+    const int64_t *s = shapes[i / GEMM_USE_COUNT];
+    enum gemm_use use = (enum gemm_use)(i % GEMM_USE_COUNT);
+    return (struct gemm){
+        .use = use, .a_type = DTYPE_BF16, .bias = use == GEMM_FWD, .M = M, .N = s[0], .K = s[1]};
+}
+
+/* What all of them give, one after the other, with a backend of its own. */
+static void products(float *out)
+{
+    enum { SIZE = M * 4 * WIDTH };
+    static uint16_t narrow[SIZE];
+    struct err e = {0};
+    CHECK_INT(backend_open(&gpu, "cuda", 0, &e), ST_OK);
+    char *memory[4];
+    for (int i = 0; i < 4; i++) {
+        memory[i] = gpu->ops->alloc(gpu, SIZE * sizeof(float));
+        CHECK(memory[i] != NULL);
+        for (int k = 0; k < SIZE; k++) { // bf16 numbers of about one
+            narrow[k] = (uint16_t)(0x3f00 + ((unsigned)k * 2654435761u + (unsigned)i) % 0x100);
+        }
+        gpu->ops->put(gpu, memory[i], narrow, sizeof(narrow));
     }
-    if (gpu && reopen("wgmma-untried")) {
+    for (int i = 0; i < PRODUCTS; i++) {
+        struct gemm g = product(i);
+        CHECK(gpu->ops->plan_gemm(gpu, &g) == NULL);
+        gpu->ops->gemm(gpu, &g, memory[0], memory[1], memory[2], g.bias ? memory[3] : NULL);
+        gpu->ops->get(gpu, out + (size_t)i * WIDTH, memory[0], WIDTH * sizeof(float));
+        CHECK(gpu->ops->sync(gpu) == NULL);
+    }
+    for (int i = 0; i < 4; i++) {
+        gpu->ops->release(gpu, memory[i]);
+    }
+    backend_close(gpu);
+    gpu = NULL;
+}
+
+static int lines_of(const char *path)
+{
+    FILE *f = fopen(path, "r");
+    int n = 0;
+    for (int c = 0; f && (c = getc(f)) != EOF;) {
+        n += c == '\n';
+    }
+    if (f) {
+        (void)fclose(f);
+    }
+    return n;
+}
+
+static void algorithms_are_timed_noted_and_taken_again(void)
+{
+    static float once[PRODUCTS * WIDTH];
+    static float twice[PRODUCTS * WIDTH];
+    struct tempdir dir;
+    tempdir_make(&dir);
+    const char *file = tempdir_at(&dir, "choices");
+    backend_close(gpu);
+    gpu = NULL;
+    CHECK_INT(setenv("PHOTON_CUDA_ALGOS", file, 1), 0);
+    products(once);
+    int noted = lines_of(file);
+    products(twice);
+    CHECK(noted >= PRODUCTS);
+    CHECK_INT(lines_of(file), noted);
+    CHECK(memcmp(once, twice, sizeof(once)) == 0);
+    CHECK_INT(unsetenv("PHOTON_CUDA_ALGOS"), 0);
+    tempdir_remove(&dir);
+}
+
+static void hopper_is_opened(void)
+{
+    if (!reopen("wgmma-untried")) {
+        SKIP("no compute capability 9.0");
+    }
+}
+
+static void hopper(void)
+{
+    RUN(the_attention_of_hopper_passes_its_trial);
+    RUN(hopper_is_opened);
+    if (gpu) {
         op_parity_open(gpu, getenv("PHOTON_QUICK") ? OP_SMALL : OP_LARGE);
         op_parity_attention();
         op_parity_close();
+    }
+}
+
+int main(int argc, char **argv)
+{
+    const char *part = argc > 1 ? argv[1] : "";
+    (void)setenv("PHOTON_CUDA_GRAPHS", "1", 1); // what is off by default is tested all the more
+    RUN(the_device_answers);
+    if (gpu && strcmp(part, "hopper")) {
+        op_parity_open(gpu, getenv("PHOTON_QUICK") ? OP_SMALL : OP_LARGE);
+        op_parity();
+        op_parity_close();
+        RUN(algorithms_are_timed_noted_and_taken_again);
+        RUN(the_device_answers);
+    }
+    if (gpu && strcmp(part, "all")) {
+        hopper();
     }
     backend_close(gpu);
     return check_end();

@@ -329,6 +329,14 @@ static void what_lies_in_memory_before_a_pass_has_no_influence(void)
     }
 }
 
+/* The same products in other numbers of rows: cuBLASLt may take another kernel, which rounds
+ * otherwise. */
+static void compare_passes(const struct param_table *t, const float *got, const float *want)
+{
+    bool may_round = engine.dtype == DTYPE_BF16 && strcmp(engine.device, "cuda") == 0;
+    compare_grads(t, got, want, may_round ? 0.999 : 0.99999, may_round ? 4e-2 : 1e-4);
+}
+
 static void several_passes_mean_the_same_as_one(void)
 {
     struct model_spec spec = tiny_spec(1);
@@ -339,7 +347,7 @@ static void several_passes_mean_the_same_as_one(void)
     for (size_t i = 0; i < sizeof(micro) / sizeof(micro[0]); i++) {
         float *got = grads_under(RECOMPUTE_NONE, 0, micro[i], true);
         // In bf16 single gradients of logits round alike whatever the pass: only sums move.
-        compare_grads(&t, got, want, 0.99999, 1e-4);
+        compare_passes(&t, got, want);
         mem_free(got);
     }
     mem_free(want);
@@ -356,7 +364,7 @@ static void chunks_of_logits_mean_the_same_as_all_at_once(void)
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
         int64_t row_size = spec.vocab_size * (int64_t)dtype_size(engine.dtype);
         float *got = grads_under(RECOMPUTE_NONE, rows[i] * row_size, BATCH, true);
-        compare_grads(&t, got, want, 0.99999, 1e-4);
+        compare_passes(&t, got, want);
         mem_free(got);
     }
     mem_free(want);

@@ -2,6 +2,7 @@
 #include "common/memory_plan.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "common/arena.h"
@@ -173,7 +174,12 @@ static void passes_are_no_longer_than_useful_and_a_wish_is_kept(void)
     struct err e = {0};
     r.micro_batch = 16;
     CHECK_INT(memory_plan_choose(&p, &r, (int64_t)(2.6 * GIB), 100, &e), ST_NOMEM);
-    CHECK(strstr(e.msg, "smaller") != NULL);
+    const char *that = strstr(e.msg, "try a micro-batch of ");
+    CHECK(that != NULL && strstr(e.msg, "activations") != NULL);
+    r.micro_batch = (int32_t)strtol(that + strlen("try a micro-batch of "), NULL, 10);
+    CHECK_INT(memory_plan_choose(&p, &r, (int64_t)(2.6 * GIB), 100, &e), ST_OK);
+    r.micro_batch++;
+    CHECK_INT(memory_plan_choose(&p, &r, (int64_t)(2.6 * GIB), 100, &e), ST_NOMEM);
 }
 
 static void what_a_silo_needs_grows_with_all_that_costs(void)

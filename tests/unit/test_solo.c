@@ -174,7 +174,7 @@ static void a_token_costs_what_its_products_and_attention_cost(void)
     CHECK_NEAR(with_positions, 6.0 * (125311488.0 - 2048 * 768) + 6.0 * 12 * 768 * 2048, 1e-12);
     double peak = 0.0;
     struct err e = {0};
-    CHECK_INT(mfu_peak("cpu", 1, DTYPE_F32, &peak, &e), ST_OK);
+    CHECK_INT(mfu_peak("cpu:0,1", 1, "f32", &peak, &e), ST_OK);
     CHECK(peak > 1e8);
 }
 

@@ -271,7 +271,7 @@ static enum status reap(struct coordinator *c, struct db *db, struct err *e)
     return ST_OK;
 }
 
-/* Files: in a thread of its own, for a large store must not keep rounds waiting. */
+/* In a thread of its own, for neither a large store nor a long log must keep rounds waiting. */
 static void *keeper_main(void *arg)
 {
     struct worker *w = arg;
@@ -283,6 +283,7 @@ static void *keeper_main(void *arg)
     while (!atomic_load(&c->stopping)) {
         struct err e = {0};
         struct digest wanted;
+        bool more = false;
         enum status st = db ? ST_OK : db_open(&db, c->conninfo, &e);
         while (!st && !atomic_load(&c->stopping) && mend_wanted(&wanted)) {
             struct mend m = {db, c->server->blobs, c->server->aggregate_threads};
@@ -297,8 +298,9 @@ static void *keeper_main(void *arg)
             st = reap(c, db, &e);
             st = st ? st : db_tend_audit(db, c->server->audit_days, &e);
         }
-        say_once(&said, "files", st, &e);
-        worker_sleep(w, jittered(KEEP_MS));
+        st = st ? st : db_tend_chain(db, &more, &e);
+        say_once(&said, "keeper", st, &e);
+        worker_sleep(w, more ? 0 : jittered(KEEP_MS));
     }
     db_close(db);
     return NULL;

@@ -5,7 +5,8 @@
  *               fell silent
  *     folder    checkpoint 0 of new runs, and the aggregation of sealed rounds (server/fold.h):
  *               minutes for a large model, hence a thread of its own
- *     keeper    files past their keeping, files that no row knows, checkpoints to be mended
+ *     keeper    files past their keeping, files that no row knows, checkpoints to be mended; events
+ *               linked to their run's chain
  *     listener  turns PostgreSQL's notifications into hub wakes, so that another process's commit
  *               wakes our parked requests and our tender
  *

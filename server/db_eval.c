@@ -167,14 +167,13 @@ static enum status finish_tx(struct db *db, struct arena *a, void *ctx, struct e
     if (rows.count == 0) {
         return ST_OK;
     }
-    TRY(db_event(db, a,
-                 &(struct event){.kind = "run_finished",
-                                 .run_id = run.id,
-                                 .round = run.head,
-                                 .message = arena_fmt(
-                                     a, "the run finished after %" PRId32 " rounds", run.head)},
-                 e));
-    return db_exec(db, "SELECT event_chain($1)", 1, &run.id, NULL, e);
+    return db_event(db, a,
+                    &(struct event){.kind = "run_finished",
+                                    .run_id = run.id,
+                                    .round = run.head,
+                                    .message = arena_fmt(
+                                        a, "the run finished after %" PRId32 " rounds", run.head)},
+                    e);
 }
 
 enum status db_round_finish(struct db *db, const char *run_id, struct err *e)

@@ -252,9 +252,7 @@ static enum status publish_tx(struct db *db, struct arena *a, void *ctx, struct 
     if (wants_evaluation(&f->spec, f->number)) {
         TRY(db_round_ask_evaluation(db, a, f->run_id, f->number, e));
     }
-    TRY(db_round_prepare_in(db, f->run_id, e));
-    const char *argv[] = {f->run_id};
-    return db_exec(db, "SELECT event_chain($1)", 1, argv, NULL, e);
+    return db_round_prepare_in(db, f->run_id, e);
 }
 
 enum status db_fold_publish(struct db *db, struct blob_store *blobs, const struct fold *f,

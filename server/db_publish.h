@@ -73,8 +73,8 @@ enum status db_fold_head_lost(struct db *db, const struct digest *d, const char 
                               struct err *e) MUST_CHECK;
 
 /*
- * One transaction: checkpoint, head, round closed, metrics, evaluation tasks, the next round,
- * events chained. *published false: fenced, or published by somebody else; not an error.
+ * One transaction: checkpoint, head, round closed, metrics, evaluation tasks, the next round.
+ * *published false: fenced, or published by somebody else; not an error.
  */
 enum status db_fold_publish(struct db *db, struct blob_store *blobs, const struct fold *f,
                             const struct checkpoint_files *files,

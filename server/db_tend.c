@@ -222,6 +222,47 @@ enum status db_tend_files(struct db *db, struct blob_store *blobs, struct err *e
     return st;
 }
 
+/* ---- the chain of events ---- */
+
+/* Of one run and one transaction: a tenth of a second, far below what a statement may take. */
+enum { CHAIN_MOST = 1000 };
+
+static const char SQL_UNCHAINED[] =
+    "SELECT run_id FROM event WHERE chain IS NULL AND run_id > $1 ORDER BY run_id LIMIT 1";
+
+/* Those of the first run after this one, which it becomes; "" when there is none. */
+static enum status chain_next(struct db *db, struct arena *a, char run_id[64], int32_t *linked,
+                              struct err *e)
+{
+    struct db_rows rows;
+    const char *after[] = {run_id};
+    TRY(db_query(db, a, SQL_UNCHAINED, 1, after, &rows, e));
+    (void)snprintf(run_id, 64, "%s", rows.count > 0 ? db_text(&rows, 0, 0) : "");
+    if (!run_id[0]) {
+        return ST_OK;
+    }
+    const char *argv[] = {run_id, db_arg_int(a, CHAIN_MOST)};
+    TRY(db_query(db, a, "SELECT event_chain($1, $2)", 2, argv, &rows, e));
+    return db_int32(&rows, 0, 0, linked, e);
+}
+
+enum status db_tend_chain(struct db *db, bool *more, struct err *e)
+{
+    char run_id[64] = "";
+    enum status st = ST_OK;
+    *more = false;
+    do {
+        int32_t linked = 0;
+        struct arena *a = arena_new(1 << 20);
+        st = chain_next(db, a, run_id, &linked, e);
+        arena_free(a);
+        *more = *more || linked == CHAIN_MOST;
+    } while (!st && run_id[0]);
+    return st;
+}
+
+/* ---- the audit table ---- */
+
 enum status db_tend_audit(struct db *db, int days, struct err *e)
 {
     char text[16];

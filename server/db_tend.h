@@ -7,6 +7,8 @@
 #ifndef SERVER_DB_TEND_H
 #define SERVER_DB_TEND_H
 
+#include <stdbool.h>
+
 #include "server/blob.h"
 #include "server/db.h"
 
@@ -29,6 +31,12 @@ enum status db_tend_silos(struct db *db, const char *boot_id, struct err *e) MUS
  * rounds after theirs, idle uploads, old keys), then remove files that no row refers to any more.
  */
 enum status db_tend_files(struct db *db, struct blob_store *blobs, struct err *e) MUST_CHECK;
+
+/*
+ * Link events to the chain of their run, whatever became of it: for each run the oldest that are
+ * not linked yet, some at a time. *more: so many that a run may have others.
+ */
+enum status db_tend_chain(struct db *db, bool *more, struct err *e) MUST_CHECK;
 
 /* Forget rows of the audit table older than days, some thousands at a time. 0: none is too old. */
 enum status db_tend_audit(struct db *db, int days, struct err *e) MUST_CHECK;

@@ -30,7 +30,7 @@ UPDATE round SET state = 'aggregating', sealed_at = now(), manifest = (SELECT m 
 INSERT INTO checkpoint (run_id, number, weights, weights_bytes, weights_digest, params, finite, manifest) SELECT run_id, 1, pg_temp.d('w1'), 100, pg_temp.d('x'), 10, true, manifest FROM round;
 UPDATE run SET head = 1;
 UPDATE round SET state = 'closed', closed_at = now();
-SELECT event_chain(pg_temp.id('r', 1));
+SELECT event_chain(pg_temp.id('r', 1), 100);
 
 DO $$ BEGIN
     IF EXISTS (SELECT FROM invariant_broken) THEN
@@ -98,7 +98,7 @@ END $$;
 
 -- The chain: every link follows from the one before it, and a changed row is noticed.
 INSERT INTO event (kind, run_id, message) VALUES ('round_closed', pg_temp.id('r', 1), 'second'), ('run_paused', pg_temp.id('r', 1), 'third');
-SELECT event_chain(pg_temp.id('r', 1));
+SELECT event_chain(pg_temp.id('r', 1), 100);
 DO $$
 DECLARE
     broken text := 'SELECT count(*) FROM (SELECT e.chain, event_link(lag(e.chain) OVER (PARTITION BY e.run_id ORDER BY e.chain_no), e) AS want FROM event e) x WHERE chain <> want';

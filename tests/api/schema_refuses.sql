@@ -314,7 +314,7 @@ SELECT pg_temp.refused('event_accepted_what', $q$INSERT INTO event (kind, messag
 SELECT pg_temp.refused('event_accepted_once', $q$INSERT INTO event (kind, update_id, message) SELECT 'update_accepted', u.id, 'x' FROM update u, generate_series(1, 2)$q$);
 SELECT pg_temp.refused('event_chain_whole', $q$UPDATE event SET chain_no = 1$q$);
 SELECT pg_temp.refused('event_append_only', $q$UPDATE event SET message = 'never happened'$q$);
-SELECT pg_temp.refused('event_append_only', $q$SELECT event_chain(pg_temp.id('r', 1)); UPDATE event SET chain = pg_temp.d('x')$q$);
+SELECT pg_temp.refused('event_append_only', $q$SELECT event_chain(pg_temp.id('r', 1), 100); UPDATE event SET chain = pg_temp.d('x')$q$);
 SELECT pg_temp.refused('event_chain_once', $q$INSERT INTO event (kind, run_id, message, chain_no, chain) SELECT 'run_created', pg_temp.id('r', 1), 'x', 1, pg_temp.d('x') FROM generate_series(1, 2)$q$);
 SELECT pg_temp.refused('event_kept', $q$DELETE FROM event$q$);
 SELECT pg_temp.refused('event_not_emptied', $q$TRUNCATE event$q$);

@@ -3,6 +3,7 @@
 import sys
 
 import audit
+import chain
 import cluster
 import drain
 import fixture
@@ -31,7 +32,7 @@ def main():
     try:
         server.start()
         fixture.load(server)
-        passed, failed = kit.run_tests(server, [generic, people, pages, framing, streams, silos, rounds, store, steps, forks,
+        passed, failed = kit.run_tests(server, [generic, people, pages, framing, streams, silos, rounds, chain, store, steps, forks,
                                                 participation, audit, quotas, rotation, tls, pins, versions, drain, cluster],
                                        sys.argv[2:])
         server.stop()

@@ -261,6 +261,12 @@ mutant 'a training goes on with the moments of its beginning' client/solo.c \
 mutant 'every silo of a mix has the same shares' client/mix.c \
     's/(uint64_t)silo);/(uint64_t)(silo > 999));/' tests/unit/test_mix
 
+# ---- the chain of events ----
+mutant 'events are chained in one statement, however many' server/db_tend.c \
+    's/CHAIN_MOST = 1000/CHAIN_MOST = 1000000/' tests/api chain.test_a_round_with_very_many_events_closes_and_they_are_chained_beside_it
+mutant 'two sessions chain one run at once' sql/0017_chain.sql \
+    's/IF NOT pg_try_advisory_xact_lock(.*) THEN/IF false THEN/' tests/api chain.test_two_sessions_chain_one_run_in_turn_and_what_is_cut_is_done_again
+
 # ---- what is shown ----
 mutant 'smoothing takes perplexities, not losses' server/series.c \
     's/want->exp ? exp(s) : s/s/' tests/unit/test_series

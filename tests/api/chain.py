@@ -1,0 +1,107 @@
+"""The chain of events: made beside the rounds, however many events there are, by one session at a time, and whole at any time."""
+
+import time
+
+from kit import Psql, psql, until
+from rounds import one, wait_round
+from silos import begin, no_violations
+from store import check, new_violations
+
+MANY = 12000  # at a millisecond each more than a statement may take
+
+
+def add_events(run, n):
+    psql("INSERT INTO event (kind, run_id, message) SELECT 'metrics_added', '%s', 'point ' || i FROM generate_series(1, %d) i"
+         % (run, n))
+
+
+def chained(run):
+    return int(one("SELECT count(*) FROM event WHERE run_id = '%s' AND chain IS NOT NULL" % run))
+
+
+def all_chained(run):
+    return one("SELECT count(*) FROM event WHERE run_id = '%s' AND chain IS NULL" % run) == "0"
+
+
+def slowly(run, how):
+    """Each link of this run takes a millisecond, or no longer does."""
+    if how:
+        psql("CREATE FUNCTION link_slowly() RETURNS trigger LANGUAGE plpgsql AS"
+             " $$ BEGIN PERFORM pg_sleep(0.001); RETURN NEW; END $$")
+        psql("CREATE TRIGGER link_slowly BEFORE UPDATE ON event FOR EACH ROW WHEN (OLD.run_id = '%s')"
+             " EXECUTE FUNCTION link_slowly()" % run)
+    else:
+        psql("DROP FUNCTION link_slowly CASCADE")
+
+
+def test_a_round_with_very_many_events_closes_and_they_are_chained_beside_it(server):
+    run, (ash,) = begin(server, 1, rounds=1)
+    task = ash.task()
+    data, tokens = ash.update(task)
+    upload = ash.send(task, data, tokens)
+    before = check(server)[2]
+    slowly(run, True)
+    try:
+        add_events(run, MANY)
+        began = time.monotonic()
+        assert ash.finish(task, upload).status == 200
+        wait_round(run, 1, "closed")
+        assert time.monotonic() - began < 8.0 and not all_chained(run)
+        until("the first of them to be chained", lambda: chained(run) > 500, 8)
+        assert new_violations(server, before) == [] and not all_chained(run)  # whole as far as it goes
+    finally:
+        slowly(run, False)
+    ash.evaluate(ash.task("evaluate"))
+    until("the run to end", lambda: one("SELECT state FROM run WHERE id = '%s'" % run) == "finished")
+    until("all of them to be chained", lambda: all_chained(run), 30)
+    assert chained(run) > MANY and new_violations(server, before) == []
+    (last,) = psql("SELECT max(chain_no), count(*) FROM event WHERE run_id = '%s'" % run)
+    assert last[0] == last[1], "numbers are missing"
+    no_violations()
+
+
+def test_a_changed_event_is_found(server):
+    run, _ = begin(server, 1)
+    add_events(run, 3)
+    until("the events to be chained", lambda: all_chained(run))
+    before = check(server)[2]
+    say = "BEGIN; SET LOCAL session_replication_role = replica; UPDATE event SET message = '%s' WHERE run_id = '%s'" \
+          " AND message = '%s'; COMMIT"
+    psql(say % ("never", run, "point 2"))
+    try:
+        rc, broken, _ = check(server)
+        assert rc == 1 and "chain" in broken
+        (found,) = [l for l in new_violations(server, before) if l.startswith("chain " + run)]
+        assert "was changed after it was written" in found, found
+    finally:
+        psql(say % ("point 2", run, "never"))
+    assert new_violations(server, before) == []
+
+
+def test_two_sessions_chain_one_run_in_turn_and_what_is_cut_is_done_again(server):
+    run, _ = begin(server, 1)
+    before = check(server)[2]
+    other = Psql()
+    link = "SELECT event_chain('%s', 5)" % run
+    try:
+        for end in ("ROLLBACK", "COMMIT"):
+            other.ask("BEGIN; SELECT pg_advisory_xact_lock(hashtextextended('%s', 1))" % run)  # the server's own look is over
+            add_events(run, 20)
+            assert other.ask(link) == ["5"]
+            psql("SET lock_timeout = '2s'")
+            assert psql(link) == [["0"]]
+            assert not all_chained(run)
+            other.ask(end)
+            until("the server to chain the rest", lambda: all_chained(run))
+            assert new_violations(server, before) == []
+    finally:
+        psql("RESET lock_timeout")
+        other.stop()
+
+
+def test_a_stopped_run_is_chained_to_its_end(server):
+    run, _ = begin(server, 1)
+    assert server.post("/api/v1/runs/%s/actions" % run, {"action": "stop"}).status == 200
+    until("the last event to be chained",
+          lambda: psql("SELECT kind FROM event WHERE run_id = '%s' AND chain IS NOT NULL ORDER BY chain_no DESC LIMIT 1" % run)
+          == [["run_stopped"]])

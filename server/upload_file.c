@@ -25,6 +25,7 @@ enum {
 struct upload_file {
     struct upload_file *next; // among the open ones
     pthread_mutex_t lock;     // between its thread and whoever takes it over
+    int users;                // of this memory: its owner and who takes it over; the registry's
     char id[ID_LEN + 1];
     struct blob_store *store;
     int64_t writer_epoch;
@@ -37,7 +38,7 @@ struct upload_file {
 };
 
 static struct {
-    pthread_mutex_t lock; // taken before a file's own
+    pthread_mutex_t lock; // never held while a file's own is waited for: that may be at its disk
     struct upload_file *open;
 } registry = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
@@ -49,32 +50,71 @@ static bool try_lock(int fd)
     return fcntl(fd, F_OFD_SETLK, &l) == 0;
 }
 
+/* Nobody finds it any more. The caller holds the registry's lock. */
+static void unlist(const struct upload_file *f)
+{
+    for (struct upload_file **p = &registry.open; *p; p = &(*p)->next) {
+        if (*p == f) {
+            *p = f->next;
+            return;
+        }
+    }
+}
+
+static void leave(struct upload_file *f)
+{
+    (void)pthread_mutex_lock(&registry.lock);
+    bool last = --f->users == 0;
+    (void)pthread_mutex_unlock(&registry.lock);
+    if (last) {
+        sha256_free(f->sha256);
+        (void)pthread_mutex_destroy(&f->lock);
+        mem_free(f);
+    }
+}
+
+static void close_locked(struct upload_file *f)
+{
+    (void)pthread_mutex_lock(&f->lock);
+    if (f->fd >= 0) {
+        (void)close(f->fd);
+        f->fd = -1;
+    }
+    (void)pthread_mutex_unlock(&f->lock);
+}
+
+/* Who has the upload open, or NULL. The caller holds the registry's lock. */
+static struct upload_file *find(const char *id)
+{
+    struct upload_file *f = registry.open;
+    while (f && strcmp(f->id, id) != 0) {
+        f = f->next;
+    }
+    return f;
+}
+
 /*
  * An older writer of this process gives up the file; its connection's thread will see it. A newer
  * one keeps it: the request that asks was overtaken on its way.
  */
 static enum status take_over(const char *id, int64_t writer_epoch, struct err *e)
 {
-    enum status st = ST_OK;
     (void)pthread_mutex_lock(&registry.lock);
-    for (struct upload_file **f = &registry.open; *f; f = &(*f)->next) {
-        if (strcmp((*f)->id, id) != 0) {
-            continue;
-        }
-        struct upload_file *old = *f;
-        if (old->writer_epoch > writer_epoch) {
-            st = err_set(e, ST_CONFLICT, "a newer request writes the upload %s", id);
-            break;
-        }
-        *f = old->next;
-        (void)pthread_mutex_lock(&old->lock);
-        (void)close(old->fd);
-        old->fd = -1;
-        (void)pthread_mutex_unlock(&old->lock);
-        break;
+    struct upload_file *old = find(id);
+    bool newer = old && old->writer_epoch > writer_epoch;
+    if (old && !newer) {
+        unlist(old);
+        old->users++;
     }
     (void)pthread_mutex_unlock(&registry.lock);
-    return st;
+    if (newer) {
+        return err_set(e, ST_CONFLICT, "a newer request writes the upload %s", id);
+    }
+    if (old) {
+        close_locked(old);
+        leave(old);
+    }
+    return ST_OK;
 }
 
 static enum status lock_file(int fd, const char *id, struct err *e)
@@ -102,6 +142,7 @@ enum status upload_file_open(struct upload_file **out, struct blob_store *s, con
     }
     struct upload_file *f = mem_alloc(sizeof(*f));
     (void)pthread_mutex_init(&f->lock, NULL);
+    f->users = 1;
     (void)snprintf(f->id, sizeof(f->id), "%s", id);
     f->store = s;
     f->writer_epoch = writer_epoch;
@@ -124,19 +165,10 @@ void upload_file_close(struct upload_file *f)
         return;
     }
     (void)pthread_mutex_lock(&registry.lock);
-    for (struct upload_file **p = &registry.open; *p; p = &(*p)->next) {
-        if (*p == f) {
-            *p = f->next;
-            break;
-        }
-    }
+    unlist(f);
     (void)pthread_mutex_unlock(&registry.lock); // from here on nobody takes it over
-    if (f->fd >= 0) {
-        (void)close(f->fd);
-    }
-    sha256_free(f->sha256);
-    (void)pthread_mutex_destroy(&f->lock);
-    mem_free(f);
+    close_locked(f);                            // but somebody may be at it
+    leave(f);
 }
 
 static enum status write_all(struct upload_file *f, const char *p, size_t len, struct err *e)

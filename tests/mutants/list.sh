@@ -164,8 +164,10 @@ mutant 'the digest of a chunk is not compared' server/upload_file.c \
     's/if (!has_its_digest(f))/if (0)/' tests/unit/test_upload_file
 mutant 'digests of a closed store go on' server/upload_hash.c \
     's/hashes.kept\[i\].store == s \&\& id\[0\] ? reclaim(id) : NULL/NULL/' tests/unit/test_upload_file
+mutant 'who takes a file over holds up all others' server/upload_file.c \
+    '/^static void close_locked/,/^}/s/(void)pthread_mutex_lock(&f->lock);/(void)pthread_mutex_lock(\&registry.lock);&(void)pthread_mutex_unlock(\&registry.lock);/' tests/unit/test_upload_file
 mutant 'an older request takes the file from a newer one' server/upload_file.c \
-    's/if (old->writer_epoch > writer_epoch)/if (0)/' tests/unit/test_upload_file
+    's/old->writer_epoch > writer_epoch;/old->writer_epoch > writer_epoch + 1;/' tests/unit/test_upload_file
 mutant 'the digest of an upload is not compared' server/accept.c \
     's/if (!digest_equal(&got, &c->sha256))/if (0)/' \
     tests/api silos.test_a_file_that_differs_from_its_declared_digest_is_refused

@@ -1,6 +1,8 @@
 #include "server/upload_file.h"
 
 #include <fcntl.h>
+#include <pthread.h>
+#include <semaphore.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -303,6 +305,83 @@ static void a_chunk_is_on_the_disk_before_its_offset_may_be_committed(void)
     gone(s);
 }
 
+/* ---- a disk that is slow ---- */
+
+static const char other_id[] = "u_01ARZ3NDEKTSV4RRFFQ69G5FAX";
+static sem_t at_the_disk, may_go_on;
+
+static void hang(void)
+{
+    (void)sem_post(&at_the_disk);
+    (void)sem_wait(&may_go_on);
+}
+
+struct opening {
+    struct blob_store *store;
+    const char *id;
+    int64_t epoch;
+    sem_t open;
+};
+
+static void *open_and_close(void *ctx)
+{
+    struct opening *o = ctx;
+    struct upload_file *f = NULL;
+    struct chunk_digest any = {.is_crc = true};
+    if (upload_file_open(&f, o->store, o->id, o->epoch, 0, 1, &any, NULL) == ST_OK) {
+        (void)sem_post(&o->open);
+    }
+    upload_file_close(f);
+    return NULL;
+}
+
+static void *write_one(void *ctx)
+{
+    (void)chunk(ctx, 0, "hello world", false);
+    return NULL;
+}
+
+static bool within(sem_t *s, int seconds)
+{
+    struct timespec until;
+    (void)clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += seconds;
+    return sem_timedwait(s, &until) == 0;
+}
+
+/* One chunk is at the disk, and a newer request waits to take its file: a third upload begins. */
+static void a_slow_disk_of_one_upload_does_not_stop_another(void)
+{
+    struct blob_store *s = fresh(11);
+    struct opening same = {.store = s, .id = id, .epoch = epoch + 2};
+    struct opening other = {.store = s, .id = other_id, .epoch = 1};
+    pthread_t writer;
+    pthread_t taker;
+    pthread_t opener;
+    int fd = -1;
+    CHECK_INT(blob_tmp_create(s, other_id, 1, &fd, NULL), ST_OK);
+    CHECK_INT(close(fd), 0);
+    CHECK(!sem_init(&at_the_disk, 0, 0) && !sem_init(&may_go_on, 0, 0));
+    CHECK(!sem_init(&same.open, 0, 0) && !sem_init(&other.open, 0, 0));
+    synced_before = hang;
+    CHECK_INT(pthread_create(&writer, NULL, write_one, s), 0);
+    bool hangs = within(&at_the_disk, 20);
+    CHECK_INT(pthread_create(&taker, NULL, open_and_close, &same), 0);
+    bool taken_at_once = within(&same.open, 1); // no: and it has had its time to come to the lock
+    CHECK_INT(pthread_create(&opener, NULL, open_and_close, &other), 0);
+    bool opened = within(&other.open, 10);
+    (void)sem_post(&may_go_on);
+    CHECK_INT(pthread_join(writer, NULL), 0);
+    CHECK_INT(pthread_join(taker, NULL), 0);
+    CHECK_INT(pthread_join(opener, NULL), 0);
+    synced_before = NULL;
+    CHECK(hangs && !taken_at_once);
+    CHECK(opened);
+    CHECK_INT(sem_trywait(&same.open), 0); // it had the file in the end
+    epoch = same.epoch;
+    gone(s);
+}
+
 int main(void)
 {
     RUN(a_chunk_is_on_the_disk_before_its_offset_may_be_committed);
@@ -320,5 +399,6 @@ int main(void)
     RUN(another_process_keeps_its_file);
     RUN(what_is_not_there_is_not_written);
     RUN(more_uploads_than_digests_kept_still_end_well);
+    RUN(a_slow_disk_of_one_upload_does_not_stop_another);
     return check_end();
 }

@@ -12,6 +12,7 @@
 #include "common/clock.h"
 #include "common/fault.h"
 #include "common/log.h"
+#include "common/loopback.h"
 #include "common/mem.h"
 #include "common/pin.h"
 #include "common/rng.h"
@@ -40,12 +41,6 @@ struct transport {
 
 /* ---- addresses ---- */
 
-static bool is_loopback(const char *host)
-{
-    return strcmp(host, "localhost") == 0 || strncmp(host, "127.", 4) == 0 ||
-           strcmp(host, "[::1]") == 0 || strcmp(host, "::1") == 0;
-}
-
 static enum status check_parts(CURLU *u, const char *url, struct err *e)
 {
     if (curl_url_set(u, CURLUPART_URL, url, 0) != CURLUE_OK) {
@@ -59,7 +54,7 @@ static enum status check_parts(CURLU *u, const char *url, struct err *e)
         st = err_set(e, ST_INVALID, "'%.120s' names no host; try https://host:port", url);
     } else if (strcmp(scheme, "https") != 0 && strcmp(scheme, "http") != 0) {
         st = err_set(e, ST_INVALID, "'%.120s' is neither https nor http", url);
-    } else if (strcmp(scheme, "http") == 0 && !is_loopback(host)) {
+    } else if (strcmp(scheme, "http") == 0 && !loopback_host(host)) {
         st = err_set(e, ST_INVALID,
                      "http would send the token to %.80s in the clear; try https://%.80s", host,
                      host);

@@ -183,7 +183,7 @@ static void set_cookie(struct request *rq, struct response *rs, const char *valu
     response_header(rs, "Set-Cookie",
                     arena_fmt(rq->arena,
                               "photon=%s; Path=/; Max-Age=%d; HttpOnly; SameSite=Strict%s", value,
-                              max_age_s, rq->server->tls ? "; Secure" : ""));
+                              max_age_s, rq->server->https ? "; Secure" : ""));
     response_header(rs, "Cache-Control", "no-store");
 }
 

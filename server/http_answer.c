@@ -9,6 +9,7 @@
 #include "common/log.h"
 #include "server/http_int.h"
 #include "server/pace.h"
+#include "server/server.h"
 
 enum {
     PACED_PIECE = 32 * 1024,
@@ -105,7 +106,7 @@ static void add_headers(struct exchange *x, struct MHD_Response *r)
     add(r, "Referrer-Policy", "no-referrer");
     add(r, "Cross-Origin-Resource-Policy", "same-origin");
     add(r, "Content-Security-Policy", CSP);
-    if (x->http->tls) {
+    if (x->http->server->https) {
         add(r, "Strict-Transport-Security", "max-age=31536000");
     }
     if (x->close_after || atomic_load(&x->http->stopping)) {

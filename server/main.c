@@ -8,6 +8,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -297,6 +298,14 @@ static enum status check_options(struct program *p, struct err *e)
     return p->o.store ? s3_open(&p->bucket, &c, e) : ST_OK;
 }
 
+static bool browsers_use_tls(const struct program *p)
+{
+    if (p->server.certificate) {
+        return true;
+    }
+    return p->o.public_url && strncasecmp(p->o.public_url, "https://", 8) == 0;
+}
+
 static enum status start(struct program *p, struct err *e)
 {
     raise_file_limit();
@@ -315,6 +324,7 @@ static enum status start(struct program *p, struct err *e)
     static_files_load(p->server.web_dir);
     p->server.public_url = p->o.public_url;
     p->server.bulk_url = p->o.bulk_url;
+    p->server.https = browsers_use_tls(p);
     p->server.started_ms = clock_wall_ms();
     p->server.aggregate_threads = p->o.aggregate_threads;
     p->server.orphan_age_s = (int64_t)p->o.orphan_hours * 3600;

@@ -10,6 +10,7 @@
 
 #include "common/clock.h"
 #include "common/fault.h"
+#include "common/loopback.h"
 #include "common/rng.h"
 #include "common/version.h"
 #include "server/s3_int.h"
@@ -47,12 +48,6 @@ void s3_drop_handles(struct s3 *s)
     }
 }
 
-static bool is_loopback(const char *host)
-{
-    return strcmp(host, "localhost") == 0 || strncmp(host, "127.", 4) == 0 ||
-           strcmp(host, "[::1]") == 0;
-}
-
 enum status s3_check_endpoint(const char *endpoint, struct err *e)
 {
     CURLU *u = curl_url();
@@ -66,7 +61,7 @@ enum status s3_check_endpoint(const char *endpoint, struct err *e)
         curl_url_get(u, CURLUPART_HOST, &host, 0) || curl_url_get(u, CURLUPART_PATH, &path, 0)) {
         st = err_set(e, ST_INVALID, "'%.80s' is no endpoint; try https://host", endpoint);
     } else if (strcmp(scheme, "https") != 0 &&
-               (strcmp(scheme, "http") != 0 || !is_loopback(host))) {
+               (strcmp(scheme, "http") != 0 || !loopback_host(host))) {
         st = err_set(e, ST_INVALID, "weights would go to %.80s in the clear; try https://%.80s",
                      host, host);
     } else if (strcmp(path, "/") != 0) {

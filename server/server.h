@@ -26,6 +26,7 @@ struct server {
     const char *bulk_url;   /* how silos reach bulk; NULL: the request's host with bulk's port */
     int control_port, bulk_port;
     bool tls;
+    bool https;              /* a browser speaks TLS, with us or with a proxy before us */
     struct tls *certificate; /* NULL: plain HTTP */
     atomic_bool stopping;    /* no new task is handed out */
     int64_t started_ms;      /* Unix time */

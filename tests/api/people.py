@@ -6,7 +6,7 @@ import json
 import math
 
 from fixture import NOBODY, OTHER, RUN, SILOS, SPEC
-from kit import SOON_S, psql, sha256, until
+from kit import SOON_S, Server, psql, sha256, until
 
 BASE = "/api/v1/runs/" + RUN
 
@@ -337,6 +337,20 @@ def test_login_gives_a_cookie_that_needs_our_origin_to_write(server):
     assert out.status == 204 and "Max-Age=0" in out.header("Set-Cookie")
     assert server.get("/api/v1/me", token=None, headers=sent).status == 401
     assert server.call("DELETE", "/api/v1/login", token=None).status == 204  # nobody may log out too
+
+
+def test_what_a_proxy_says_in_tls_stays_there(server):
+    """Behind a proxy that speaks TLS the cookie is for TLS alone, and browsers are told to stay with it."""
+    plain = server.post("/api/v1/login", {"token": server.token}, token=None)
+    assert "Secure" not in plain.header("Set-Cookie") and not plain.header("Strict-Transport-Security")
+    behind = Server.beside(server)
+    behind.start("--public-url", "https://agg.example.org")
+    try:
+        answer = behind.post("/api/v1/login", {"token": server.token}, token=None)
+        assert answer.status == 204 and answer.header("Set-Cookie").endswith("; Secure"), answer.header("Set-Cookie")
+        assert answer.header("Strict-Transport-Security") == "max-age=31536000"
+    finally:
+        behind.stop()
 
 
 def test_a_session_dies_with_its_token(server):

@@ -58,6 +58,10 @@ mutant 'accept does not lock the round' server/db_task.c \
     's/^    " FOR SHARE";/    "";/' tests/api silos.test_an_accept_waits_for_whoever_seals_the_round
 mutant 'a revoked token is accepted' server/auth.c \
     's/WHERE revoked_at IS NULL"/WHERE true"/' tests/api people.test_a_token_is_made_shown_once_and_revoked
+mutant 'a name that begins as loopback does is taken for it' common/loopback.c \
+    's/return strcmp(host, "localhost")/return strncmp(host, "127.", 4) == 0 || strcmp(host, "localhost")/' tests/unit/test_loopback
+mutant 'the cookie travels in the clear behind a proxy' server/main.c \
+    's/return p->o.public_url \&\& strncasecmp/return false \&\& strncasecmp/' tests/api people.test_what_a_proxy_says_in_tls_stays_there
 mutant 'an expired token is accepted' server/auth.c \
     's/OR expires_at > clock_timestamp()/OR true/' \
     tests/api people.test_a_token_revoked_or_expired_behind_our_back_is_refused_within_a_second

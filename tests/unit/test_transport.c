@@ -134,6 +134,7 @@ static void only_https_and_loopback_are_spoken_to(void)
                                        "http://[::1]:8080"};
     static const char *const bad[] = {"http://agg.example.org",
                                       "http://10.0.0.1:8080",
+                                      "http://127.evil.example",
                                       "ftp://127.0.0.1",
                                       "",
                                       "127.0.0.1 :x",

@@ -1,0 +1,13 @@
+#include "common/loopback.h"
+
+#include <arpa/inet.h>
+#include <string.h>
+
+bool loopback_host(const char *host)
+{
+    struct in_addr v4;
+    if (inet_pton(AF_INET, host, &v4) == 1) {
+        return ntohl(v4.s_addr) >> 24 == 127;
+    }
+    return strcmp(host, "localhost") == 0 || strcmp(host, "::1") == 0 || strcmp(host, "[::1]") == 0;
+}

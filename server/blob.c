@@ -23,6 +23,8 @@
 
 enum { TMP_ID_MAX = 120, READ_SIZE = 1 << 20 };
 
+static const char ASIDE[] = "gone-";
+
 /* Twice what PostgreSQL lets its log grow to: it may live on the same disk. */
 static const int64_t FLOOR_MOST = (int64_t)2 << 30;
 static const double FLOOR_PERCENT = 10.0;
@@ -457,6 +459,69 @@ enum status blob_remove(struct blob_store *s, const struct digest *d, struct err
         TRY(blob_bucket_remove(s->bucket, d, e));
     }
     return blob_folder_remove(&s->blobs, d, e);
+}
+
+/* ---- set aside ---- */
+
+bool blob_is_aside(const char *name, struct digest *d)
+{
+    size_t head = sizeof(ASIDE) - 1;
+    if (strncmp(name, ASIDE, head) != 0 || strlen(name) <= head + DIGEST_HEX ||
+        name[head + DIGEST_HEX] != '-' || !tmp_id_ok(name)) {
+        return false;
+    }
+    char hex[DIGEST_HEX + 1];
+    (void)snprintf(hex, sizeof(hex), "%s", name + head);
+    return digest_parse(d, hex, NULL) == ST_OK;
+}
+
+enum status blob_set_aside(struct blob_store *s, const struct digest *d, char name[BLOB_ASIDE_SIZE],
+                           struct err *e)
+{
+    char hex[DIGEST_HEX + 1];
+    char id[ID_LEN + 1];
+    name[0] = '\0';
+    if (s->bucket) {
+        return blob_remove(s, d, e);
+    }
+    digest_hex(d, hex);
+    id_new('g', id);
+    (void)snprintf(name, BLOB_ASIDE_SIZE, "%s%s-%s", ASIDE, hex, id);
+    struct err why = {0};
+    enum status st = blob_folder_set_aside(&s->blobs, s->tmp_fd, name, d, &why);
+    if (st == ST_NOT_FOUND) {
+        name[0] = '\0';
+        return ST_OK;
+    }
+    return st ? err_set(e, st, "%s", why.msg) : ST_OK;
+}
+
+enum status blob_put_back(struct blob_store *s, const char *name, const struct digest *d,
+                          struct err *e)
+{
+    struct digest named;
+    if (!blob_is_aside(name, &named) || !digest_equal(&named, d)) {
+        return err_set(e, ST_INVALID, "not the name of a file that was set aside");
+    }
+    return blob_folder_put_back(&s->blobs, s->tmp_fd, name, d, e);
+}
+
+struct aside_walk {
+    blob_walk_fn *fn;
+    void *ctx;
+};
+
+static enum status only_aside(void *ctx, const struct blob_entry *f, struct err *e)
+{
+    const struct aside_walk *w = ctx;
+    struct blob_entry entry = *f;
+    return blob_is_aside(f->name, &entry.digest) ? w->fn(w->ctx, &entry, e) : ST_OK;
+}
+
+enum status blob_walk_aside(struct blob_store *s, blob_walk_fn *fn, void *ctx, struct err *e)
+{
+    struct aside_walk w = {fn, ctx};
+    return blob_folder_walk_tmp(s->tmp_fd, only_aside, &w, e);
 }
 
 enum status blob_walk(struct blob_store *s, blob_walk_fn *fn, void *ctx, struct err *e)

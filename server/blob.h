@@ -3,6 +3,7 @@
  *
  *     blobs/aa/bb/<64 hex>     finished, immutable, mode 0400
  *     tmp/<upload id>          an upload or a checkpoint being written
+ *     tmp/gone-<64 hex>-<id>   a blob that was set aside to be removed
  *
  * or, with a bucket, objects of the same names, tmp/ as before, and cache/aa/bb/<64 hex>, of which
  * nothing is needed.
@@ -120,6 +121,20 @@ enum status blob_verify(struct blob_store *s, const struct digest *d, int64_t *b
 /* Remove a blob nobody refers to; absent is fine. */
 enum status blob_remove(struct blob_store *s, const struct digest *d, struct err *e) MUST_CHECK;
 
+/*
+ * Removing under a lock that may lapse (server/db_blob.h): the blob is set aside under a name that
+ * is this call's alone, and then either removed by blob_tmp_remove() or put back, unless there is a
+ * blob of its digest again. name is set before anything is done and is "" when nothing was there. A
+ * bucket cannot set aside: there it is removed, and name is "".
+ */
+enum { BLOB_ASIDE_SIZE = 120 };
+enum status blob_set_aside(struct blob_store *s, const struct digest *d, char name[BLOB_ASIDE_SIZE],
+                           struct err *e) MUST_CHECK;
+enum status blob_put_back(struct blob_store *s, const char *name, const struct digest *d,
+                          struct err *e) MUST_CHECK;
+/* Is it the name of one? Then *d is whose. */
+bool blob_is_aside(const char *name, struct digest *d);
+
 /* What lies in the store, whether or not a row refers to it. */
 struct blob_entry {
     bool tmp;         /* a temporary file */
@@ -133,5 +148,8 @@ typedef enum status blob_walk_fn(void *ctx, const struct blob_entry *f, struct e
 
 /* Calls fn for each; an error of it ends the walk. What comes or goes meanwhile may be missed. */
 enum status blob_walk(struct blob_store *s, blob_walk_fn *fn, void *ctx, struct err *e) MUST_CHECK;
+/* Those alone that are set aside; digest is set. */
+enum status blob_walk_aside(struct blob_store *s, blob_walk_fn *fn, void *ctx,
+                            struct err *e) MUST_CHECK;
 
 #endif

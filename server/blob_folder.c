@@ -195,6 +195,34 @@ enum status blob_folder_remove(const struct blob_folder *f, const struct digest 
     return blob_folder_sync(f->fd, n.inner, e);
 }
 
+enum status blob_folder_set_aside(const struct blob_folder *f, int tmp_fd, const char *name,
+                                  const struct digest *d, struct err *e)
+{
+    struct blob_name n = name_of(d);
+    if (FAULT_ERR("blob.aside") || renameat(f->fd, n.path, tmp_fd, name)) {
+        return err_set(e, errno == ENOENT ? ST_NOT_FOUND : ST_IO, "cannot set blobs/%s aside: %s",
+                       n.path, strerror(errno));
+    }
+    FAULT("blob.aside.done");
+    return blob_folder_sync(f->fd, n.inner, e);
+}
+
+enum status blob_folder_put_back(const struct blob_folder *f, int tmp_fd, const char *name,
+                                 const struct digest *d, struct err *e)
+{
+    struct blob_name n = name_of(d);
+    if (rename_noreplace(f, tmp_fd, name, n.path) == 0) {
+        return blob_folder_sync(f->fd, n.inner, e);
+    }
+    if (errno == EEXIST) { // placed anew meanwhile
+        (void)unlinkat(tmp_fd, name, 0);
+        return ST_OK;
+    }
+    return errno == ENOENT
+               ? ST_OK
+               : err_set(e, ST_IO, "cannot put blobs/%s back: %s", n.path, strerror(errno));
+}
+
 /* ---- looking at everything ---- */
 
 static DIR *list(int at, const char *path)

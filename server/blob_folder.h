@@ -34,6 +34,13 @@ enum status blob_folder_get(const struct blob_folder *f, const struct digest *d,
 enum status blob_folder_remove(const struct blob_folder *f, const struct digest *d,
                                struct err *e) MUST_CHECK;
 
+/* From its place to that name in tmp. ST_NOT_FOUND. */
+enum status blob_folder_set_aside(const struct blob_folder *f, int tmp_fd, const char *name,
+                                  const struct digest *d, struct err *e) MUST_CHECK;
+/* And back, unless its place is taken: then it is dropped. Absent is fine. */
+enum status blob_folder_put_back(const struct blob_folder *f, int tmp_fd, const char *name,
+                                 const struct digest *d, struct err *e) MUST_CHECK;
+
 enum status blob_folder_walk(const struct blob_folder *f, blob_walk_fn *fn, void *ctx,
                              struct err *e) MUST_CHECK;
 enum status blob_folder_walk_tmp(int tmp_fd, blob_walk_fn *fn, void *ctx, struct err *e) MUST_CHECK;

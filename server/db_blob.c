@@ -7,6 +7,7 @@
 
 #include "common/fault.h"
 #include "common/log.h"
+#include "server/mend.h"
 
 enum {
     PAGE = 200,      // rows of one result
@@ -52,7 +53,7 @@ static const char SQL_MARK_DEAD[] =
     "        OR EXISTS (SELECT FROM update WHERE NOT kept AND digest = b.digest))"
     "   AND NOT blob_in_use(b.digest)";
 static const char SQL_DEAD[] =
-    "SELECT digest FROM blob WHERE state = 'dead' AND digest > $2 ORDER BY digest LIMIT $1";
+    "SELECT digest, bytes FROM blob WHERE state = 'dead' AND digest > $2 ORDER BY digest LIMIT $1";
 static const char SQL_LOCK_DEAD[] =
     "SELECT 1 FROM blob WHERE digest = $1 AND state = 'dead' FOR UPDATE";
 static const char SQL_IN_USE[] = "SELECT blob_in_use($1)";
@@ -60,12 +61,68 @@ static const char SQL_REVIVE[] =
     "UPDATE blob SET state = 'live', used_at = clock_timestamp() WHERE digest = $1";
 static const char SQL_DELETE[] = "DELETE FROM blob WHERE digest = $1";
 
+static const char SQL_IS_LIVE[] = "SELECT 1 FROM blob WHERE digest = $1 AND state = 'live'";
+/*
+ * Where there is no row to lock one is made: an insert waits for another one of the same digest, be
+ * it that of whoever places this content right now, and that one waits for ours.
+ */
+static const char SQL_CLAIM[] = "INSERT INTO blob (digest, bytes, state) VALUES ($1, $2, 'dead')"
+                                " ON CONFLICT ON CONSTRAINT blob_pk DO NOTHING";
+
 struct removal {
     struct blob_store *blobs;
     struct digest digest;
-    int64_t bytes; // of an orphan
+    int64_t bytes;
+    char aside[BLOB_ASIDE_SIZE]; // where the file is; "": where it was
+    bool taken;                  // it was taken away, or that was tried
     bool removed;
 };
+
+/* A try before, or a process that died, has set the file aside: whoever has a row gets it back. */
+static enum status settle_aside(struct db *db, struct arena *a, struct removal *r, struct err *e)
+{
+    int64_t claimed = 0;
+    const char *argv[] = {db_arg_digest(a, &r->digest), db_arg_int(a, r->bytes)};
+    TRY(db_exec(db, SQL_CLAIM, 2, argv, &claimed, e));
+    r->removed = claimed > 0;
+    if (claimed) {
+        return db_exec(db, SQL_DELETE, 1, argv, NULL, e); // it stays aside, and goes after COMMIT
+    }
+    TRY(blob_put_back(r->blobs, r->aside, &r->digest, e));
+    r->aside[0] = '\0';
+    return ST_OK;
+}
+
+static enum status take_away(struct removal *r, struct err *e)
+{
+    r->taken = true;
+    return blob_set_aside(r->blobs, &r->digest, r->aside, e);
+}
+
+/* Only a COMMIT that is known to have succeeded removes; putting back what nobody needs is
+ * harmless: it is found again as a file that no row knows. */
+static enum status removal_run(struct db *db, db_tx_fn *fn, struct removal *r, struct err *e)
+{
+    struct err why = {0};
+    enum status st = db_tx(db, fn, r, e);
+    if (!st) {
+        blob_tmp_remove(r->blobs, r->aside);
+        return ST_OK;
+    }
+    if (r->aside[0] && blob_put_back(r->blobs, r->aside, &r->digest, &why)) {
+        log_warn("%s; the next collection tries again", why.msg);
+    }
+    if (r->taken && blob_is_remote(r->blobs)) {
+        struct arena *a = arena_new(PAGE_ARENA);
+        struct db_rows rows = {0};
+        const char *argv[] = {db_arg_digest(a, &r->digest)};
+        if (db_query(db, a, SQL_IS_LIVE, 1, argv, &rows, &why) == ST_OK && rows.count > 0) {
+            mend_want(&r->digest);
+        }
+        arena_free(a);
+    }
+    return st;
+}
 
 /*
  * The question is a statement of its own, after the lock: what was committed while we waited for
@@ -77,6 +134,9 @@ static enum status remove_tx(struct db *db, struct arena *a, void *ctx, struct e
     struct db_rows rows;
     bool in_use = true;
     const char *argv[] = {db_arg_digest(a, &r->digest)};
+    if (r->aside[0]) {
+        return settle_aside(db, a, r, e);
+    }
     FAULT("gc.marked");
     TRY(db_query(db, a, SQL_LOCK_DEAD, 1, argv, &rows, e));
     if (rows.count == 0) {
@@ -90,7 +150,7 @@ static enum status remove_tx(struct db *db, struct arena *a, void *ctx, struct e
     }
     TRY(db_exec(db, SQL_DELETE, 1, argv, NULL, e)); // a reference of any kind refuses this
     FAULT("gc.deleted");
-    TRY(blob_remove(r->blobs, &r->digest, e));
+    TRY(take_away(r, e));
     FAULT("gc.removed");
     return ST_OK;
 }
@@ -106,8 +166,9 @@ static enum status collect_page(struct db *db, struct arena *a, struct blob_stor
         struct removal r = {.blobs = blobs};
         struct err why = {0};
         TRY(db_digest(&rows, i, 0, &r.digest, e));
+        TRY(db_int64(&rows, i, 1, &r.bytes, e));
         *after = r.digest;
-        enum status st = db_tx(db, remove_tx, &r, &why);
+        enum status st = removal_run(db, remove_tx, &r, &why);
         if (st == ST_RETRY) {
             return err_set(e, st, "%s", why.msg);
         }
@@ -120,10 +181,33 @@ static enum status collect_page(struct db *db, struct arena *a, struct blob_stor
     return ST_OK;
 }
 
+struct leftovers {
+    struct db *db;
+    struct blob_store *blobs;
+};
+
+/* Who set it aside may be at work yet: then the row's lock makes us wait for it. */
+static enum status settle_one(void *ctx, const struct blob_entry *f, struct err *e)
+{
+    const struct leftovers *l = ctx;
+    struct removal r = {.blobs = l->blobs, .digest = f->digest, .bytes = f->bytes};
+    struct err why = {0};
+    (void)snprintf(r.aside, sizeof(r.aside), "%.119s", f->name);
+    enum status st = db_tx(l->db, remove_tx, &r, &why);
+    if (!st) {
+        blob_tmp_remove(l->blobs, r.aside);
+    } else if (st != ST_RETRY) {
+        log_warn("tmp/%s stays for now: %s", f->name, why.msg);
+    }
+    return st == ST_RETRY ? err_set(e, st, "%s", why.msg) : ST_OK;
+}
+
 enum status db_blob_collect(struct db *db, struct blob_store *blobs, struct err *e)
 {
     struct digest after = {{0}};
     bool more = true;
+    struct leftovers l = {db, blobs};
+    TRY(blob_walk_aside(blobs, settle_one, &l, e));
     TRY(db_exec(db, SQL_MARK_DEAD, 0, NULL, NULL, e));
     while (more) {
         struct arena *a = arena_new(PAGE_ARENA);
@@ -213,26 +297,22 @@ enum status db_blob_orphans(struct db *db, struct blob_store *blobs, int64_t age
     return st;
 }
 
-/*
- * There is no row to lock, so one is made: an insert waits for another one of the same digest, be
- * it that of whoever places this content right now, and that one waits for ours.
- */
-static const char SQL_CLAIM[] = "INSERT INTO blob (digest, bytes, state) VALUES ($1, $2, 'dead')"
-                                " ON CONFLICT ON CONSTRAINT blob_pk DO NOTHING";
-
 static enum status reap_tx(struct db *db, struct arena *a, void *ctx, struct err *e)
 {
     struct removal *r = ctx;
     int64_t claimed = 0;
     const char *argv[] = {db_arg_digest(a, &r->digest), db_arg_int(a, r->bytes)};
     r->removed = false;
+    if (r->aside[0]) {
+        return settle_aside(db, a, r, e);
+    }
     TRY(db_exec(db, SQL_CLAIM, 2, argv, &claimed, e));
     if (!claimed) {
         return ST_OK;
     }
     FAULT("reap.claimed");
     TRY(db_exec(db, SQL_DELETE, 1, argv, NULL, e)); // a reference without its row refuses this
-    TRY(blob_remove(r->blobs, &r->digest, e));
+    TRY(take_away(r, e));
     r->removed = true;
     return ST_OK;
 }
@@ -266,6 +346,10 @@ static enum status age_of_database(struct db *db, int64_t *age_s, struct err *e)
 static enum status reap_one(void *ctx, const struct blob_entry *f, struct err *e)
 {
     struct reaping *w = ctx;
+    struct digest whose;
+    if (f->tmp && blob_is_aside(f->name, &whose)) {
+        return ST_OK; // the next collection's matter, which asks for its row
+    }
     if (f->tmp) {
         blob_tmp_remove(w->blobs, f->name);
         w->removed++;
@@ -280,7 +364,7 @@ static enum status reap_one(void *ctx, const struct blob_entry *f, struct err *e
     }
     struct removal r = {.blobs = w->blobs, .digest = f->digest, .bytes = f->bytes};
     struct err why = {0};
-    enum status st = db_tx(w->db, reap_tx, &r, &why);
+    enum status st = removal_run(w->db, reap_tx, &r, &why);
     if (st && st != ST_RETRY) { // one that cannot be removed must not keep the others
         log_warn("%s stays for now: %s", f->name, why.msg);
         st = ST_OK;

@@ -4,9 +4,23 @@
  * A file is placed before its row is committed, and removed before its row's removal is committed;
  * both happen under the lock of the row, so whoever places and whoever removes the same content
  * wait for each other, in however many servers. A cleaner goes in three steps: mark the row dead;
- * lock it; ask again whether anybody needs the file, with the lock held, and only then unlink. Who
- * wants the content meanwhile makes the row live again under the same lock and finds, or places,
- * the file.
+ * lock it; ask again whether anybody needs the file, with the lock held, and only then take it
+ * away. Who wants the content meanwhile makes the row live again under the same lock and finds, or
+ * places, the file.
+ *
+ * A lock ends with its session, and PostgreSQL ends that of a machine that stands still for ten
+ * seconds; waking, it would take away what somebody has found meanwhile. So a file is set aside
+ * under the lock and removed only when COMMIT has succeeded, which proves that the session, and so
+ * the lock, was there all the time. What else comes of COMMIT, the file is put back. Whoever dies
+ * in between leaves it set aside; the next collection of any server asks, under the lock of its
+ * row, or of one made for that:
+ *
+ *     dies before the file is set aside      nothing has happened: the row is dead as before
+ *     dies before COMMIT                     the row is there: the file is put back
+ *     dies after COMMIT                      there is no row: the file is removed
+ *
+ * A bucket cannot rename. There the object is removed under the lock, and when COMMIT fails and the
+ * row is live, the file is looked at and mended, as far as it can be (server/mend.h).
  *
  * Files that no row knows (a crash between placing and commit, an upload nobody finished) are
  * reaped once they are old (a day: a checkpoint being made has no row yet), under the lock of a row

@@ -15,7 +15,7 @@ CRITICAL = ["task.lock", "task.round_locked", "task.locked", "accept.begin", "ac
             "claim.reply", "open.locked", "open.seated", "seal.locked", "seal.counted", "seal.marked",
             "seal.cancelled", "fold.raised", "fold.made", "checkpoint.written", "checkpoint.placed", "publish.begin",
             "publish.locked", "publish.inserted", "publish.moved", "publish.closed", "publish.committed",
-            "gc.marked", "gc.locked", "gc.deleted", "blob.unlinked", "db.work.done", "db.commit", "db.committed"]
+            "gc.marked", "gc.locked", "gc.deleted", "blob.aside.done", "db.work.done", "db.commit", "db.committed"]
 CLIENT = ["state.sync.file", "state.synced", "state.renamed", "state.drop", "journal.begin", "journal.begun",
           "journal.trained", "journal.trained.done", "journal.upload", "journal.upload.done", "journal.settle",
           "journal.settled", "send.created", "send.chunk", "send.chunked", "send.finish", "send.finished",

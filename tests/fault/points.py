@@ -67,7 +67,7 @@ class Walk:
             f.write("left by a server that died")
         os.utime(path, (1, 1))
 
-    TRIGGERS = {"gc.": old_files, "blob.unlink": old_files, "run.": another_run, "abort.": another_run,
+    TRIGGERS = {"gc.": old_files, "blob.aside": old_files, "blob.unlink": damaged_update, "run.": another_run, "abort.": another_run,
                 "refuse.": bad_update, "corrupt.": damaged_update, "expire.": silent_silo, "reap.": orphan}
 
     def trigger(self, name):
@@ -133,7 +133,7 @@ class Walk:
         if os.path.exists(self.log):
             os.unlink(self.log)
         self.rig.kill_server()
-        if name.startswith("gc.") or name.startswith("blob.unlink"):
+        if name.startswith("gc.") or name.startswith("blob.aside"):
             self.old_files()
         env = {"PHOTON_FAULT_LOG": self.log}
         begin = time.monotonic()
@@ -229,7 +229,7 @@ def walk(build, plain, text, seed, share, say=print):
 
 
 def slow(name):
-    return any(name.startswith(p) for p in ("gc.", "blob.unlink", "blob.replace", "corrupt.", "expire.", "abort.",
+    return any(name.startswith(p) for p in ("gc.", "blob.aside", "blob.unlink", "blob.replace", "corrupt.", "expire.", "abort.",
                                             "run.", "refuse.", "reap.", "snapshot.", "acks.", "blob.mkdir", "base."))
 
 

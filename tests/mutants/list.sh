@@ -158,6 +158,10 @@ mutant 'a row is owned without a look for its file' server/db_blob.c \
 mutant 'a file is removed before anybody is asked' server/db_blob.c \
     '/^static enum status remove_tx/,/^}/s/TRY(db_query(db, a, SQL_LOCK_DEAD, 1, argv, &rows, e));/TRY(blob_remove(r->blobs, \&r->digest, e));TRY(db_query(db, a, SQL_LOCK_DEAD, 1, argv, \&rows, e));/' \
     tests/store/test_race
+mutant 'a file is removed under a lock that has lapsed' server/db_blob.c \
+    's/return blob_set_aside(r->blobs, &r->digest, r->aside, e);/return blob_remove(r->blobs, \&r->digest, e);/' tests/store/test_race
+mutant 'a file that was set aside is removed though a row has it' server/db_blob.c \
+    '/^static enum status settle_aside/,/^}/s/if (claimed) {/if (true) {/' tests/store/test_race
 mutant 'an unknown file is reaped without a row' server/db_blob.c \
     '/^static enum status reap_tx/,/^}/s/TRY(db_exec(db, SQL_CLAIM, 2, argv, &claimed, e));/claimed = 1;/' tests/store/test_race
 

@@ -3,6 +3,9 @@
  * over one database and one folder, in random order, with every row change held open for a moment,
  * and are killed now and then. At any moment: what a row needs is there, whole.
  *
+ * Then single lines of that: a cleaner whose lock lapses while its machine stands still, and what
+ * one that died leaves.
+ *
  * Run by tests/store/run.sh with a PostgreSQL of its own. SEED=n repeats a choice of steps.
  */
 #include <fcntl.h>
@@ -265,6 +268,203 @@ static void what_a_row_needs_is_there_whatever_runs_beside(void)
     tempdir_remove(&folder);
 }
 
+/* ---- a lock that lapses ---- */
+
+static int64_t ask(struct db *db, const char *sql)
+{
+    struct arena *a = arena_new(1 << 20);
+    struct db_rows rows;
+    struct err e = {0};
+    int64_t n = 0;
+    enum status st = db_query(db, a, sql, 0, NULL, &rows, &e);
+    st = st || rows.count == 0 || db_is_null(&rows, 0, 0) ? st : db_int64(&rows, 0, 0, &n, &e);
+    CHECK_STR(e.msg, "");
+    CHECK_INT(st, ST_OK);
+    arena_free(a);
+    return n;
+}
+
+static void wait_for(struct db *db, const char *sql)
+{
+    int64_t until = clock_mono_ms() + 20000;
+    while (ask(db, sql) == 0 && clock_mono_ms() < until) {
+        clock_sleep_ms(5);
+    }
+    CHECK(clock_mono_ms() < until);
+}
+
+static enum status count_one(void *ctx, const struct blob_entry *f, struct err *e)
+{
+    (void)f, (void)e;
+    ++*(int *)ctx;
+    return ST_OK;
+}
+
+static int set_aside_now(struct blob_store *s)
+{
+    int n = 0;
+    CHECK_INT(blob_walk_aside(s, count_one, &n, NULL), ST_OK);
+    return n;
+}
+
+static bool is_whole(struct blob_store *s, const struct digest *d)
+{
+    int64_t bytes = 0;
+    return blob_verify(s, d, &bytes, NULL) == ST_OK && bytes == BYTES;
+}
+
+/* Nothing but one content, with a row or without. */
+static void begin(struct worker *w, struct step *s, bool row)
+{
+    char id[64];
+    struct err e = {0};
+    *w = (struct worker){.id = 2000};
+    *s = (struct step){.w = w};
+    tempdir_make(&folder);
+    CHECK_INT(db_open(&w->db, "", &e), ST_OK);
+    CHECK_INT(blob_store_open(&w->blobs, folder.path, &e), ST_OK);
+    (void)ask(w->db, "WITH n AS (DELETE FROM need) SELECT 0");
+    (void)ask(w->db, "WITH b AS (DELETE FROM blob) SELECT 0");
+    write_tmp(w, 0, id, &s->d);
+    s->tmp = id;
+    CHECK_INT(row ? db_tx(w->db, place_tx, s, &e) : blob_place(w->blobs, id, &s->d, &e), ST_OK);
+    s->tmp = NULL;
+}
+
+static void end(struct worker *w)
+{
+    blob_store_close(w->blobs);
+    db_close(w->db);
+    tempdir_remove(&folder);
+}
+
+static void let_go(struct worker *w)
+{
+    (void)ask(w->db, "WITH n AS (DELETE FROM need) SELECT 0");
+    (void)ask(w->db, "WITH b AS (UPDATE blob SET used_at = used_at - interval '2 days') SELECT 0");
+}
+
+static pid_t start_cleaner(bool reap)
+{
+    (void)fflush(NULL);
+    pid_t pid = fork();
+    if (pid == 0) {
+        struct db *db = NULL;
+        struct blob_store *s = NULL;
+        int removed = 0;
+        bool bad = db_open(&db, "", NULL) || blob_store_open(&s, folder.path, NULL) ||
+                   (reap ? db_blob_reap(db, s, 0, &removed, NULL) : db_blob_collect(db, s, NULL));
+        _exit(bad ? 1 : 0);
+    }
+    return pid;
+}
+
+/*
+ * A cleaner has deleted the row and stands still, as a machine that is paused; its session is ended
+ * as PostgreSQL ends one that is idle for ten seconds; the content gets a row again, which finds
+ * the file; then the cleaner goes on.
+ */
+static void lapse(bool reap)
+{
+    struct worker w;
+    struct step s;
+    struct err e = {0};
+    char id[64];
+    int how = 0;
+    begin(&w, &s, !reap);
+    let_go(&w);
+    (void)ask(w.db, "SELECT 0 FROM pg_advisory_lock(7)");
+    pid_t pid = start_cleaner(reap);
+    wait_for(w.db, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted");
+    CHECK_INT(kill(pid, SIGSTOP), 0);
+    (void)ask(w.db, "SELECT pg_advisory_unlock(7)::int");
+    wait_for(w.db, "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction'");
+    (void)ask(w.db, "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+                    " WHERE state = 'idle in transaction'");
+    wait_for(w.db, "SELECT 1 WHERE NOT EXISTS (SELECT FROM pg_stat_activity"
+                   "  WHERE state LIKE 'idle in transaction%')");
+    write_tmp(&w, 0, id, &s.d);
+    s.tmp = id;
+    CHECK_INT(db_tx(w.db, place_tx, &s, &e), ST_OK);
+    CHECK(is_whole(w.blobs, &s.d));
+    CHECK_INT(kill(pid, SIGCONT), 0);
+    CHECK_INT(waitpid(pid, &how, 0), pid);
+    CHECK_INT(how, 0);
+    CHECK(is_whole(w.blobs, &s.d));
+    CHECK_INT(set_aside_now(w.blobs), 0);
+    end(&w);
+}
+
+/* Its row is dead, and somebody has it in hand who finds the file: the cleaner waits for that. */
+static void a_cleaner_asks_before_it_takes(void)
+{
+    struct worker w;
+    struct step s;
+    struct err e = {0};
+    int how = 0;
+    begin(&w, &s, true);
+    let_go(&w);
+    (void)ask(w.db, "WITH b AS (UPDATE blob SET state = 'dead') SELECT 0");
+    CHECK_INT(db_begin(w.db, &e), ST_OK);
+    CHECK_INT(db_tx(w.db, place_tx, &s, &e), ST_OK); // within that transaction
+    pid_t pid = start_cleaner(false);
+    wait_for(w.db, "SELECT count(*) FROM pg_locks WHERE NOT granted");
+    CHECK(is_whole(w.blobs, &s.d));
+    CHECK_INT(db_commit(w.db, &e), ST_OK);
+    CHECK_INT(waitpid(pid, &how, 0), pid);
+    CHECK_INT(how, 0);
+    CHECK(is_whole(w.blobs, &s.d));
+    CHECK_INT(ask(w.db, "SELECT count(*) FROM blob WHERE state = 'live'"), 1);
+    end(&w);
+}
+
+static void a_cleaner_whose_lock_has_lapsed_takes_nothing(void)
+{
+    struct db *db = NULL;
+    struct err e = {0};
+    CHECK_INT(db_open(&db, "", &e), ST_OK);
+    CHECK_INT(db_script(db,
+                        "CREATE FUNCTION wait_here() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+                        "    PERFORM pg_advisory_xact_lock(7); RETURN NULL; END $$;"
+                        "CREATE TRIGGER wait_after AFTER DELETE ON blob FOR EACH ROW"
+                        "    EXECUTE FUNCTION wait_here();",
+                        &e),
+              ST_OK);
+    db_close(db);
+    lapse(false);
+    lapse(true);
+}
+
+/* What a cleaner leaves that died before its COMMIT, after it, and with a lock that had lapsed. */
+static void what_a_dead_cleaner_set_aside_goes_by_its_row(void)
+{
+    enum { NEEDED, NEEDED_AND_PLACED, LET_GO, NO_ROW, CASES };
+    for (int i = 0; i < CASES; i++) {
+        struct worker w;
+        struct step s;
+        struct err e = {0};
+        char name[BLOB_ASIDE_SIZE];
+        char id[64];
+        int removed = 0;
+        begin(&w, &s, i != NO_ROW);
+        CHECK_INT(blob_set_aside(w.blobs, &s.d, name, &e), ST_OK);
+        CHECK_INT(set_aside_now(w.blobs), 1);
+        if (i == NEEDED_AND_PLACED) {
+            write_tmp(&w, 0, id, &s.d);
+            CHECK_INT(blob_place(w.blobs, id, &s.d, &e), ST_OK);
+        } else if (i == LET_GO) {
+            let_go(&w);
+        }
+        CHECK_INT(db_blob_reap(w.db, w.blobs, 0, &removed, &e), ST_OK); // does not ask for its row
+        CHECK_INT(set_aside_now(w.blobs), 1);
+        CHECK_INT(db_blob_collect(w.db, w.blobs, &e), ST_OK);
+        CHECK_INT(set_aside_now(w.blobs), 0);
+        CHECK_INT(is_whole(w.blobs, &s.d), i == NEEDED || i == NEEDED_AND_PLACED);
+        CHECK_INT(ask(w.db, "SELECT count(*) FROM blob"), i == NEEDED || i == NEEDED_AND_PLACED);
+        end(&w);
+    }
+}
+
 int main(void)
 {
     if (!getenv("PGHOST")) {
@@ -272,5 +472,8 @@ int main(void)
         return 1;
     }
     RUN(what_a_row_needs_is_there_whatever_runs_beside);
+    RUN(a_cleaner_asks_before_it_takes);
+    RUN(a_cleaner_whose_lock_has_lapsed_takes_nothing);
+    RUN(what_a_dead_cleaner_set_aside_goes_by_its_row);
     return check_end();
 }

@@ -54,12 +54,13 @@ static void check_database(struct request *rq, struct buf *b, bool *ready)
 
 static void check_blobs(struct request *rq, struct buf *b, bool *ready)
 {
-    int64_t room = blob_free_bytes(rq->server->blobs);
+    int64_t room = blob_room_bytes(rq->server->blobs);
     int64_t floor = blob_floor_bytes(rq->server->blobs); // below it every upload is refused
     const char *detail = arena_fmt(rq->arena, "%" PRId64 " MiB free, %" PRId64 " are kept so",
                                    room / (1024 * 1024), floor / (1024 * 1024));
-    add_check(b, ready, "blob_store", room >= 0, room >= 0 ? "is there" : "cannot be read");
-    add_check(b, ready, "disk", room >= floor, detail);
+    add_check(b, ready, "blob_store", room >= 0,
+              room >= 0 ? "is there" : "its disk does not say how much is free");
+    add_check(b, ready, "disk", room >= floor, room >= 0 ? detail : "nobody knows what is free");
 }
 
 static enum status get_ready(struct request *rq, struct response *rs, struct err *e)
@@ -269,7 +270,8 @@ static enum status get_metrics(struct request *rq, struct response *rs, struct e
     print_family(&b, "photon_start_time_seconds", "gauge", "When this process started.");
     buf_fmt(&b, "photon_start_time_seconds %.3f\n", (double)rq->server->started_ms / 1e3);
     print_family(&b, "photon_blob_free_bytes", "gauge", "Room left for weights and updates.");
-    buf_fmt(&b, "photon_blob_free_bytes %" PRId64 "\n", blob_free_bytes(rq->server->blobs));
+    int64_t room = blob_free_bytes(rq->server->blobs);
+    buf_fmt(&b, "photon_blob_free_bytes %" PRId64 "\n", room > 0 ? room : 0);
     print_family(&b, "photon_blob_floor_bytes", "gauge", "Room that uploads may not take.");
     buf_fmt(&b, "photon_blob_floor_bytes %" PRId64 "\n", blob_floor_bytes(rq->server->blobs));
     print_family(&b, "photon_streams", "gauge", "Event streams that are open.");

@@ -21,7 +21,11 @@
 #include "server/blob_fetch.h"
 #include "server/blob_folder.h"
 
-enum { TMP_ID_MAX = 120, READ_SIZE = 1 << 20 };
+enum {
+    TMP_ID_MAX = 120,
+    READ_SIZE = 1 << 20,
+    CACHE_UNUSED_S = 600, // a round's silos come for its checkpoint one after another
+};
 
 static const char ASIDE[] = "gone-";
 
@@ -74,8 +78,8 @@ enum status blob_floor_parse(struct blob_floor *out, const char *text, struct er
 int64_t blob_free_bytes(const struct blob_store *s)
 {
     struct statvfs v;
-    if (fstatvfs(s->blobs.fd, &v)) {
-        return 0;
+    if (FAULT_ERR("blob.free") || fstatvfs(s->blobs.fd, &v)) {
+        return -1;
     }
     return (int64_t)v.f_bavail * (int64_t)v.f_frsize;
 }
@@ -88,6 +92,40 @@ int64_t blob_floor_bytes(const struct blob_store *s)
     }
     double share = (double)v.f_blocks * (double)v.f_frsize * s->floor.percent / 100.0;
     return share < (double)s->floor.most ? (int64_t)share : s->floor.most;
+}
+
+int64_t blob_room_bytes(const struct blob_store *s)
+{
+    int64_t room = blob_free_bytes(s);
+    bool asked = s->bucket && room >= 0 && room < blob_floor_bytes(s);
+    return asked ? room + blob_bucket_cached(&s->blobs) : room;
+}
+
+int blob_cache_tend(struct blob_store *s)
+{
+    int count = 0;
+    int64_t room = blob_free_bytes(s);
+    int64_t missing = s->bucket && room >= 0 ? 2 * blob_floor_bytes(s) - room : 0;
+    while (missing > 0) {
+        int64_t bytes = blob_bucket_evict(&s->blobs, CACHE_UNUSED_S);
+        if (bytes < 0) {
+            break;
+        }
+        missing -= bytes;
+        count++;
+    }
+    return count;
+}
+
+/* Free after bytes more are taken; the cache gives way for them. */
+static int64_t room_after(struct blob_store *s, int64_t bytes)
+{
+    int64_t room = blob_free_bytes(s);
+    while (s->bucket && room >= 0 && room - bytes < blob_floor_bytes(s) &&
+           blob_bucket_evict(&s->blobs, 0) >= 0) {
+        room = blob_free_bytes(s);
+    }
+    return room - bytes;
 }
 
 /* ---- opening ---- */
@@ -215,10 +253,10 @@ enum status blob_tmp_create(struct blob_store *s, const char *id, int64_t bytes,
         return err_set(e, ST_INVALID, "not the name of a temporary file");
     }
     assert(bytes >= 0);
-    int64_t room = blob_free_bytes(s) - bytes;
-    while (s->bucket && room < blob_floor_bytes(s) && blob_bucket_evict(&s->blobs)) {
-        room = blob_free_bytes(s) - bytes;
+    if (blob_free_bytes(s) < 0) {
+        return err_set(e, ST_IO, "the disk does not say what is free: %s", strerror(errno));
     }
+    int64_t room = room_after(s, bytes);
     if (room < blob_floor_bytes(s)) {
         return err_set(e, ST_LIMIT, "%lld bytes would leave %lld MiB free, less than is kept",
                        (long long)bytes, (long long)room / (1024 * 1024));

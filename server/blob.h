@@ -52,9 +52,16 @@ struct blob_floor {
 enum status blob_floor_parse(struct blob_floor *out, const char *text, struct err *e) MUST_CHECK;
 void blob_store_floor(struct blob_store *s, const struct blob_floor *floor);
 
-/* Free bytes on the store's disk, and how many must stay so: for /readyz and the metrics. */
+/*
+ * Free bytes on the store's disk, how many must stay so, and how many there are before an upload is
+ * refused: those of the cache count when it comes to that. < 0: the disk does not say.
+ */
 int64_t blob_free_bytes(const struct blob_store *s);
 int64_t blob_floor_bytes(const struct blob_store *s);
+int64_t blob_room_bytes(const struct blob_store *s);
+
+/* What the cache has not used for a while goes until twice the floor is free: how many files. */
+int blob_cache_tend(struct blob_store *s);
 
 /*
  * A temporary file of exactly that size, its room reserved. ST_LIMIT: the disk is full, or would
@@ -142,7 +149,8 @@ struct blob_entry {
     const char *name; /* of a temporary file, else where it lies; for the call alone */
     struct digest digest;
     int64_t bytes;
-    int64_t age_s; /* since it got its name, whatever time its content claims */
+    int64_t age_s;    /* since it got its name, whatever time its content claims */
+    int64_t unused_s; /* of a cache: since blob_open() gave it last */
 };
 typedef enum status blob_walk_fn(void *ctx, const struct blob_entry *f, struct err *e);
 

@@ -137,29 +137,43 @@ enum status blob_bucket_walk(struct s3 *s3, blob_walk_fn *fn, void *ctx, struct 
 struct oldest {
     bool found;
     struct digest digest;
-    int64_t age_s;
+    int64_t bytes, unused_s;
 };
 
 static enum status older(void *ctx, const struct blob_entry *f, struct err *e)
 {
     (void)e;
     struct oldest *o = ctx;
-    if (!f->strange && (!o->found || f->age_s > o->age_s)) {
-        *o = (struct oldest){true, f->digest, f->age_s};
+    if (!f->strange && f->unused_s >= o->unused_s) {
+        *o = (struct oldest){true, f->digest, f->bytes, f->unused_s};
     }
     return ST_OK;
 }
 
-bool blob_bucket_evict(const struct blob_folder *cache)
+int64_t blob_bucket_evict(const struct blob_folder *cache, int64_t unused_s)
 {
-    struct oldest o = {.found = false};
+    struct oldest o = {.unused_s = unused_s};
     struct err e = {0};
     if (blob_folder_walk(cache, older, &o, &e) || !o.found) {
-        return false;
+        return -1;
     }
     if (blob_folder_remove(cache, &o.digest, &e)) {
         log_warn("the cache keeps a file: %s", e.msg);
-        return false;
+        return -1;
     }
-    return true;
+    return o.bytes;
+}
+
+static enum status add_bytes(void *ctx, const struct blob_entry *f, struct err *e)
+{
+    (void)e;
+    *(int64_t *)ctx += f->strange ? 0 : f->bytes;
+    return ST_OK;
+}
+
+int64_t blob_bucket_cached(const struct blob_folder *cache)
+{
+    int64_t bytes = 0;
+    struct err e = {0};
+    return blob_folder_walk(cache, add_bytes, &bytes, &e) ? 0 : bytes;
 }

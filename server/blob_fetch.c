@@ -4,7 +4,6 @@
 #include <time.h>
 
 #include "common/clock.h"
-#include "common/fault.h"
 #include "common/mem.h"
 
 enum { TOLD_MS = 60 * 1000 }; // an error nobody waited for is kept so long
@@ -96,7 +95,6 @@ static void run(struct fetch *x)
 {
     struct blob_fetches *f = x->all;
     struct err e = {0};
-    FAULT("fetch.begun");
     enum status st = f->fn(f->store, &x->digest, &e);
     (void)pthread_mutex_lock(&f->lock);
     x->st = st;

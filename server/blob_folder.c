@@ -247,7 +247,9 @@ static void describe(struct blob_entry *out, const char *name, const struct stat
     *out = (struct blob_entry){.name = name, .bytes = sb->st_size};
     // Not the time of its content, which a copy may bring along: since when it is here.
     int64_t age = (int64_t)time(NULL) - (int64_t)sb->st_ctim.tv_sec;
+    int64_t unused = (int64_t)time(NULL) - (int64_t)sb->st_mtim.tv_sec;
     out->age_s = age > 0 ? age : 0;
+    out->unused_s = unused > 0 ? unused : 0;
 }
 
 enum status blob_folder_walk_tmp(int tmp_fd, blob_walk_fn *fn, void *ctx, struct err *e)

@@ -271,6 +271,14 @@ static enum status reap(struct coordinator *c, struct db *db, struct err *e)
     return ST_OK;
 }
 
+static void tend_cache(struct coordinator *c)
+{
+    int removed = blob_cache_tend(c->server->blobs);
+    if (removed > 0) {
+        log_info("%d files of the cache gave way", removed);
+    }
+}
+
 /* In a thread of its own, for neither a large store nor a long log must keep rounds waiting. */
 static void *keeper_main(void *arg)
 {
@@ -284,6 +292,7 @@ static void *keeper_main(void *arg)
         struct err e = {0};
         struct digest wanted;
         bool more = false;
+        tend_cache(c);
         enum status st = db ? ST_OK : db_open(&db, c->conninfo, &e);
         while (!st && !atomic_load(&c->stopping) && mend_wanted(&wanted)) {
             struct mend m = {db, c->server->blobs, c->server->aggregate_threads};

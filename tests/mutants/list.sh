@@ -135,6 +135,12 @@ mutant 'a connection of the database waits for the bucket' server/api_file.c \
     's/^    request_db_give(rq);//' tests/api store.test_many_who_ask_for_a_cold_object_make_one_fetch_and_keep_nobody_waiting
 mutant 'a worker waits for the bucket' server/api_file.c \
     's/return rq->bulk ? wait_here/return true ? wait_here/' tests/api store.test_many_who_ask_for_a_cold_object_make_one_fetch_and_keep_nobody_waiting
+mutant 'the cache fills the disk' server/blob.c \
+    's/? 2 \* blob_floor_bytes(s) - room : 0/? 0 : 0/' tests/api store.test_the_cache_gives_way_and_its_bytes_count_as_room
+mutant 'the cache gives up what was just used' server/blob_bucket.c \
+    's/f->unused_s >= o->unused_s/f->unused_s <= 999999/' tests/api store.test_the_cache_gives_way_and_its_bytes_count_as_room
+mutant 'what the cache would give up is no room' server/blob.c \
+    's/asked ? room + blob_bucket_cached(&s->blobs) :/asked ? room :/' tests/api store.test_the_cache_gives_way_and_its_bytes_count_as_room
 mutant 'a chunk is said to be durable before it is' server/upload_file.c \
     's/} else if (FAULT_ERR("upload.sync") || fdatasync(f->fd))/} else if (0)/' tests/unit/test_upload_file
 mutant 'the journal of a silo is not synced' client/durable.c \

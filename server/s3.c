@@ -191,7 +191,7 @@ static struct curl_slist *add_header(struct curl_slist *list, const char *line)
     return more;
 }
 
-static struct curl_slist *make_headers(const struct s3_call *c)
+static struct curl_slist *make_headers(const struct s3_call *c, const struct s3_keys *keys)
 {
     char line[2200];
     char hex[DIGEST_HEX + 1];
@@ -201,8 +201,8 @@ static struct curl_slist *make_headers(const struct s3_call *c)
     digest_hex(c->sha256 ? c->sha256 : &empty, hex);
     (void)snprintf(line, sizeof(line), "x-amz-content-sha256: %s", hex);
     list = add_header(list, line);
-    if (c->s->session[0]) {
-        (void)snprintf(line, sizeof(line), "x-amz-security-token: %s", c->s->session);
+    if (keys->session[0]) {
+        (void)snprintf(line, sizeof(line), "x-amz-security-token: %s", keys->session);
         list = add_header(list, line);
     }
     if (c->if_none_match) {
@@ -236,7 +236,7 @@ static void set_body(CURL *h, struct s3_call *c)
     }
 }
 
-static void set_request(CURL *h, struct exchange *x, struct arena *a)
+static void set_request(CURL *h, struct exchange *x, const struct s3_keys *keys, struct arena *a)
 {
     struct s3_call *c = x->c;
     struct s3 *s = c->s;
@@ -257,8 +257,8 @@ static void set_request(CURL *h, struct exchange *x, struct arena *a)
     (void)curl_easy_setopt(h, CURLOPT_SSL_VERIFYPEER, 1L);
     (void)curl_easy_setopt(h, CURLOPT_SSL_VERIFYHOST, 2L);
     (void)curl_easy_setopt(h, CURLOPT_USERAGENT, "photon/" PHOTON_VERSION);
-    (void)curl_easy_setopt(h, CURLOPT_USERNAME, s->user);
-    (void)curl_easy_setopt(h, CURLOPT_PASSWORD, s->password);
+    (void)curl_easy_setopt(h, CURLOPT_USERNAME, keys->user);
+    (void)curl_easy_setopt(h, CURLOPT_PASSWORD, keys->password);
     (void)curl_easy_setopt(h, CURLOPT_AWS_SIGV4, s->sigv4);
     (void)curl_easy_setopt(h, CURLOPT_HEADERFUNCTION, on_header);
     (void)curl_easy_setopt(h, CURLOPT_HEADERDATA, c);
@@ -286,13 +286,16 @@ static enum status try_once(struct s3_call *c, struct err *e)
         return err_set(e, ST_NET, "libcurl gave no handle");
     }
     struct arena *a = arena_new(1 << 20);
-    struct curl_slist *headers = make_headers(c);
+    struct s3_keys keys;
+    s3_keys_now(c->s, &keys);
+    struct curl_slist *headers = make_headers(c, &keys);
     c->http = 0;
     c->length = c->range_start = -1;
     c->read_at = 0;
     buf_release(&c->reply);
     buf_init(&c->reply, REPLY_MAX);
-    set_request(x.h, &x, a);
+    set_request(x.h, &x, &keys, a);
+    explicit_bzero(&keys, sizeof(keys)); // libcurl has copies
     (void)curl_easy_setopt(x.h, CURLOPT_HTTPHEADER, headers);
     (void)curl_easy_setopt(x.h, CURLOPT_ERRORBUFFER, said);
     FAULT("s3.request");

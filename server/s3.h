@@ -25,7 +25,8 @@ struct s3;
 struct s3_config {
     const char *url;         /* s3://bucket or s3://bucket/prefix */
     const char *endpoint;    /* https://host[:port] of a store that is not AWS; NULL: AWS */
-    const char *credentials; /* a file as the AWS tools have it; NULL: AWS_… of the environment */
+    const char *credentials; /* a file as the AWS tools have it, read again when it has changed;
+                                NULL: AWS_… of the environment */
     const char *ca_file;     /* NULL: the system's */
     int64_t part_bytes;      /* of a large object; 0: 64 MiB */
     double patience_s;       /* 0: 120 for bodies, 8 for the rest */

@@ -1,5 +1,5 @@
 /*
- * s3_int.h - what s3.c (requests, libcurl) and s3_objects.c (the calls of s3.h) share.
+ * s3_int.h - what s3.c (requests, libcurl), s3_objects.c (the calls of s3.h) and s3_keys.c share.
  */
 #ifndef SERVER_S3_INT_H
 #define SERVER_S3_INT_H
@@ -7,6 +7,7 @@
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/stat.h>
 
 #include "common/arena.h"
 #include "common/buf.h"
@@ -14,15 +15,21 @@
 #include "common/status.h"
 #include "server/s3.h"
 
-enum { S3_HANDLES_KEPT = 16, S3_TEXT_MAX = 256 };
+enum { S3_HANDLES_KEPT = 16, S3_TEXT_MAX = 256, S3_SESSION_MAX = 2048 };
+
+struct s3_keys {
+    char user[S3_TEXT_MAX]; // the access key's id
+    char password[S3_TEXT_MAX];
+    char session[S3_SESSION_MAX]; // "" when there is none
+};
 
 struct s3 {
     struct arena *arena;
     char base[512]; // https://host/bucket, without a slash at the end
     char prefix[256];
-    char user[S3_TEXT_MAX]; // the access key's id
-    char password[S3_TEXT_MAX];
-    char session[2048]; // "" when there is none
+    struct s3_keys keys;   // under the lock, once it is open
+    const char *keys_file; // in the arena; NULL: they are the environment's
+    struct stat keys_seen; // as it was when it was last looked at
     char sigv4[128];
     const char *ca_file; // in the arena
     int64_t part_bytes, pause_ms;
@@ -76,6 +83,15 @@ const char *s3_reply_code(const struct s3_call *c, char out[80]);
 
 /* https, or http to this machine; a host and nothing more. */
 enum status s3_check_endpoint(const char *endpoint, struct err *e) MUST_CHECK;
+
+/* Those of that file, or where it is NULL of the file or the variables that the environment names.
+ */
+enum status s3_keys_find(struct s3 *s, const char *file, struct err *e) MUST_CHECK;
+
+/* A copy of those that hold now, for one request; the caller clears it. */
+void s3_keys_now(struct s3 *s, struct s3_keys *out);
+
+const char *s3_env(const char *name, const char *otherwise);
 
 void s3_start_library(void);
 void s3_drop_handles(struct s3 *s);

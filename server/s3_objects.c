@@ -59,58 +59,10 @@ static enum status read_url(const char *url, char bucket[64], char prefix[256], 
     return ST_OK;
 }
 
-static const char *env(const char *name, const char *otherwise)
-{
-    const char *v = getenv(name);
-    return v && v[0] ? v : otherwise;
-}
-
-/* "key = value" of the profile's section, as the AWS tools write it. */
-static void take_line(struct s3 *s, char *line, const char *profile, bool *ours)
-{
-    char key[64];
-    char value[2048];
-    char section[80];
-    if (sscanf(line, " [%79[^]]]", section) == 1) {
-        *ours = strcmp(section, profile) == 0;
-    } else if (*ours && sscanf(line, " %63[a-z_] = %2047[!-~]", key, value) == 2) {
-        char *to = strcmp(key, "aws_access_key_id") == 0       ? s->user
-                   : strcmp(key, "aws_secret_access_key") == 0 ? s->password
-                   : strcmp(key, "aws_session_token") == 0     ? s->session
-                                                               : NULL;
-        if (to) {
-            (void)snprintf(to, to == s->session ? sizeof(s->session) : S3_TEXT_MAX, "%s", value);
-        }
-    }
-}
-
-static enum status read_credentials(struct s3 *s, const char *path, struct err *e)
-{
-    char line[2200];
-    bool ours = false;
-    struct stat sb;
-    FILE *f = fopen(path, "re");
-    if (!f) {
-        return err_set(e, ST_INVALID, "cannot read the credentials '%.120s': %s", path,
-                       strerror(errno));
-    }
-    if (fstat(fileno(f), &sb) == 0 && (sb.st_mode & 077) != 0) {
-        (void)fclose(f);
-        return err_set(e, ST_INVALID, "others may read the credentials '%.120s'; try chmod 600",
-                       path);
-    }
-    while (fgets(line, sizeof(line), f)) {
-        take_line(s, line, env("AWS_PROFILE", "default"), &ours);
-    }
-    (void)fclose(f);
-    explicit_bzero(line, sizeof(line));
-    return ST_OK;
-}
-
 static enum status configure(struct s3 *s, const struct s3_config *c, struct err *e)
 {
     char bucket[64];
-    const char *region = env("AWS_REGION", env("AWS_DEFAULT_REGION", "us-east-1"));
+    const char *region = s3_env("AWS_REGION", s3_env("AWS_DEFAULT_REGION", "us-east-1"));
     TRY(read_url(c->url, bucket, s->prefix, e));
     if (!plain(region, "-") || strlen(region) > 40) {
         return err_set(e, ST_INVALID, "'%.60s' is no region; set AWS_REGION", region);
@@ -123,19 +75,7 @@ static enum status configure(struct s3 *s, const struct s3_config *c, struct err
     } else {
         (void)snprintf(s->base, sizeof(s->base), "https://%s.s3.%s.amazonaws.com", bucket, region);
     }
-    const char *file = c->credentials ? c->credentials : getenv("AWS_SHARED_CREDENTIALS_FILE");
-    if (c->credentials || (!getenv("AWS_ACCESS_KEY_ID") && file)) {
-        TRY(read_credentials(s, file, e));
-    } else {
-        (void)snprintf(s->user, sizeof(s->user), "%s", env("AWS_ACCESS_KEY_ID", ""));
-        (void)snprintf(s->password, sizeof(s->password), "%s", env("AWS_SECRET_ACCESS_KEY", ""));
-        (void)snprintf(s->session, sizeof(s->session), "%s", env("AWS_SESSION_TOKEN", ""));
-    }
-    if (!s->user[0] || !s->password[0]) {
-        return err_set(e, ST_INVALID,
-                       "no credentials for the bucket; set AWS_ACCESS_KEY_ID and "
-                       "AWS_SECRET_ACCESS_KEY, or name a file with --s3-credentials");
-    }
+    TRY(s3_keys_find(s, c->credentials, e));
     (void)snprintf(s->sigv4, sizeof(s->sigv4), "aws:amz:%s:s3", region);
     s->part_bytes = c->part_bytes > 0 ? c->part_bytes : PART_BYTES;
     s->pause_ms = c->pause_ms > 0 ? c->pause_ms : PAUSE_MS;
@@ -481,7 +421,6 @@ void s3_close(struct s3 *s)
     s3_drop_handles(s);
     (void)pthread_mutex_destroy(&s->lock);
     arena_free(s->arena);
-    explicit_bzero(s->password, sizeof(s->password));
-    explicit_bzero(s->session, sizeof(s->session));
+    explicit_bzero(&s->keys, sizeof(s->keys));
     mem_free(s);
 }

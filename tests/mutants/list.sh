@@ -180,6 +180,8 @@ mutant 'digests of a closed store go on' server/upload_hash.c \
     's/hashes.kept\[i\].store == s \&\& id\[0\] ? reclaim(id) : NULL/NULL/' tests/unit/test_upload_file
 mutant 'who takes a file over holds up all others' server/upload_file.c \
     '/^static void close_locked/,/^}/s/(void)pthread_mutex_lock(&f->lock);/(void)pthread_mutex_lock(\&registry.lock);&(void)pthread_mutex_unlock(\&registry.lock);/' tests/unit/test_upload_file
+mutant 'credentials are read once' server/s3_keys.c \
+    's/if (s->keys_file \&\& changed(s))/if (false)/' tests/unit/test_s3
 mutant 'an older request takes the file from a newer one' server/upload_file.c \
     's/old->writer_epoch > writer_epoch;/old->writer_epoch > writer_epoch + 1;/' tests/unit/test_upload_file
 mutant 'the digest of an upload is not compared' server/accept.c \

@@ -211,6 +211,8 @@ static void what_cannot_work_is_said_at_the_start(void)
     (void)snprintf(endpoint, sizeof(endpoint), "http://192.0.2.1:80");
     CHECK_INT(open_as(&s, "s3://bucket-1", SECRET, &e), ST_INVALID);
     CHECK(strstr(e.msg, "in the clear") != NULL);
+    (void)snprintf(endpoint, sizeof(endpoint), "http://127.evil.example");
+    CHECK_INT(open_as(&s, "s3://bucket-1", SECRET, &e), ST_INVALID);
     CHECK(strstr(e.msg, SECRET) == NULL);
     stub_stop();
 }
@@ -236,6 +238,50 @@ static void credentials_come_from_a_file_that_others_cannot_read(void)
     CHECK_INT(s3_open(&s, &c, &e), ST_INVALID);
     CHECK_INT(chmod(c.credentials, 0600), 0);
     CHECK_INT(s3_open(&s, &c, &e), ST_OK);
+    s3_close(s);
+    stub_stop();
+}
+
+static void write_credentials(const char *session)
+{
+    char text[256];
+    (void)snprintf(text, sizeof(text),
+                   "[default]\naws_access_key_id = AKIATEST\naws_secret_access_key = %s\n"
+                   "aws_session_token = %s\n",
+                   SECRET, session);
+    tempdir_text(&dir, "credentials", text);
+    CHECK_INT(chmod(tempdir_at(&dir, "credentials"), 0600), 0);
+}
+
+static void credentials_that_were_renewed_are_used_without_a_new_start(void)
+{
+    if (!stub_start("0", "1000")) {
+        stub_stop();
+        SKIP("python3 plays the store");
+    }
+    struct s3 *s = NULL;
+    struct err e = {0};
+    struct digest d;
+    char key[80];
+    int64_t bytes = 0;
+    int fd = file_of(1, 100, &d);
+    key_of(&d, key);
+    write_credentials("a-session-token");
+    (void)setenv("AWS_REGION", "eu-north-1", 1);
+    struct s3_config c = {.url = "s3://bucket-1",
+                          .endpoint = endpoint,
+                          .credentials = tempdir_at(&dir, "credentials")};
+    CHECK_INT(s3_open(&s, &c, &e), ST_OK);
+    CHECK_INT(s3_put(s, key, fd, 100, &d, false, &e), ST_OK);
+    write_credentials("a-token-that-has-ended");
+    CHECK(s3_head(s, key, &bytes, &e) != ST_OK);
+    write_credentials("a-session-token");
+    CHECK_INT(s3_head(s, key, &bytes, &e), ST_OK);
+    tempdir_text(&dir, "credentials", "[default]\n"); // half written
+    CHECK_INT(s3_head(s, key, &bytes, &e), ST_OK);
+    CHECK_INT(unlink(tempdir_at(&dir, "credentials")), 0);
+    CHECK_INT(s3_head(s, key, &bytes, &e), ST_OK);
+    CHECK_INT(close(fd), 0);
     s3_close(s);
     stub_stop();
 }
@@ -495,6 +541,7 @@ int main(void)
     RUN(a_range_is_exactly_that);
     RUN(what_cannot_work_is_said_at_the_start);
     RUN(credentials_come_from_a_file_that_others_cannot_read);
+    RUN(credentials_that_were_renewed_are_used_without_a_new_start);
     RUN(a_listing_has_every_object_once_over_pages);
     RUN(no_object_is_ever_partial_whatever_breaks);
     return check_end();

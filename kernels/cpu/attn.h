@@ -269,12 +269,12 @@ INL void row_shift(struct attn_fwd_tile *t, int64_t k, float top, int64_t Dp)
 }
 
 /*
- * Columns of a tile that rows [r, r + MR) may look at, in whole vectors: on the diagonal the rest
- * is masked anyway.
+ * Columns of a tile that rows [r, r + TILE_ROWS) may look at, in whole vectors: on the diagonal the
+ * rest is masked anyway.
  */
 INL int64_t seen_cols(bool diagonal, int64_t r)
 {
-    int64_t n = (r + MR + VL - 1) / VL * VL;
+    int64_t n = (r + TILE_ROWS + VL - 1) / VL * VL;
     return diagonal && n < ATTN_TILE ? n : ATTN_TILE;
 }
 
@@ -283,12 +283,12 @@ INL void attn_fwd_keys(const enum dtype at, const struct head *h, struct attn_fw
                        int64_t j0)
 {
     const bool bf16 = at == DTYPE_BF16;
-    for (int64_t r = 0; r < ATTN_TILE; r += MR) {
+    for (int64_t r = 0; r < ATTN_TILE; r += TILE_ROWS) {
         int64_t cols = seen_cols(i0 == j0, r);
         float *s = t->s + r * ATTN_TILE;
         struct a_view a = {q + r * h->ku, h->ku, 1};
         tile_rows(bf16, false, s, ATTN_TILE, a, kcols + j0, h->Tp, cols, h->ku);
-        for (int64_t k = r; k < r + MR; k++) {
+        for (int64_t k = r; k < r + TILE_ROWS; k++) {
             s = t->s + k * ATTN_TILE;
             float top = row_scores(s, h, i0 + k, j0, cols);
             row_shift(t, k, top, h->Dp);
@@ -357,7 +357,9 @@ INL void attn_fwd_at(const enum dtype at, const struct attn *x, int64_t item, in
 KERNEL void attn_fwd(const struct attn *x, int64_t item, int64_t part, void *scratch)
 {
     if (x->at == DTYPE_BF16) {
+        products_begin();
         attn_fwd_at(DTYPE_BF16, x, item, part, scratch);
+        products_end();
     } else {
         attn_fwd_at(DTYPE_F32, x, item, part, scratch);
     }
@@ -438,7 +440,7 @@ INL void attn_bwd_pair(const enum dtype at, const struct attn_bwd_head *b,
     const int64_t rows = bf16 ? 2 : 1;
     const uint32_t *kmix = b->kmix + j0 / rows * h->Dp;
 
-    for (int64_t r = 0; r < ATTN_TILE; r += MR) {
+    for (int64_t r = 0; r < ATTN_TILE; r += TILE_ROWS) {
         int64_t cols = seen_cols(diagonal, r);
         struct a_view q = {b->q + (i0 + r) * h->ku, h->ku, 1};
         struct a_view dout = {b->dout + (i0 + r) * h->ku, h->ku, 1};
@@ -446,7 +448,7 @@ INL void attn_bwd_pair(const enum dtype at, const struct attn_bwd_head *b,
                   h->ku);
         tile_rows(bf16, false, w->dp + r * ATTN_TILE, ATTN_TILE, dout, b->vcols + j0, h->Tp, cols,
                   h->ku);
-        for (int64_t k = r; k < r + MR; k += rows) {
+        for (int64_t k = r; k < r + TILE_ROWS; k += rows) {
             attn_bwd_rows(at, b, w, k, i0 + k, j0, cols);
         }
         if (dq) {
@@ -454,7 +456,7 @@ INL void attn_bwd_pair(const enum dtype at, const struct attn_bwd_head *b,
             tile_rows(bf16, true, dq + r * h->Dp, h->Dp, ds, kmix, h->Dp, h->Dp, cols / rows);
         }
     }
-    for (int64_t c = 0; keys && c < ATTN_TILE; c += MR) {
+    for (int64_t c = 0; keys && c < ATTN_TILE; c += TILE_ROWS) {
         // On the diagonal the keys from c on are seen by the queries from c on alone.
         int64_t u0 = diagonal ? c / rows : 0;
         int64_t units = h->tu - u0;
@@ -620,7 +622,9 @@ KERNEL void attn_bwd(const struct attn *x, int64_t item, const struct attn_range
                      void *work)
 {
     if (x->at == DTYPE_BF16) {
+        products_begin();
         attn_bwd_at(DTYPE_BF16, x, item, range, head, work);
+        products_end();
     } else {
         attn_bwd_at(DTYPE_F32, x, item, range, head, work);
     }

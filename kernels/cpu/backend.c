@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "common/mem.h"
 #include "kernels/cpu/cpu.h"
@@ -165,6 +167,15 @@ static const struct backend_ops CPU_OPS = {
     .all_gather = group_all_gather,
 };
 
+#if defined(__x86_64__)
+/* Linux lets a process use the tiles when it has asked (Documentation/arch/x86/xstate.rst). */
+static bool tiles_allowed(void)
+{
+    enum { ASK = 0x1023, TILES = 18 }; // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, ASK, TILES) == 0;
+}
+#endif
+
 static const struct lanes *best_lanes(void)
 {
 #if defined(__x86_64__)
@@ -173,7 +184,8 @@ static const struct lanes *best_lanes(void)
     bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     if (avx512 && __builtin_cpu_supports("avx512bf16")) {
-        return &lanes_bf16;
+        bool amx = __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16");
+        return amx && tiles_allowed() ? &lanes_amx : &lanes_bf16;
     }
     if (avx512) {
         return &lanes_avx512;

@@ -118,6 +118,7 @@ extern const struct lanes lanes_base;
 extern const struct lanes lanes_avx2;
 extern const struct lanes lanes_avx512;
 extern const struct lanes lanes_bf16;
+extern const struct lanes lanes_amx;
 #endif
 
 struct gemm_plans; /* what gemm_dnnl.c or gemm_own.c remembers between calls */

@@ -15,6 +15,9 @@
 
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/simd.h"
+#if defined(ISA_AMX)
+#include "kernels/cpu/amx.h"
+#endif
 
 #if defined(ISA_AVX512)
 #define MR 8
@@ -90,9 +93,17 @@ INL void tile_regs(const bool bf16, const int nv, const bool add, float *c, int6
     }
 }
 
+/* Rows that tile_rows() does at once. */
+#if defined(ISA_AMX)
+enum { TILE_ROWS = 2 * MR };
+_Static_assert(TILE_ROWS == (int)AMX_SIDE, "the rows of a tile of AMX");
+#else
+enum { TILE_ROWS = MR };
+#endif
+
 /* MR rows by cols, a multiple of VL. */
-INL void tile_rows(const bool bf16, const bool add, float *c, int64_t ldc, struct a_view a,
-                   const uint32_t *b, int64_t ldb, int64_t cols, int64_t units)
+INL void tile_mr(const bool bf16, const bool add, float *c, int64_t ldc, struct a_view a,
+                 const uint32_t *b, int64_t ldb, int64_t cols, int64_t units)
 {
     int64_t n = 0;
     for (; n + NR <= cols; n += NR) {
@@ -100,6 +111,37 @@ INL void tile_rows(const bool bf16, const bool add, float *c, int64_t ldc, struc
     }
     if (n < cols) {
         tile_regs(bf16, 1, add, c + n, ldc, a, b + n, ldb, units);
+    }
+}
+
+/* Around a kernel whose products are of bf16. */
+INL void products_begin(void)
+{
+#if defined(ISA_AMX)
+    amx_begin();
+#endif
+}
+
+INL void products_end(void)
+{
+#if defined(ISA_AMX)
+    amx_end();
+#endif
+}
+
+/* TILE_ROWS rows by cols, a multiple of VL. */
+INL void tile_rows(const bool bf16, const bool add, float *c, int64_t ldc, struct a_view a,
+                   const uint32_t *b, int64_t ldb, int64_t cols, int64_t units)
+{
+#if defined(ISA_AMX)
+    if (bf16) {
+        amx_product(add, c, ldc, a.p, a.ars, a.aks, b, ldb, cols, units);
+        return;
+    }
+#endif
+    for (int64_t r = 0; r < TILE_ROWS; r += MR) {
+        struct a_view rows = {a.p + r * a.ars, a.ars, a.aks};
+        tile_mr(bf16, add, c + r * ldc, ldc, rows, b, ldb, cols, units);
     }
 }
 

@@ -284,11 +284,14 @@ RIG := build/fault/bin/photon-server build/fault/bin/photon-client
 rig-programs:
 	@$(SUBMAKE) VARIANT=fault $(RIG)
 SIMULATED = fault '$(if $(LONG),SIM_SEEDS=100000 )$(LOW) tests/run.sh $(FAULT_TESTS)'
+RIG_MODES = kills points power nth two race
+# half a minute or more, and as root alone
+test-fault: RIG_MODES += disk
 FAULT_SUITES = \
   proxy 'python3 -B tests/fault/proxy.py $(B)' -- \
-  transfer 'python3 -B tests/fault/transfer.py $(B) --silos 3 --cuts 6' -- \
-  hostile 'tests/support/pg_temp.sh python3 -B tests/fault/hostile.py $(B) --flips 150 --updates 60' -- \
-  rig 'python3 -B tests/fault/rig.py $(if $(LONG),--long )$(if $(SEED),--seed $(SEED) )kills points power nth two' -- \
+  transfer 'python3 -B tests/fault/transfer.py $(B) $(if $(LONG),--uploads 500 --mib 256 --silos 4,--silos 3 --cuts 6)' -- \
+  hostile 'tests/support/pg_temp.sh python3 -B tests/fault/hostile.py $(B) $(if $(LONG),--flips 10000 --updates 1400,--flips 150 --updates 60)' -- \
+  rig 'python3 -B tests/fault/rig.py $(if $(LONG),--long )$(if $(SEED),--seed $(SEED) )$(RIG_MODES)' -- \
   flipped 'python3 -B tests/fault/flipped.py $(B) --trials $(if $(LONG),600,15)'
 test-fault: all $(FAULT_TESTS) $(FAULT_TOOLS) rig-programs
 	@tests/all.sh $(SIMULATED) -- $(FAULT_SUITES) -- restore 'tests/e2e/run.sh $(B) restore'

@@ -1,5 +1,6 @@
 """kill -9 at random instants, with the critical lines held open by delays: server, silos, all of PostgreSQL."""
 
+import os
 import random
 import signal
 import threading
@@ -22,6 +23,22 @@ CLIENT = ["state.sync.file", "state.synced", "state.renamed", "state.drop", "jou
           "update.encoded", "moments.placed", "train.step", "base.fetch", "base.fetched", "claim.got"]
 
 
+# Until everything serves again, p99, where nothing else keeps the processors: asked of the long form.
+SERVER_S, DATABASE_S, QUIET_LOAD = 2.0, 5.0, 1.2
+
+
+def judge(restarts, returns, loads, cores):
+    """A sentence; Broken when a time is over its bound. Figures of a busy machine are told, not judged."""
+    load = percentile(loads, 50) / cores
+    if load >= QUIET_LOAD:
+        return "not judged at a load of %.1f per core" % load
+    for what, times, most in (("the server", restarts, SERVER_S), ("PostgreSQL", returns, DATABASE_S)):
+        if times and percentile(times, 99) > most:
+            raise Broken("after a kill of %s serving again takes %.2f s at p99, more than %.0f s, at a load of %.1f per core"
+                         % (what, percentile(times, 99), most, load))
+    return "within %.0f and %.0f s at p99, at a load of %.1f per core" % (SERVER_S, DATABASE_S, load)
+
+
 def delays(rng, places, count, most_ms=70):
     often = {"db.work.done", "db.commit", "db.committed", "state.sync.file", "state.synced", "task.lock"}
     # Whatever was drawn, a transaction is often found open and an accept unanswered.
@@ -38,7 +55,7 @@ class Kills:
         self.rig, self.rng, self.say = rig, random.Random(seed), say
         self.want = {"server": server, "client": client, "database": database, "stop": stops}
         self.done = dict.fromkeys(self.want, 0)
-        self.restarts, self.returns, self.reaped = [], [], []
+        self.restarts, self.returns, self.loads = [], [], []
         self.failure = None
         self.clients_over = threading.Event()
 
@@ -114,6 +131,7 @@ class Kills:
                 if kinds:
                     kind = self.rng.choices(kinds, [self.want[k] - self.done[k] for k in kinds])[0]
                     acts[kind]()
+                    self.loads.append(os.getloadavg()[0])
                     self.done[kind] += 1
                 else:
                     time.sleep(0.2)
@@ -162,7 +180,8 @@ def settle(rig):
         poll("run %s to go on after all that" % rig.runs[run]["name"], lambda: rig.round_of(run) > number + 1, 150, 0.2)
 
 
-def random_kills(build, plain, text, seed, server, client, database, stops, say=print, every_s=20.0):
+def random_kills(build, plain, text, seed, server, client, database, stops, say=print, every_s=20.0, timed=False):
+    """timed: the times until all serves again must keep within their bounds."""
     with Rig(build, plain) as rig:
         begin(rig, text)
         kills = Kills(rig, seed, server, client, database, stops, say)
@@ -180,4 +199,6 @@ def random_kills(build, plain, text, seed, server, client, database, stops, say=
         line = rig.verify()
         say("       %s in %.0f s; %s" % (kills.figures(), took, line))
         say("       0 acknowledged updates lost, 0 counted twice, 0 invariants broken; %s" % kills.times())
+        if timed:
+            say("       times %s" % judge(kills.restarts, kills.returns, kills.loads, os.cpu_count()))
         return kills

@@ -23,7 +23,7 @@ TEXT = os.path.join(ROOT, "docs", "API.md")
 def random_kills(a):
     most = (1000, 1000, 100, 100) if a.long else (8, 6, 1, 2)
     n = [most[i] if v is None else v for i, v in enumerate((a.server, a.client, a.database, a.stops))]
-    kills.random_kills(a.build, a.plain, TEXT, a.seed, *n, every_s=20.0 if a.long else 60.0)
+    kills.random_kills(a.build, a.plain, TEXT, a.seed, *n, every_s=20.0 if a.long else 60.0, timed=a.long)
 
 
 def walk_points(a):

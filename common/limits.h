@@ -11,6 +11,7 @@ enum {
     LIMIT_CONTROL_BODY   = 64 * 1024,        /* a control request's JSON; run specs are under 8 KiB    */
     LIMIT_METRICS_BODY   = 1024 * 1024,      /* a batch of metrics                                     */
     LIMIT_METRICS_POINTS = 1000,             /* points in one batch                                    */
+    LIMIT_METRICS_NAMES  = 64,               /* curves of one silo in one run                          */
     LIMIT_META_PART      = 4 * 1024,         /* the JSON part before a chunk                           */
     LIMIT_CHUNK          = 64 * 1024 * 1024, /* a chunk; a cut costs at most one                       */
     LIMIT_ST_HEADER      = 4 * 1024 * 1024,  /* a safetensors header: 7B needs 40 KiB, coded 200 KiB   */

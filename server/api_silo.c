@@ -48,6 +48,7 @@ static const struct {
     {"SILO_REVOKED", "ask an admin for a join token with another name"},
     {"NOT_THE_PLANNED_SIZE", "write the update as docs/API.md, \"Files\", says"},
     {"DIGEST_MISMATCH", "send the chunk again"},
+    {"TOO_MANY_NAMES", "use the names that the silo has points of already"},
 };
 
 enum status respond_refusal(struct request *rq, struct response *rs, const struct refusal *no)

@@ -6,28 +6,9 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "server/auth.h"
+#include "server/trickle.h"
 
 enum { TAKEN_EVERY_S = 3600 };
-
-bool trickle_take(struct trickle *t, int64_t now_ms, int64_t *left_out)
-{
-    int64_t back = (now_ms - t->at_ms) / AUDIT_EVERY_MS;
-    if (t->used == 0 || back >= t->used) {
-        t->used = 0;
-        t->at_ms = now_ms;
-    } else {
-        t->used -= back;
-        t->at_ms += back * AUDIT_EVERY_MS;
-    }
-    if (t->used == AUDIT_BURST) {
-        t->left_out++;
-        return false;
-    }
-    t->used++;
-    *left_out = t->left_out;
-    t->left_out = 0;
-    return true;
-}
 
 /* Those with a token have a trickle of their own: a stranger's noise must not hide them. */
 static struct {
@@ -39,7 +20,8 @@ static bool may_write(const struct request *rq, int64_t *left_out)
 {
     (void)pthread_mutex_lock(&refusals.lock);
     struct trickle *t = rq->who.role == ROLE_NONE ? &refusals.strangers : &refusals.known;
-    bool yes = trickle_take(t, clock_mono_ms(), left_out);
+    static const struct trickle_rule rule = {AUDIT_BURST, AUDIT_EVERY_MS};
+    bool yes = trickle_take(t, &rule, clock_mono_ms(), left_out);
     (void)pthread_mutex_unlock(&refusals.lock);
     return yes;
 }

@@ -34,14 +34,4 @@ void audit_refused(struct request *rq, const struct response *rs);
 enum status audit_taken(struct request *rq, const char *action, const char *object,
                         struct err *e) MUST_CHECK;
 
-/* How much is let through. Begins full when it is all zeros. */
-struct trickle {
-    int64_t used;     /* of the burst */
-    int64_t at_ms;    /* when used was true */
-    int64_t left_out; /* since one was let through */
-};
-
-/* May one more pass at this time? Then left_out is what did not since the last one. */
-bool trickle_take(struct trickle *t, int64_t now_ms, int64_t *left_out);
-
 #endif

@@ -8,6 +8,7 @@
 
 #include "common/fault.h"
 #include "common/id.h"
+#include "common/limits.h"
 #include "server/db_event.h"
 
 void refuse(struct refusal *r, int status, const char *code, const char *fmt, ...)
@@ -217,6 +218,42 @@ static enum status store_points(struct db *db, struct arena *a, struct batch *b,
     return db_exec(db, SQL_STORE_POINTS, 8, argv, &b->stored, e);
 }
 
+/*
+ * Names of this batch that have no curve yet; and how many have, asked only when there are any.
+ * What the server adds of this silo's evaluations is not the silo's.
+ */
+static const char SQL_NAMES[] =
+    "WITH fresh AS (SELECT DISTINCT p.name FROM unnest($3::text[]) AS p (name)"
+    "    WHERE NOT EXISTS (SELECT FROM metric_latest m"
+    "                       WHERE (m.run_id, m.name, m.silo_id) = ($1, p.name, $2)))"
+    " SELECT count(*), CASE WHEN count(*) > 0 THEN (SELECT count(*) FROM metric_latest m"
+    "                          WHERE (m.run_id, m.silo_id) = ($1, $2)"
+    "                            AND m.name NOT IN ('eval_loss', 'eval_bpb')) ELSE 0 END FROM "
+    "fresh";
+
+static enum status has_room(struct db *db, struct arena *a, struct batch *b, const char *run_id,
+                            struct err *e)
+{
+    struct db_rows rows;
+    int64_t fresh = 0;
+    int64_t known = 0;
+    const char **names = arena_alloc(a, (size_t)b->count * sizeof(*names));
+    for (int i = 0; i < b->count; i++) {
+        names[i] = b->points[i].name;
+    }
+    const char *argv[] = {run_id, b->silo_id, db_arg_array(a, names, b->count)};
+    TRY(db_query(db, a, SQL_NAMES, 3, argv, &rows, e));
+    TRY(db_int64(&rows, 0, 0, &fresh, e));
+    TRY(db_int64(&rows, 0, 1, &known, e));
+    if (fresh > 0 && known + fresh > LIMIT_METRICS_NAMES) {
+        refuse(&b->no, 422, "TOO_MANY_NAMES",
+               "a silo may have %d curves in a run; there are %" PRId64
+               ", and these points begin %" PRId64 " others",
+               LIMIT_METRICS_NAMES, known, fresh);
+    }
+    return ST_OK;
+}
+
 static enum status metrics_tx(struct db *db, struct arena *a, void *ctx, struct err *e)
 {
     struct batch *b = ctx;
@@ -240,6 +277,10 @@ static enum status metrics_tx(struct db *db, struct arena *a, void *ctx, struct 
                    "/points/%d/step is beyond the run's last step, %" PRId64, i, last_step);
             return ST_OK;
         }
+    }
+    TRY(has_room(db, a, b, run_id, e));
+    if (b->no.code) {
+        return ST_OK;
     }
     TRY(store_points(db, a, b, run_id, round, e));
     if (b->stored == 0) {

@@ -105,9 +105,10 @@ struct exchange {
     double started_s;
     double retry_at_s; /* while parked */
     unsigned long wakes_seen, task_wakes_seen;
-    bool woken;  /* queued or at work after it was parked: gives way to new requests */
-    bool called; /* the same, but for a seat: before all others */
-    bool known;  /* rq.who was found out and still holds: no token ended since */
+    bool woken;   /* queued or at work after it was parked: gives way to new requests */
+    bool called;  /* the same, but for a seat: before all others */
+    bool counted; /* by exchange_may_ask() */
+    bool known;   /* rq.who was found out and still holds: no token ended since */
     struct exchange *next;
 };
 
@@ -138,15 +139,20 @@ int work_parked(struct work *w);
  */
 void work_call(struct work *w, const char *const *ids, int count, bool can_wait);
 
-/* Find out who asks; on refusal the response is filled and x->rs.status set. */
-enum status exchange_authenticate(struct exchange *x, struct err *e) MUST_CHECK;
-
 /* Make a handler's outcome final: problems from errors, ETag, the headers that
  * all answers carry. */
 void exchange_finish(struct exchange *x, enum status st, const struct err *e);
 
 bool exchange_db_take(struct exchange *x); /* false: the response is filled (503) */
 void exchange_db_give(struct exchange *x);
+
+/* ---- http_who.c ---- */
+
+/* Find out who asks; on refusal the response is filled and x->rs.status set. */
+enum status exchange_authenticate(struct exchange *x, struct err *e) MUST_CHECK;
+
+/* ST_LIMIT: a silo that sends more than agents do. After exchange_authenticate(). */
+enum status exchange_may_ask(struct exchange *x, struct err *e) MUST_CHECK;
 
 /* ---- http_herald.c ---- */
 

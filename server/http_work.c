@@ -312,19 +312,6 @@ bool request_db_take(struct request *rq)
     return exchange_db_take(rq->conn);
 }
 
-enum status exchange_authenticate(struct exchange *x, struct err *e)
-{
-    unsigned roles = x->match.route->roles;
-    if ((roles & ROLES_ANYBODY) || x->known) {
-        return ST_OK;
-    }
-    TRY(auth_check(&x->rq, &x->rs, roles, e));
-    if (x->rs.status) {
-        audit_refused(&x->rq, &x->rs);
-    }
-    return ST_OK;
-}
-
 /* The one table from status to HTTP. The reader of a 5xx finds the reason in our log, by its id. */
 static void problem_from(struct exchange *x, enum status st, const struct err *e)
 {
@@ -440,6 +427,7 @@ static enum status call_handler(struct exchange *x, struct err *e)
 {
     TRY(exchange_authenticate(x, e));
     if (x->rs.status == 0) {
+        TRY(exchange_may_ask(x, e));
         parse_body(x);
     }
     const struct route *r = x->match.route;

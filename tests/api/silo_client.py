@@ -187,6 +187,8 @@ class Silo:
         while not stop.is_set():
             try:
                 answer = self.claim(1)
+                if answer.status == 429:
+                    stop.wait(int(answer.header("Retry-After")))
                 if answer.status != 200:
                     continue
                 task = answer.json()

@@ -84,6 +84,57 @@ def test_one_silo_holds_a_few_polls_and_no_more(server):
             s.close()
 
 
+ASKS_AT_ONCE, ASKS_PER_S = 200, 20  # server/http_who.c
+
+
+def test_a_silo_that_asks_without_pause_is_told_to_wait_and_no_other_is(server):
+    _, (ash,) = begin(server, 1)
+    other = Silo(server, fresh_name("silo"))
+    task = ash.task()
+    data, tokens = ash.update(task)
+    upload = ash.create(task, data, tokens).json()["upload"]
+    answers = []
+    began = time.monotonic()
+
+    def ask():  # what is wrong counts too
+        while time.monotonic() < began + 20 and not [a for a in answers if a.status == 429]:
+            answers.append(ash.post("/hello", {}))
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    came_back = ASKS_PER_S * (time.monotonic() - began)
+    passed = sum(a.status == 422 for a in answers)
+    waits = [a for a in answers if a.status == 429]
+    assert waits and passed + len(waits) == len(answers), {a.status for a in answers}
+    assert ASKS_AT_ONCE - 10 <= passed <= ASKS_AT_ONCE + came_back, (passed, came_back)
+    assert {code(a) for a in waits} == {"LIMIT"}
+    assert other.hello().status == 200
+    assert ash.get("/uploads/" + upload).status == 200  # what changes nothing, and bytes on their way, are not counted
+    assert ash.chunk(task, upload, data, 0).status == 200
+    until("the silo to be let in again", lambda: ash.finish(task, upload).status == 200, 5)
+
+
+def test_a_silo_has_no_more_than_so_many_curves_in_a_run(server):
+    run, (ash,) = begin(server, 1)
+    task = ash.task()
+
+    def send(first, last):
+        points = [{"step": 0, "name": "curve_%d" % i, "value": 1.0} for i in range(first, last + 1)]
+        return ash.post("/tasks/%s/metrics" % task["task"], {"epoch": task["lease"]["epoch"], "points": points})
+    assert send(1, 60).json() == {"stored": 60}
+    over = send(58, 65)
+    assert over.status == 422 and code(over) == "TOO_MANY_NAMES", over.body
+    more = send(58, 64)
+    assert more.json() == {"stored": 4}, more.body
+    again = send(1, 64)
+    assert again.json() == {"stored": 0}, again.body
+    assert code(send(65, 65)) == "TOO_MANY_NAMES"
+    assert psql("SELECT count(DISTINCT name) FROM metric WHERE run_id = '%s' AND silo_id = '%s' AND name LIKE 'curve%%'"
+                % (run, ash.id)) == [["64"]]
+
+
 # ---- joining ----
 
 def test_a_join_token_makes_one_silo(server):

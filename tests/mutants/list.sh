@@ -279,6 +279,14 @@ mutant 'a training goes on with the moments of its beginning' client/solo.c \
 mutant 'every silo of a mix has the same shares' client/mix.c \
     's/(uint64_t)silo);/(uint64_t)(silo > 999));/' tests/unit/test_mix
 
+# ---- how much one silo may ask ----
+mutant 'a silo asks as often as it likes' server/http_work.c \
+    's/TRY(exchange_may_ask(x, e));//' tests/api silos.test_a_silo_that_asks_without_pause_is_told_to_wait_and_no_other_is
+mutant "one silo's requests count as another's" server/trickle.c \
+    's/if (strcmp(t->of\[here\].name, name) == 0) {/if (t->of[here].name[0]) {/' tests/unit/test_trickle
+mutant 'a silo has as many curves as it likes' server/db_task.c \
+    's/known + fresh > LIMIT_METRICS_NAMES/false/' tests/api silos.test_a_silo_has_no_more_than_so_many_curves_in_a_run
+
 # ---- the chain of events ----
 mutant 'events are chained in one statement, however many' server/db_tend.c \
     's/CHAIN_MOST = 1000/CHAIN_MOST = 1000000/' tests/api chain.test_a_round_with_very_many_events_closes_and_they_are_chained_beside_it

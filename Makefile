@@ -330,7 +330,7 @@ test-schema:
 	@tests/support/pg_temp.sh tests/api/schema.sh
 test-store: $(STORE_TESTS)
 	@tests/store/run.sh $(STORE_TESTS)
-test-api: all
+test-api: all $(B)/tests/fault/shim.so
 	@tests/api/run.sh $(B)
 test-web: web
 	@tests/web/run.sh $(wildcard tests/web/*.test.mjs)

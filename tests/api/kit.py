@@ -189,6 +189,7 @@ class Answer:
 
 class Server:
     def __init__(self, build):
+        self.build = build
         self.program = os.environ.get("PHOTON_API_SERVER") or os.path.join(build, "bin", "photon-server")
         self.dir = tempfile.mkdtemp(prefix="photon-api-")
         os.chmod(self.dir, 0o755)
@@ -200,7 +201,7 @@ class Server:
     def beside(cls, other):
         """Another one over the same database and folder."""
         self = cls.__new__(cls)
-        self.program, self.dir, self.api, self.process = other.program, other.dir, other.api, None
+        self.build, self.program, self.dir, self.api, self.process = other.build, other.program, other.dir, other.api, None
         return self
 
     def refuses(self, *options):
@@ -208,14 +209,14 @@ class Server:
         return subprocess.run([self.program, "--data", os.path.join(self.dir, "data"), *options], capture_output=True,
                               cwd=ROOT, timeout=60).returncode
 
-    def start(self, *options, ready=True):
+    def start(self, *options, ready=True, env=None):
         self.port, self.bulk_port = free_port(), free_port()
         log = open(os.path.join(self.dir, "server.log"), "a")
         self.process = subprocess.Popen(
             [self.program, "--data", os.path.join(self.dir, "data"), *roles(), "--unsafe-database",
              "--listen", "127.0.0.1:%d" % self.port, "--bulk-listen", "127.0.0.1:%d" % self.bulk_port,
              "--web", os.path.join(ROOT, "web"), *options],
-            stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=ROOT)
+            stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=ROOT, env=dict(os.environ, **(env or {})))
         log.close()
 
         def answers():

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import random
 import re
 import select
@@ -787,6 +788,44 @@ def test_control_does_not_wait_for_transfers(server):
     for t in threads:
         t.join(30)
     assert len(answers) == len(threads) and set(answers) <= {200, 409, 503}, answers
+    no_violations()
+
+
+def test_a_slow_disk_holds_no_connection(server):
+    """Chunks that are being synced leave the database's connections to others."""
+    run, silos = begin(server, silos=3)
+    chunks = []
+    for silo in silos:
+        task = silo.task()
+        data, tokens = silo.update(task)
+        chunks.append((silo, task, silo.create(task, data, tokens).json()["upload"], data[:100]))
+    shim = os.path.join(server.build, "tests", "fault", "shim.so")
+    assert os.path.exists(shim), "%s is missing: make test-api builds it" % shim
+    log = os.path.join(server.dir, "shim.log")
+    server.stop()
+    server.start(env={"LD_PRELOAD": os.path.abspath(shim), "SHIM_UNDER": os.path.join(server.dir, "data", "store", "tmp"),
+                      "SHIM_SLOW": "4000", "SHIM_LOG": log})
+
+    def count(what):
+        with open(log) as f:
+            return sum(line.startswith(what + " ") for line in f)
+    answers = []
+    threads = [threading.Thread(target=lambda c=c: answers.append(c[0].chunk(c[1], c[2], c[3], 0).status), daemon=True)
+               for c in chunks]
+    try:
+        for t in threads:
+            t.start()
+        until("their bytes to be written", lambda: count("W") >= 3)
+        time.sleep(0.3)
+        metrics = server.get("/metrics").body.decode()
+        assert count("S") == 0 and not answers, "this machine is too slow to tell"
+        assert 'photon_db_connections{pool="bulk",state="busy"} 0\n' in metrics, metrics
+        for t in threads:
+            t.join(30)
+        assert answers == [200, 200, 200] and count("S") == 3, answers
+    finally:
+        server.stop()
+        server.start()
     no_violations()
 
 

@@ -3,14 +3,19 @@
  *
  *     LD_PRELOAD=shim.so SHIM_UNDER=/data photon-server …
  *
- *     SHIM_FAIL="fsync 3 EIO"     the third fsync or fdatasync on a file under SHIM_UNDER fails; so
- * do write (pwrite too), rename (renameat2), open (with O_CREAT), fallocate, malloc (calloc,
- * realloc) and pq, of which EIO cuts the connection and ENOMEM gives no result. A failed fsync
- * loses what was written since the last one, as a kernel may. SHIM_FAIL_LOG=FILE          gets a
- * line when the failure was made SHIM_CLOCK="3600 500"       CLOCK_REALTIME is so many seconds off,
- * from so many ms after the start SHIM_LOG=FILE               one line a call, for who cuts the
- * power later (tests/fault/power.py): W path offset bytes, S path, R from to; a file is what
- * SHIM_UNDER holds
+ * SHIM_FAIL="fsync 3 EIO": the third fsync or fdatasync on a file under SHIM_UNDER fails; so do
+ * write (pwrite too), rename (renameat2), open (with O_CREAT), fallocate, malloc (calloc, realloc)
+ * and pq, of which EIO cuts the connection and ENOMEM gives no result. A failed fsync loses what
+ * was written since the last one, as a kernel may.
+ *
+ * SHIM_FAIL_LOG=FILE gets a line when the failure was made.
+ *
+ * SHIM_SLOW=MS: each fsync or fdatasync there takes so long.
+ *
+ * SHIM_CLOCK="3600 500": CLOCK_REALTIME is so many seconds off, from so many ms after the start.
+ *
+ * SHIM_LOG=FILE: one line a call, for who cuts the power later (tests/fault/power.py): W path
+ * offset bytes, S path, R from to; a file is what SHIM_UNDER holds.
  */
 #include <dlfcn.h>
 #include <errno.h>
@@ -42,6 +47,7 @@ static struct {
     int64_t start_ms;
     bool ready;
     bool lies;
+    int64_t slow_ms;
 } shim = {.log_fd = -1, .fail_fd = -1};
 
 static struct {
@@ -111,6 +117,7 @@ __attribute__((constructor)) static void begin(void)
     }
     shim.under = getenv("SHIM_UNDER");
     shim.lies = getenv("SHIM_LIE") != NULL;
+    shim.slow_ms = getenv("SHIM_SLOW") ? atoll(getenv("SHIM_SLOW")) : 0;
     shim.start_ms = mono_ms();
     shim.ready = true;
 }
@@ -251,6 +258,10 @@ static int synced(int fd, int (*real)(int))
     }
     if (shim.lies) {
         return 0;
+    }
+    if (shim.slow_ms > 0) {
+        struct timespec t = {shim.slow_ms / 1000, shim.slow_ms % 1000 * 1000000};
+        (void)nanosleep(&t, NULL);
     }
     int rc = real(fd);
     if (rc == 0) {

@@ -123,6 +123,8 @@ mutant 'the folder of a blob is not synced' server/blob_folder.c \
     '/^enum status blob_folder_place/,/^}/s/return blob_folder_sync(f->fd, n.inner, e);/return ST_OK;/' tests/unit/test_blob
 mutant 'transfers take the connections of control' server/http_work.c \
     's/x->listener == LISTENER_BULK ? s->bulk_pool/false ? s->bulk_pool/' tests/api silos.test_control_does_not_wait_for_transfers
+mutant 'a chunk holds a connection while it is synced' server/http.c \
+    's/^    if (sink \&\& sink->end) {/    if (exchange_db_take(x) \&\& sink \&\& sink->end) {/' tests/api silos.test_a_slow_disk_holds_no_connection
 mutant 'the settings of the role that serves are not looked at' server/main.c \
     's/settings_check_session(\*server, p->o.unsafe_database/settings_check_session(*server, true/' tests/api cluster.test_a_role_that_would_lose_what_it_acknowledges_does_not_serve
 mutant 'too few connections are not said' server/settings.c \

@@ -13,7 +13,6 @@
 #ifndef KERNELS_CPU_AMX_H
 #define KERNELS_CPU_AMX_H
 
-#include <immintrin.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
@@ -53,16 +52,14 @@ INL void amx_end(void)
 /* to[row][unit] = from[unit * stride + row], units from `units` on zero. */
 INL void amx_turn(uint32_t *to, const uint32_t *from, int64_t stride, int64_t units)
 {
-    const __m512i at =
-        _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
-                           _mm512_set1_epi32(AMX_SIDE));
-    for (int64_t u = 0; u < AMX_SIDE; u++) {
-        __m512i v = u < units ? _mm512_loadu_si512(from + u * stride) : _mm512_setzero_si512();
-        _mm512_i32scatter_epi32(to + u, at, v, 4);
+    for (int64_t r = 0; r < AMX_SIDE; r++) {
+        for (int64_t u = 0; u < AMX_SIDE; u++) {
+            to[r * AMX_SIDE + u] = u < units ? from[u * stride + r] : 0;
+        }
     }
 }
 
-/* rows [0, count) of sixteen units each, `stride` apart, and zeros in the others */
+/* `rows` rows of `units` units, `stride` apart, and zeros in what is left of sixteen by sixteen */
 INL void amx_pad(uint32_t *to, const uint32_t *from, int64_t stride, int64_t rows, int64_t units)
 {
     memset(to, 0, AMX_SIDE * AMX_BYTES);

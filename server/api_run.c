@@ -317,6 +317,7 @@ enum status api_weights(struct request *rq, struct response *rs, struct err *e)
         return st;
     }
     rs->fd = fd;
+    rs->pace = rq->server->bulk_pace;
     respond_part(rq, rs, bytes, arena_fmt(rq->arena, "\"%s\"", hex));
     if (rs->status != 416) {
         response_header(rs, "Content-Disposition",

@@ -485,6 +485,7 @@ enum status http_start(struct http **out, struct server *server, const struct ht
     h->listen_fds[LISTENER_CONTROL] = -1;
     h->listen_fds[LISTENER_BULK] = -1;
     conns_init(&h->conns);
+    paced_init(&h->paced);
     server->streams = streams_new(server);
     h->work = work_new(h, c->workers);
 
@@ -538,6 +539,7 @@ void http_stop(struct http *h)
         clock_sleep_ms(20);
     }
     work_drain(h->work); // what came in the meantime
+    paced_end(&h->paced);
     for (int l = LISTENER_CONTROL; l <= LISTENER_BULK; l++) {
         if (h->daemons[l]) {
             MHD_stop_daemon(h->daemons[l]);
@@ -547,5 +549,6 @@ void http_stop(struct http *h)
     streams_stop(h->server->streams);
     h->server->streams = NULL;
     conns_destroy(&h->conns);
+    paced_destroy(&h->paced);
     mem_free(h);
 }

@@ -91,7 +91,7 @@ struct response {
     int fd; /* > 0: send bytes [file_offset, file_offset + file_len) of it; closed by http.c */
     int64_t file_offset;
     int64_t file_len;
-    struct pace *pace; /* bulk: the file goes no faster; NULL: as it can */
+    struct pace *pace; /* the file goes no faster; NULL: as it can */
     /* The answer is over, whole or cut: so much of the file has left. rq->db is NULL. */
     void (*sent)(struct request *rq, int64_t bytes);
     struct {

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "common/clock.h"
 #include "common/log.h"
 #include "server/http_int.h"
 #include "server/pace.h"
@@ -42,13 +43,28 @@ static ssize_t read_stream(void *cls, uint64_t pos, char *out, size_t max)
     return n < 0 ? MHD_CONTENT_READER_END_OF_STREAM : (ssize_t)n;
 }
 
+/* Bulk: this thread is the connection's own. Control: it is everybody's, so the wait comes before
+ * the next piece, aside. */
+static void take_turn(struct exchange *x, size_t bytes)
+{
+    if (x->listener == LISTENER_BULK) {
+        pace_take(x->rs.pace, bytes);
+    } else if (x->rs.pace) {
+        int64_t now = clock_mono_ms();
+        x->send_at_ms = now + pace_book(x->rs.pace, bytes, now);
+    }
+}
+
 static ssize_t read_file(void *cls, uint64_t pos, char *out, size_t max)
 {
-    const struct exchange *x = cls;
+    struct exchange *x = cls;
+    if (x->send_at_ms > clock_mono_ms() && paced_wait(&x->http->paced, x)) {
+        return 0;
+    }
     max = x->rs.pace && max > PACED_PIECE ? PACED_PIECE : max;
     ssize_t n = pread(x->rs.fd, out, max, x->rs.file_offset + (int64_t)pos);
     if (n > 0) {
-        pace_take(x->rs.pace, (size_t)n); // bulk: this thread is the connection's own
+        take_turn(x, (size_t)n);
     }
     return n > 0 ? n : MHD_CONTENT_READER_END_WITH_ERROR;
 }

@@ -100,6 +100,7 @@ struct exchange {
     int64_t content_length;
     int64_t received;
     struct buf body;
+    int64_t send_at_ms;   /* control: when the next piece of a paced file may go */
     int64_t taken_before; /* by the peer, when the answer began */
     struct stream *stream;
     double started_s;
@@ -114,12 +115,20 @@ struct exchange {
 
 struct work;
 
+/* Connections of control that wait until more of their file may go. */
+struct paced {
+    pthread_mutex_t lock;
+    struct exchange *first;
+    bool ended;
+};
+
 struct http {
     struct server *server;
     struct MHD_Daemon *daemons[3]; /* by listener */
     int listen_fds[3];
     struct conns conns;
     struct work *work;
+    struct paced paced;
     atomic_bool stopping;
     _Atomic int64_t beat_ms; /* of the ticker */
     bool tls;
@@ -153,6 +162,16 @@ enum status exchange_authenticate(struct exchange *x, struct err *e) MUST_CHECK;
 
 /* ST_LIMIT: a silo that sends more than agents do. After exchange_authenticate(). */
 enum status exchange_may_ask(struct exchange *x, struct err *e) MUST_CHECK;
+
+/* ---- http_paced.c ---- */
+
+void paced_init(struct paced *p);
+void paced_destroy(struct paced *p);
+
+/* Suspends x until x->send_at_ms. False: the server ends, and nobody may wait any more. */
+bool paced_wait(struct paced *p, struct exchange *x);
+void paced_tick(struct paced *p, int64_t now_ms);
+void paced_end(struct paced *p); /* before the daemon stops */
 
 /* ---- http_herald.c ---- */
 

@@ -517,6 +517,7 @@ static void *ticker_main(void *ctx)
         bool stop = w->stop;
         unpark(w, is_due, &now, false);
         (void)pthread_mutex_unlock(&w->lock);
+        paced_tick(&w->http->paced, clock_mono_ms());
         atomic_store(&w->http->beat_ms, clock_mono_ms());
         if (stop) {
             return NULL;

@@ -12,7 +12,7 @@ import time
 import urllib.request
 
 import kit
-from kit import psql, until
+from kit import psql, sha256, until
 from rounds import blob_path, kinds, one, wait_round
 from silo_client import MODEL, code
 from silos import begin, no_violations
@@ -255,6 +255,39 @@ def test_an_upload_that_would_go_below_the_floor_is_507_and_counts_later(server)
     assert ash.train(ash.task(), seed=8).status == 200
     wait_round(run, 1, "closed")
     no_violations()
+
+
+def test_weights_go_no_faster_than_the_rate_whatever_the_listener_and_control_goes_on(server):
+    model = dict(MODEL, d_model=256, n_heads=4, n_layers=2, vocab_size=4096)
+    run, (ash,) = begin(server, 1, model=model)
+    digest = ash.task(timeout_s=60)["base"]["sha256"]
+    path = "/api/v1/runs/%s/checkpoints/0/weights" % run
+    whole = server.get(path).body
+    rate = len(whole) * 8 // 2000000  # megabits a second: about two seconds for each
+    server.stop()
+    server.start("--bulk-rate", str(rate))
+    try:
+        for bulk in (False, True):
+            began = time.monotonic()
+            asked = together(2, lambda: server.get(path, bulk=bulk))
+            assert all(a.result().body == whole for a in asked) and sha256(whole) == digest
+            assert 3.2 < time.monotonic() - began < 8
+        server.stop()
+        server.start("--bulk-rate", "1")  # a quarter of a second for each piece of 32 KiB
+        asked = together(8, lambda: server.get(path, check=False))
+        began = time.monotonic()
+        while time.monotonic() - began < 3:
+            before = time.monotonic()
+            assert server.get("/healthz", token=None).status == 200
+            assert time.monotonic() - before < 1, "others had to wait"
+            until("a moment", lambda: time.monotonic() - before > 0.02)
+        began = time.monotonic()
+        server.stop()  # connections that wait for their turn do not keep it
+        assert time.monotonic() - began < 10 and all(a.exception() for a in asked)
+    finally:
+        if server.process.poll() is not None:
+            server.start()
+        server.post("/api/v1/runs/%s/actions" % run, {"action": "stop"})
 
 
 # ---- what was lost is made again ----

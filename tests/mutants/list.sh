@@ -143,6 +143,10 @@ mutant 'the cache gives up what was just used' server/blob_bucket.c \
     's/f->unused_s >= o->unused_s/f->unused_s <= 999999/' tests/api store.test_the_cache_gives_way_and_its_bytes_count_as_room
 mutant 'what the cache would give up is no room' server/blob.c \
     's/asked ? room + blob_bucket_cached(&s->blobs) :/asked ? room :/' tests/api store.test_the_cache_gives_way_and_its_bytes_count_as_room
+mutant 'weights go through control as fast as they can' server/api_run.c \
+    's/^    rs->pace = rq->server->bulk_pace;//' tests/api store.test_weights_go_no_faster_than_the_rate_whatever_the_listener_and_control_goes_on
+mutant 'the event loop sleeps for a download' server/http_answer.c \
+    's/if (x->listener == LISTENER_BULK) {/if (true) {/' tests/api store.test_weights_go_no_faster_than_the_rate_whatever_the_listener_and_control_goes_on
 mutant 'a chunk is said to be durable before it is' server/upload_file.c \
     's/} else if (FAULT_ERR("upload.sync") || fdatasync(f->fd))/} else if (0)/' tests/unit/test_upload_file
 mutant 'the journal of a silo is not synced' client/durable.c \

@@ -338,6 +338,23 @@ mutant 'rig: a silo notes an acceptance that it was not told' client/agent_uploa
     's/^        TRY(run_state_upload(s->rs, id, e));/&\n        TRY(acks_note(s->a->config->state_dir, id, s->rs->j.sha256, "run", s->rs->j.key.round, e));/' \
     tests/rig 'kills --server 25 --client 40 --database 0 --stops 5 --seed 1'
 
+# ---- seen by the other harnesses: each in its quick form sees one bug at least ----
+mutant 'harness: a damaged chunk is taken' server/upload_file.c \
+    's/if (!has_its_digest(f))/if (0)/' tests/fault/hostile.py '--flips 150 --updates 6'
+mutant 'harness: a download is taken as it is' client/download.c \
+    's/if (d->digest \&\& !digest_equal(&got, d->digest))/if (0)/' tests/fault/flipped.py '--trials 15'
+mutant 'harness: a download that was cut begins anew' client/download.c \
+    's|headers\[0\] = arena_fmt(a, "Range: .*|(void)0;|' tests/fault/transfer.py '--silos 3 --cuts 6'
+mutant "harness: the polls of all silos count as one silo's" server/http_work.c \
+    's/n += strcmp(x->rq.who.token_id, token_id) == 0;/n += token_id != NULL;/' tests/fault/load.py quick
+mutant 'harness: a lost device is no reason of its own' client/agent.c \
+    '/^static int device_is_lost/,/^}/s/return EXIT_NO_DEVICE;/return EXIT_FAILED;/' tests/rig 'points --seed 5'
+mutant 'harness: a write that fails ends a silo by a signal' client/durable.c \
+    '/^enum status file_write/,/^}/s/^    if (failed) {/&\n        __builtin_trap();/' tests/rig 'nth --seed 3'
+mutant 'harness: a silo ends on a full disk' client/agent.c \
+    '/^static void after_task/,/^}/s/^        release(a, t, a->fail_code, a->fail_detail);/        if (strcmp(a->fail_code, "disk_full") == 0) { _exit(1); }\n&/' \
+    tests/rig 'disk --times 2 --seed 5'
+
 # ---- attention on Hopper, emulated ----
 mutant 'the next panel is sought behind the next row' kernels/cuda/attn_ring.h \
     's/(uint32_t)(rows \* PANEL_ROW),$/(uint32_t)PANEL_ROW,/' tests/kernels/test_attn_ring

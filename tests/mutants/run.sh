@@ -34,6 +34,11 @@ make_for() {
             make -s "-j$(nproc)" COMMIT=mutant build/release/bin/photon build/release/tests/fault/shim.so >"$log" 2>&1
         return
         ;;
+    tests/fault/*.py)
+        make -s "-j$(nproc)" COMMIT=mutant build/release/bin/photon-server build/release/bin/photon-client \
+            build/release/bin/photon build/release/tests/fault/proxy build/release/tests/fault/send_update >"$log" 2>&1
+        return
+        ;;
     *) what=build/release/$1 ;;
     esac
     make -s "-j$(nproc)" COMMIT=mutant "$what" >"$log" 2>&1
@@ -45,6 +50,8 @@ run_test() {
     tests/api) timeout 180 tests/api/run.sh build/release "$2" ;;
     tests/rig) timeout 300 python3 -B tests/fault/rig.py $2 ;;
     tests/schema) timeout 60 tests/support/pg_temp.sh tests/api/schema.sh ;;
+    tests/fault/hostile.py) timeout 300 tests/support/pg_temp.sh python3 -B "$1" build/release $2 ;;
+    tests/fault/*.py) timeout 300 python3 -B "$1" build/release $2 ;;
     tests/store/*) timeout 200 tests/store/run.sh "build/release/$1" ;;
     *) OMP_WAIT_POLICY=passive timeout 120 "build/release/$1" ;;
     esac >"$log" 2>&1
@@ -56,8 +63,8 @@ fail() {
     tail -n 12 "$log" | sed 's/^/       /'
 }
 
-# mutant NAME FILE SED TEST [WHICH]: SED edits FILE; TEST is a test program, tests/api, tests/schema or
-# tests/rig, with the API test or the rig's words.
+# mutant NAME FILE SED TEST [WHICH]: SED edits FILE; TEST is a test program, tests/api, tests/schema,
+# tests/rig or a harness of tests/fault, with the API test or the words of the last two.
 mutant() {
     name=$1 file=$2 edit=$3 test=$4 which=${5-}
     case "$name $file" in *"$word"*) ;; *) return ;; esac

@@ -5,7 +5,7 @@
 // same one. Unknown parameters are dropped.
 
 /**
- * @typedef {{page: 'runs' | 'run' | 'compare' | 'experiment' | 'silos' | 'silo' | 'audit' | 'missing', id: string}} Route
+ * @typedef {{page: 'runs' | 'run' | 'compare' | 'experiment' | 'silos' | 'silo' | 'audit' | 'tokens' | 'missing', id: string}} Route
  * @typedef {{runs: string[], q: string, state: string, sort: string, x: string, lx: boolean, ly: boolean | null,
  *   sm: number, xr: [number, number] | null, silos: boolean, same: boolean, hide: string[], tab: string,
  *   action: string, token: string, theme: string}} View
@@ -27,6 +27,7 @@ export function route(pathname) {
   if (parts.length === 1 && ['runs', 'login', 'experiments'].includes(parts[0])) return { page: 'runs', id: '' };
   if (parts.length === 1 && parts[0] === 'silos') return { page: 'silos', id: '' };
   if (parts.length === 1 && parts[0] === 'audit') return { page: 'audit', id: '' };
+  if (parts.length === 1 && parts[0] === 'tokens') return { page: 'tokens', id: '' };
   if (parts.length === 1 && parts[0] === 'compare') return { page: 'compare', id: '' };
   if (parts.length === 2 && parts[0] === 'runs') return { page: 'run', id };
   if (parts.length === 2 && parts[0] === 'silos') return { page: 'silo', id };

@@ -14,6 +14,7 @@ import { loginPage } from './login.js';
 import { runPage } from './run.js';
 import { runsPage } from './runs.js';
 import { siloPage, silosPage } from './silos.js';
+import { tokensPage } from './tokens.js';
 
 /**
  * What a page gets. `change` edits the address; `done` false while a thing is still being dragged.
@@ -29,7 +30,7 @@ const main = /** @type {HTMLElement} */ (document.getElementById('main'));
 const live = /** @type {HTMLElement} */ (document.getElementById('live'));
 const asof = /** @type {HTMLElement} */ (document.getElementById('asof'));
 const who = /** @type {HTMLElement} */ (document.getElementById('who'));
-const audit = /** @type {HTMLElement} */ (document.querySelector('[data-nav=audit]'));
+const ofAdmins = /** @type {HTMLElement[]} */ ([...document.querySelectorAll('[data-nav=tokens], [data-nav=audit]')]);
 const themes = /** @type {HTMLSelectElement} */ (document.getElementById('theme'));
 
 /** @type {Page | null} */
@@ -79,7 +80,7 @@ function change(part, done = true, quiet = false) {
   page?.update();
 }
 
-const PAGES = { runs: runsPage, run: runPage, compare: comparePage, experiment: experimentPage, silos: silosPage, silo: siloPage, audit: auditPage };
+const PAGES = { runs: runsPage, run: runPage, compare: comparePage, experiment: experimentPage, silos: silosPage, silo: siloPage, audit: auditPage, tokens: tokensPage };
 
 /** Show what the address says. @param {boolean} [moved] by a link: focus goes to the new page */
 function arrive(moved = false) {
@@ -96,10 +97,10 @@ function arrive(moved = false) {
   if (key === shown && page) return page.update();
   page?.destroy();
   shown = key;
-  const barred = route.page === 'audit' && !app.admin;
+  const barred = ['audit', 'tokens'].includes(route.page) && !app.admin;
   live.hidden = barred || route.page === 'missing';
   if (route.page === 'missing') page = blank('There is nothing here', `No page is called ${route.id}.`);
-  else if (barred) page = blank('For administrators', 'The audit log is shown to those who log in with an admin token.');
+  else if (barred) page = blank('For administrators', `${route.page === 'audit' ? 'The audit log is' : 'Tokens are'} shown to those who log in with an admin token.`);
   else page = PAGES[route.page](app, main, route.id);
   if (moved) {
     scrollTo(0, 0);
@@ -121,7 +122,7 @@ function ask(why) {
   shown = '';
   page = loginPage(app, main, why, start);
   live.hidden = true;
-  audit.hidden = true;
+  ofAdmins.forEach((a) => (a.hidden = true));
   setText(asof, '');
   who.replaceChildren();
 }
@@ -132,7 +133,7 @@ async function start(token) {
   if (token) await api.post('/api/v1/login', { token });
   app.me = await api.get('/api/v1/me');
   app.admin = app.me.role === 'admin';
-  audit.hidden = !app.admin;
+  ofAdmins.forEach((a) => (a.hidden = !app.admin));
   who.replaceChildren(h('span.role', { title: `You are logged in as ${app.me.name || app.me.role}` }, app.me.name || app.me.role || NONE),
     h('button.quiet', { type: 'button', onclick: leave }, 'Log out'));
   arrive();

@@ -38,6 +38,7 @@ test('routes', () => {
   assert.equal(a.route('/silos/s_1').page, 'silo');
   for (const p of ['/login', '/experiments']) assert.equal(a.route(p).page, 'runs');
   assert.equal(a.route('/audit').page, 'audit');
+  assert.equal(a.route('/tokens').page, 'tokens');
   assert.equal(a.route('/audit/1').page, 'missing');
   assert.equal(a.route('/nothing/here/at/all').page, 'missing');
 });

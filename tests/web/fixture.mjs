@@ -25,7 +25,7 @@ const noise = (seed) => () => {
 
 export class World {
   constructor({ now = Date.now(), role = 'admin', token = '' } = {}) {
-    Object.assign(this, { now, role, token, runs: [], silos: [], rounds: {}, series: {}, specs: {}, checkpoints: {}, runSilos: {}, events: [], audit: [], seq: 0,
+    Object.assign(this, { now, role, token, runs: [], silos: [], rounds: {}, series: {}, specs: {}, checkpoints: {}, runSilos: {}, events: [], audit: [], tokens: [], seq: 0,
       streams: new Set(), asked: [], delay: 0, missing: [], broken: '' });
   }
 
@@ -103,6 +103,13 @@ export class World {
     this.series[run][metric] = [{ silo: null, ns, ys, at }];
   }
 
+  /** The newest token. */
+  addToken(id, name, role, more = {}) {
+    const token = { id, name, role, created_at: iso(this.now - 864e5 + this.tokens.length * 60e3), expires_at: null, revoked_at: null, last_used_at: null, ...more };
+    this.tokens.unshift(token);
+    return token;
+  }
+
   /** The newest row of the audit log. */
   addAudit(action, object, more = {}) {
     const id = this.audit.length + 1;
@@ -172,6 +179,10 @@ export function demoWorld(o = {}) {
   w.addAudit('token_create', 'k_01JOIN', { status: 201 });
   w.addAudit('silo_join', 's_01A', { role: 'join', token: 'k_01JOIN', name: 'hospital-a', address: '198.51.100.24', status: 201 });
   w.addAudit('run_create', 'r_01RUN', { status: 201 });
+  w.addToken('k_01OP', 'operator', 'admin', { last_used_at: iso(w.now - 5e3) });
+  w.addToken('k_01GUEST', HOSTILE, 'viewer', { expires_at: iso(w.now + 864e5) });
+  w.addToken('k_01OLD', 'old', 'viewer', { expires_at: iso(w.now - 864e5) });
+  w.addToken('k_01JOIN', 'hospital-a', 'join', { expires_at: iso(w.now + 864e5) });
   w.addAudit('checkpoint_download', 'r_01OLD/20', { role: 'viewer', token: 'k_01GUEST', name: HOSTILE, address: '2001:db8::7' });
   w.addAudit('access', `GET /api/v1/runs/${HOSTILE}`, { role: 'nobody', token: null, name: '', address: '203.0.113.9', status: 401, left_out: 1204 });
   w.addAudit('run_pause', 'r_01OLD', { status: 409 });
@@ -252,11 +263,21 @@ function route(w, method, p, q, body) {
   if (p === '/runs') return list(w.runs.map(({ reason, live_round, ...r }) => r));
   if (p === '/silos') return list(w.silos);
   if (p === '/audit') return list(w.audit.filter((r) => (q.get('action') ?? r.action) === r.action && (q.get('token') ?? r.token) === r.token));
-  if (p === '/tokens' && method === 'GET') return list([{ id: 'k_01JOIN', name: 'hospital-a' }, { id: 'k_01OP', name: 'operator' }]);
+  if (p === '/tokens' && method === 'GET') return list(w.tokens);
   if (p === '/series') return w.answerSeries(q);
   if (p === '/series.csv') return csv(w.answerSeries(new URLSearchParams([...q, ['points', '1000000']])));
-  if (p === '/tokens' && method === 'POST') return { id: 'k_1', ...body, secret: 'photon_join_secret_0123456789' };
-  let m = /^\/silos\/([^/]+)(\/actions)?$/.exec(p);
+  if (p === '/tokens' && method === 'POST') {
+    const { ttl_s, ...named } = body;
+    const made = w.addToken(`k_${w.tokens.length}`, named.name, named.role, { expires_at: iso(w.now + ttl_s * 1000) });
+    return { ...made, secret: 'photon_join_secret_0123456789' };
+  }
+  let m = /^\/tokens\/([^/]+)$/.exec(p);
+  if (m && method === 'DELETE') {
+    const token = w.tokens.find((t) => t.id === m[1]);
+    if (token) token.revoked_at = iso(w.now);
+    return token ?? null;
+  }
+  m = /^\/silos\/([^/]+)(\/actions)?$/.exec(p);
   if (m) {
     const silo = w.silos.find((s) => s.id === m[1]);
     if (silo && body) silo.state = { pause: 'paused', resume: 'active', revoke: 'revoked' }[body.action];

@@ -9,6 +9,7 @@ import { linesOf, tableRows } from '../../web/panel.js';
 import { codecTitle, counted, partText, roundState, timeParts } from '../../web/rounds.js';
 import { lineage, phase, runActions, summary, vitals } from '../../web/run.js';
 import { matching, runColumns, tally } from '../../web/runs.js';
+import { tokensInOrder, tokenState } from '../../web/tokens.js';
 import { byTrouble, joinLine, siloActions, siloFacts, straggler, todayText } from '../../web/silos.js';
 
 const run = (over) => ({ id: 'r_1', name: 'tiny-1', experiment: 'demo', state: 'running', round: 3, rounds: 20, params: 1060864, tokens: 1228800, eval_loss: 3.21, eval_ppl: 24.8,
@@ -183,4 +184,15 @@ test('what a change was done to has its name where one is known, and is as it wa
   assert.equal(objectOf('', names).text, '–');
   assert.equal(outcome({ status: 204, left_out: 0 }), 'done');
   assert.equal(outcome({ status: 401, left_out: 1204 }), 'refused, 401 and 1,204 more before it');
+});
+
+test('tokens that open a door come first, the newest of them on top', () => {
+  const now = Date.parse('2026-01-02T00:00:00Z');
+  const token = (id, created_at, more = {}) => ({ id, created_at, expires_at: null, revoked_at: null, ...more });
+  const old = token('a', '2026-01-01T00:00:00Z');
+  const ended = token('b', '2026-01-01T02:00:00Z', { expires_at: '2026-01-02T00:00:00Z' });
+  const gone = token('c', '2026-01-01T03:00:00Z', { revoked_at: '2026-01-01T04:00:00Z' });
+  const fresh = token('d', '2026-01-01T01:00:00Z', { expires_at: '2026-01-02T00:00:01Z' });
+  assert.deepEqual([old, ended, gone, fresh].map((t) => tokenState(t, now)), ['active', 'expired', 'revoked', 'active']);
+  assert.deepEqual(tokensInOrder([ended, old, gone, fresh], now).map((t) => t.id), ['d', 'a', 'c', 'b']);
 });

@@ -17,7 +17,7 @@ before(async () => {
 after(() => server.close());
 
 const ROUTES = ['/', '/runs/r_01RUN', '/runs/r_01RUN?silos=1&tab=silos', '/runs/r_01RUN?tab=events', '/runs/r_01RUN?tab=checkpoints', '/runs/r_01RUN?tab=spec',
-  '/compare?run=r_01RUN,r_01OLD&same=1', '/experiments/demo', '/silos', '/silos/s_01C', '/audit', '/nothing/is/here'];
+  '/compare?run=r_01RUN,r_01OLD&same=1', '/experiments/demo', '/silos', '/silos/s_01C', '/tokens', '/audit', '/nothing/is/here'];
 
 /** Loaded and drawn; the page for what does not exist has nothing to load. */
 const arrived = (page, route) => (route.startsWith('/nothing') ? page.locator('h1').waitFor() : settled(page));
@@ -49,7 +49,7 @@ for (const route of ROUTES) {
 test('a silo with a hostile name is text everywhere', { skip }, async () => {
   world.addRun('r_01EVIL', HOSTILE, { closed: 3, more: { experiment: HOSTILE, reason: HOSTILE, waiting_for: HOSTILE }, spec: { name: HOSTILE, [HOSTILE]: HOSTILE } });
   world.emit('run', 'run_started', 'r_01EVIL', HOSTILE);
-  const places = ['/', '/silos', '/silos/s_01C', '/audit', '/runs/r_01EVIL?silos=1&tab=silos', '/runs/r_01EVIL?tab=events', '/runs/r_01EVIL?tab=spec', '/compare?run=r_01RUN,r_01EVIL',
+  const places = ['/', '/silos', '/silos/s_01C', '/tokens', '/audit', '/runs/r_01EVIL?silos=1&tab=silos', '/runs/r_01EVIL?tab=events', '/runs/r_01EVIL?tab=spec', '/compare?run=r_01RUN,r_01EVIL',
     `/experiments/${encodeURIComponent(HOSTILE)}`];
   for (const place of places) {
     const { page, close } = await open(b(), server.url + place);

@@ -289,7 +289,7 @@ mutant 'every silo of a mix has the same shares' client/mix.c \
 mutant 'a silo asks as often as it likes' server/http_work.c \
     's/TRY(exchange_may_ask(x, e));//' tests/api silos.test_a_silo_that_asks_without_pause_is_told_to_wait_and_no_other_is
 mutant "one silo's requests count as another's" server/trickle.c \
-    's/if (strcmp(t->of\[here\].name, name) == 0) {/if (t->of[here].name[0]) {/' tests/unit/test_trickle
+    's/if (strcmp(t->of\[at\].name, name) != 0) {/if (!t->of[at].name[0]) {/' tests/unit/test_trickle
 mutant 'a silo has as many curves as it likes' server/db_task.c \
     's/known + fresh > LIMIT_METRICS_NAMES/false/' tests/api silos.test_a_silo_has_no_more_than_so_many_curves_in_a_run
 

@@ -103,6 +103,6 @@ def test_two_sessions_chain_one_run_in_turn_and_what_is_cut_is_done_again(server
 def test_a_stopped_run_is_chained_to_its_end(server):
     run, _ = begin(server, 1)
     assert server.post("/api/v1/runs/%s/actions" % run, {"action": "stop"}).status == 200
-    until("the last event to be chained",
-          lambda: psql("SELECT kind FROM event WHERE run_id = '%s' AND chain IS NOT NULL ORDER BY chain_no DESC LIMIT 1" % run)
-          == [["run_stopped"]])
+    until("its stop to be chained",
+          lambda: one("SELECT chain IS NOT NULL FROM event WHERE run_id = '%s' AND kind = 'run_stopped'" % run) == "t")
+    until("all of it to be chained", lambda: all_chained(run))

@@ -301,12 +301,13 @@ LOW := nice -n 19
 test-all: all web rig-programs $(C_TESTS) $(FAULT_TOOLS) $(STORE_TESTS)
 	@tests/all.sh api 'tests/api/run.sh $(B) first' -- schema 'tests/support/pg_temp.sh tests/api/schema.sh' -- \
 	  programs 'tests/e2e/run.sh $(B) programs' -- store 'tests/store/run.sh $(STORE_TESTS)' -- \
-	  policies 'tests/e2e/run.sh $(B) policies' -- e2e 'tests/e2e/run.sh $(B) loop' \
+	  policies 'tests/e2e/run.sh $(B) policies' -- e2e 'tests/e2e/run.sh $(B) loop' -- \
+	  sim 'tests/e2e/run.sh $(B) sim' \
 	  beside page 'tests/web/page/run.sh $(B)' -- web 'tests/web/run.sh $(wildcard tests/web/*.test.mjs)' -- \
 	  $(FAULT_SUITES) \
 	  beside api2 'tests/api/run.sh $(B) second' -- unit 'tests/run.sh $(UNIT_TESTS)' \
 	  beside engine '$(LOW) tests/run.sh $(ENGINE_TESTS)' -- $(SIMULATED) -- fuzz '$(LOW) tests/run.sh $(FUZZERS)' -- \
-	  sim '$(LOW) tests/e2e/run.sh $(B) sim' -- oracle '$(LOW) tests/oracle/run.sh $(B)' \
+	  oracle '$(LOW) tests/oracle/run.sh $(B)' \
 	  then speed 'tests/web/page/run.sh $(B) tests/web/page/speed.time.mjs' -- \
 	  load 'python3 -B tests/fault/load.py $(B) quick'
 test-c: $(C_TESTS) $(PLUGIN)

@@ -21,7 +21,7 @@ SPEC = {
     "seed": 7,
     "model": {"d_model": 64, "n_heads": 2, "n_layers": 3, "vocab_size": 320, "seq_len": 128,
               "position": "learned", "bias": True},
-    "federation": {"rounds": ROUNDS, "silos_per_round": 3, "min_silos": 3, "local_steps": 120},
+    "federation": {"rounds": ROUNDS, "silos_per_round": 3, "min_silos": 3, "local_steps": 60},
     "inner": {"optimizer": "adamw", "lr": 3e-3, "batch": 8, "warmup": 20},
     "eval": {"every": 1, "windows": 8},
 }

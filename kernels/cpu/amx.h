@@ -112,6 +112,19 @@ INL struct amx_rows amx_rows_of(uint32_t *part, const uint32_t *a, int64_t ars, 
     return (struct amx_rows){part, AMX_BYTES};
 }
 
+/* Tiles 0 to 3 and the columns of C beside each other, as many as there are. */
+#define AMX_EACH(move)                                                                             \
+    move(0, to, stride);                                                                           \
+    if (tiles > 1) {                                                                               \
+        move(1, to + AMX_SIDE, stride);                                                            \
+    }                                                                                              \
+    if (tiles > 2) {                                                                               \
+        move(2, to + 2 * AMX_SIDE, stride);                                                        \
+    }                                                                                              \
+    if (tiles > 3) {                                                                               \
+        move(3, to + 3 * AMX_SIDE, stride);                                                        \
+    }
+
 /* C (16, cols) [+]= A B, cols a multiple of sixteen; tile.h says the rest. */
 INL void amx_product(bool add, float *c, int64_t ldc, const uint32_t *a, int64_t ars, int64_t aks,
                      const uint32_t *b, int64_t ldb, int64_t cols, int64_t units)
@@ -122,16 +135,7 @@ INL void amx_product(bool add, float *c, int64_t ldc, const uint32_t *a, int64_t
         int64_t tiles = (cols - n) / AMX_SIDE;
         float *to = c + n;
         if (add) {
-            AMX_LOAD(0, to, stride);
-            if (tiles > 1) {
-                AMX_LOAD(1, to + AMX_SIDE, stride);
-            }
-            if (tiles > 2) {
-                AMX_LOAD(2, to + 2 * AMX_SIDE, stride);
-            }
-            if (tiles > 3) {
-                AMX_LOAD(3, to + 3 * AMX_SIDE, stride);
-            }
+            AMX_EACH(AMX_LOAD)
         } else {
             AMX_ZERO(0);
             AMX_ZERO(1);
@@ -144,17 +148,9 @@ INL void amx_product(bool add, float *c, int64_t ldc, const uint32_t *a, int64_t
             AMX_LOAD(4, rows.p, rows.stride);
             amx_chunk(b + k * ldb + n, ldb, some, tiles);
         }
-        AMX_STORE(0, to, stride);
-        if (tiles > 1) {
-            AMX_STORE(1, to + AMX_SIDE, stride);
-        }
-        if (tiles > 2) {
-            AMX_STORE(2, to + 2 * AMX_SIDE, stride);
-        }
-        if (tiles > 3) {
-            AMX_STORE(3, to + 3 * AMX_SIDE, stride);
-        }
+        AMX_EACH(AMX_STORE)
     }
 }
+#undef AMX_EACH
 
 #endif

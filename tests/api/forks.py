@@ -39,7 +39,7 @@ def test_a_fork_begins_with_its_parents_weights_and_goes_on_from_its_steps(serve
     assert made["parent"] == {"run": run, "name": run_of(server, run)["name"], "checkpoint": 1, "steps": 2}
     assert run_of(server, run)["parent"] is None
     child = made["id"]
-    other_runs_off_but(server, child)
+    other_runs_off(server, keep=child)
     assert started(server, child)["state"] == "running"
     assert read_safetensors(weights(server, child, 0))[1] == read_safetensors(weights(server, run, 1))[1]
     meta = read_safetensors(weights(server, child, 0))[0]["__metadata__"]
@@ -60,12 +60,6 @@ def test_a_fork_begins_with_its_parents_weights_and_goes_on_from_its_steps(serve
     no_violations()
 
 
-def other_runs_off_but(server, keep):
-    for item in server.get("/api/v1/runs?state=running").json()["items"]:
-        if item["id"] != keep:
-            server.post("/api/v1/runs/%s/actions" % item["id"], {"action": "stop"})
-
-
 def test_the_outer_state_goes_along_where_the_optimizer_is_the_same(server):
     run, ash = trained(server, outer={"name": "fednesterov", "lr": 0.7, "momentum": 0.9})
     same = fork(server, run).json()["id"]
@@ -77,7 +71,7 @@ def test_the_outer_state_goes_along_where_the_optimizer_is_the_same(server):
     assert one("SELECT outer_before || '/' || (outer_state IS NOT NULL)::text FROM run JOIN checkpoint ON run_id = id"
                " WHERE id = '%s' AND number = 0" % other) == "0/false"
     # Fork and parent take the same next step when they get the same update.
-    other_runs_off_but(server, same)
+    other_runs_off(server, keep=same)
     ash.hello()
     assert ash.train(ash.task(), pattern=0.5).status == 200
     wait_round(same, 1, "closed")
@@ -147,7 +141,7 @@ def test_a_parents_file_stays_until_its_fork_has_its_own(server):
 def test_a_lost_checkpoint_0_of_a_fork_is_made_again_from_its_parent(server):
     run, ash = trained(server)
     child = fork(server, run, checkpoint=1).json()["id"]
-    other_runs_off_but(server, child)
+    other_runs_off(server, keep=child)
     started(server, child)
     (path,) = blob_path(server, one("SELECT encode(weights, 'hex') FROM checkpoint WHERE run_id = '%s' AND number = 0" % child))
     ash.hello()

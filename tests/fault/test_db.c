@@ -3,6 +3,7 @@
  */
 #include "server/db.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "tests/support/check.h"
@@ -298,8 +299,101 @@ static void an_address_that_libpq_cannot_read_is_refused_without_its_password(vo
     CHECK(!strstr(e.msg, "ret"));
 }
 
+static void what_a_connection_meets_again_is_prepared_once(void)
+{
+    static const struct fake_reply replies[] = {
+        {.sql = "SELECT 1"},
+        {.sql = "SELECT 1"},
+        {.sql = "SELECT 1"},
+        {.sql = "SELECT 2"},
+        {.sql = "SELECT 1", .lost = true},
+        {.sql = "SELECT 1"},
+        {.sql = "SELECT 1"},
+    };
+    struct db *db = opened(replies, 7);
+    struct err e = {0};
+    static const char *const run[] = {"SELECT 1", "SELECT 1", "SELECT 1", "SELECT 2"};
+    static const int prepared[] = {0, 1, 1, 1};
+    for (int i = 0; i < 4; i++) {
+        CHECK_INT(db_exec(db, run[i], 0, NULL, NULL, &e), ST_OK);
+        CHECK_INT(fake_pq_prepared(), prepared[i]);
+    }
+    CHECK_INT(db_exec(db, "SELECT 1", 0, NULL, NULL, &e), ST_RETRY);
+    for (int i = 0; i < 2; i++) { // another connection knows none of them
+        CHECK_INT(db_exec(db, "SELECT 1", 0, NULL, NULL, &e), ST_OK);
+        CHECK_INT(fake_pq_prepared(), i);
+    }
+    closed(db);
+}
+
+static void what_cannot_be_prepared_fails_as_it_would_have_run(void)
+{
+    static const struct fake_reply replies[] = {
+        {.sql = "DELETE"},
+        {.sql = "DELETE", .sqlstate = "42P01", .unprepared = true},
+        {.sql = "DELETE", .lost = true, .unprepared = true},
+        {.sql = "DELETE"},
+    };
+    struct db *db = opened(replies, 4);
+    struct err e = {0};
+    static const enum status want[] = {ST_OK, ST_DB, ST_RETRY, ST_OK};
+    for (int i = 0; i < 4; i++) {
+        CHECK_INT(db_exec(db, "DELETE", 0, NULL, NULL, &e), want[i]);
+        CHECK_INT(fake_pq_prepared(), 0);
+    }
+    CHECK_INT(fake_pq_connects(), 2);
+    closed(db);
+}
+
+static void a_statement_prepared_for_other_tables_gets_a_new_connection(void)
+{
+    static const char *const gone[] = {"0A000", "26000"};
+    for (int k = 0; k < 2; k++) {
+        const struct fake_reply replies[] = {
+            {.sql = "SELECT 1"}, {.sql = "BEGIN"},    {.sql = "SELECT 1", .sqlstate = gone[k]},
+            {.sql = "ROLLBACK"}, {.sql = "SELECT 1"},
+        };
+        struct db *db = opened(replies, 5);
+        struct err e = {0};
+        CHECK_INT(db_exec(db, "SELECT 1", 0, NULL, NULL, &e), ST_OK);
+        CHECK_INT(db_begin(db, &e), ST_OK);
+        CHECK_INT(db_exec(db, "SELECT 1", 0, NULL, NULL, &e), ST_RETRY);
+        CHECK(!db_alive(db));
+        CHECK_INT(db_exec(db, "SELECT 1", 0, NULL, NULL, &e),
+                  ST_RETRY); // not within the transaction
+        CHECK_INT(fake_pq_connects(), 1);
+        db_rollback(db);
+        CHECK_INT(db_exec(db, "SELECT 1", 0, NULL, NULL, &e), ST_OK);
+        CHECK_INT(fake_pq_connects(), 2);
+        CHECK(db_alive(db));
+        closed(db);
+    }
+}
+
+static void more_statements_than_are_kept_still_run(void)
+{
+    enum { MANY = 700, TIMES = 3 };
+    static char texts[MANY][16];
+    static struct fake_reply replies[MANY * TIMES];
+    for (int i = 0; i < MANY * TIMES; i++) {
+        (void)snprintf(texts[i % MANY], sizeof(texts[0]), "SELECT %d;", i % MANY);
+        replies[i] = (struct fake_reply){.sql = texts[i % MANY]};
+    }
+    struct db *db = opened(replies, MANY * TIMES);
+    struct err e = {0};
+    for (int i = 0; i < MANY * TIMES; i++) {
+        CHECK_INT(db_exec(db, texts[i % MANY], 0, NULL, NULL, &e), ST_OK);
+    }
+    CHECK(fake_pq_prepared() > MANY / 4 && fake_pq_prepared() <= 512);
+    closed(db);
+}
+
 int main(void)
 {
+    RUN(what_a_connection_meets_again_is_prepared_once);
+    RUN(what_cannot_be_prepared_fails_as_it_would_have_run);
+    RUN(a_statement_prepared_for_other_tables_gets_a_new_connection);
+    RUN(more_statements_than_are_kept_still_run);
     RUN(an_address_that_libpq_cannot_read_is_refused_without_its_password);
     RUN(every_refusal_has_its_status);
     RUN(a_refusal_names_the_rule_until_the_next_statement);

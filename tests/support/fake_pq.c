@@ -21,6 +21,11 @@ static bool lost;
 static bool failed_tx;
 static const char *refusal;
 static const char *notification;
+static struct {
+    char name[16];
+    char sql[64];
+} prepared[1024]; // of the connection that there is
+static int prepared_count;
 
 void fake_pq_script(const struct fake_reply *replies, int n)
 {
@@ -65,10 +70,16 @@ int fake_pq_connects(void)
     return connects;
 }
 
+int fake_pq_prepared(void)
+{
+    return prepared_count;
+}
+
 static void connect_now(void)
 {
     lost = refusal != NULL;
     connects += !lost;
+    prepared_count = 0;
 }
 
 PGconn *PQconnectdbParams(const char *const *keywords, const char *const *values, int expand_dbname)
@@ -204,9 +215,61 @@ PGresult *PQexecParams(PGconn *conn, const char *command, int nParams, const Oid
     return answer(command);
 }
 
+static int find_prepared(const char *name)
+{
+    int i = 0;
+    while (i < prepared_count && strcmp(prepared[i].name, name) != 0) {
+        i++;
+    }
+    return i;
+}
+
+/* What cannot be prepared fails here, with the reply of its turn; else that waits for its run. */
+PGresult *PQprepare(PGconn *conn, const char *name, const char *query, int nParams,
+                    const Oid *paramTypes)
+{
+    (void)conn, (void)nParams, (void)paramTypes;
+    bool fails = script_at < script_len && script[script_at].unprepared;
+    if (fails) {
+        return answer(query);
+    }
+    int i = find_prepared(name);
+    if (i < prepared_count || strlen(query) >= sizeof(prepared[0].sql)) {
+        (void)fprintf(stderr, "fake_pq: %s again, or too long: %s\n", name, query);
+        abort();
+    }
+    (void)snprintf(prepared[i].name, sizeof(prepared[i].name), "%s", name);
+    (void)snprintf(prepared[i].sql, sizeof(prepared[i].sql), "%s", query);
+    prepared_count++;
+    static const struct fake_reply done = {.command = true};
+    PGresult *res = malloc(sizeof(*res));
+    if (!res) {
+        abort();
+    }
+    res->reply = &done;
+    live++;
+    return res;
+}
+
+PGresult *PQexecPrepared(PGconn *conn, const char *name, int nParams,
+                         const char *const *paramValues, const int *paramLengths,
+                         const int *paramFormats, int resultFormat)
+{
+    (void)conn, (void)nParams, (void)paramValues, (void)paramLengths;
+    (void)paramFormats, (void)resultFormat;
+    int i = find_prepared(name);
+    if (i == prepared_count) {
+        (void)fprintf(stderr, "fake_pq: no statement %s on this connection\n", name);
+        abort();
+    }
+    return answer(prepared[i].sql);
+}
+
 ExecStatusType PQresultStatus(const PGresult *res)
 {
-    return !res || res->reply->sqlstate ? PGRES_FATAL_ERROR : PGRES_TUPLES_OK;
+    return !res || res->reply->sqlstate ? PGRES_FATAL_ERROR
+           : res->reply->command        ? PGRES_COMMAND_OK
+                                        : PGRES_TUPLES_OK;
 }
 
 char *PQresultErrorField(const PGresult *res, int fieldcode)

@@ -15,6 +15,8 @@ struct fake_reply {
     const char *sqlstate;   /* NULL: success */
     const char *constraint; /* with sqlstate */
     bool lost;              /* connection lost: no reply at all */
+    bool unprepared;        /* it is what preparing the statement gets */
+    bool command;           /* no rows: PGRES_COMMAND_OK */
     int rows;
     int cols;
     const char *const *fields; /* row-major; NULL entry for SQL null */
@@ -36,5 +38,6 @@ void fake_pq_notify(const char *payload);
 int fake_pq_unused(void);
 int fake_pq_live_results(void);
 int fake_pq_connects(void); /* successful ones since the script was laid out */
+int fake_pq_prepared(void); /* statements of the connection that there is */
 
 #endif

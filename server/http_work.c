@@ -5,12 +5,11 @@
  *                     ^          |
  *                     +- parked <+     back on a wake of its topic, when called, at its deadline
  *
- * One lock guards queues and parked list; handlers run without it. Three queues: the few polls that
- * are called for a seat go first, then what is new, then the rest of what was woken: a thousand of
- * these at once must not stand before a new request. What was parked never has all workers. Polls
- * for tasks are not woken by their topic: the herald calls those that may find one (http_herald.c).
- * A wake that comes while a handler looks, before its request is parked, would be lost: the count
- * of wakes before and after tells, and such a request is tried again soon.
+ * One lock guards queues and parked list; handlers run without it. Which of the queues is served
+ * next is a rule of its own (http_turn.h). Polls for tasks are not woken by their topic: the herald
+ * calls those that may find one (http_herald.c). A wake that comes while a handler looks, before
+ * its request is parked, would be lost: the count of wakes before and after tells, and such a
+ * request is tried again soon.
  */
 #include <limits.h>
 #include <stdlib.h>
@@ -23,13 +22,14 @@
 #include "server/audit.h"
 #include "server/auth.h"
 #include "server/http_int.h"
+#include "server/http_turn.h"
 #include "server/hub.h"
 #include "server/server.h"
 
 enum {
     TICK_MS = 100,
     RETRIES = 3,
-    CALLED_MAX = 32,     // woken requests that stand before one that cannot wait
+    ENOUGH = 3,          // requests per worker: a herd is called only while there are fewer
     PARKED_OF_TOKEN = 8, // an agent has one poll; one that asks again may have a few
 };
 
@@ -50,17 +50,15 @@ struct work {
     struct herald *herald;
     pthread_mutex_t lock;
     pthread_cond_t ready;
-    struct queue called, fresh, woken; // in this order
-    int woken_busy;                    // workers that have a woken request
-    int woken_queued;                  // and those before them
-    bool call_more;                    // the herald had more to call than it may at once
+    struct queue queues[TURN_COUNT];
+    struct turns turns;
+    bool call_more; // the herald had more to call than it may at once
     struct exchange *parked;
     int parked_count;
     int busy; /* queued or with a worker */
     unsigned long wakes, task_wakes;
     bool draining;
     bool stop;
-    int worker_count;
     pthread_t workers[HTTP_WORKERS_MAX];
     pthread_t ticker;
 };
@@ -69,7 +67,7 @@ struct work {
 
 static void queue(struct work *w, struct exchange *x)
 {
-    struct queue *q = x->called ? &w->called : x->woken ? &w->woken : &w->fresh;
+    struct queue *q = &w->queues[x->called ? TURN_CALLED : x->woken ? TURN_WOKEN : TURN_FRESH];
     x->next = NULL;
     if (q->last) {
         q->last->next = x;
@@ -78,29 +76,27 @@ static void queue(struct work *w, struct exchange *x)
     }
     q->last = x;
     w->busy++;
-    w->woken_queued += x->woken && !x->called;
     (void)pthread_cond_signal(&w->ready);
 }
 
-/* What a worker should do next; NULL: nothing that it may. A quarter of them is kept for what is
- * new. */
+/* What a worker should do next; NULL: nothing that it may. */
 static struct exchange *unqueue(struct work *w)
 {
-    int woken_max = w->worker_count - (w->worker_count + 3) / 4;
-    bool may_take_woken = w->worker_count == 1 || w->woken_busy < woken_max;
-    struct queue *q = w->called.first && may_take_woken ? &w->called
-                      : w->fresh.first                  ? &w->fresh
-                                                        : &w->woken;
-    struct exchange *x = q->first;
-    if (!x || (x->woken && !may_take_woken)) {
+    bool waits[TURN_COUNT];
+    for (int i = 0; i < TURN_COUNT; i++) {
+        waits[i] = w->queues[i].first != NULL;
+    }
+    enum turn turn = turn_next(&w->turns, waits);
+    if (turn == TURN_NONE) {
         return NULL;
     }
+    struct queue *q = &w->queues[turn];
+    struct exchange *x = q->first;
     q->first = x->next;
     if (!q->first) {
         q->last = NULL;
     }
-    w->woken_busy += x->woken;
-    w->woken_queued -= x->woken && !x->called;
+    w->turns.parked_busy += x->woken;
     return x;
 }
 
@@ -175,6 +171,20 @@ static bool is_called(struct exchange *x, void *ctx)
     return true;
 }
 
+/* Those that wait for their turn with what is less urgent are called too. */
+static void promote(struct work *w, struct names *n)
+{
+    struct exchange *x = w->queues[TURN_WOKEN].first;
+    w->queues[TURN_WOKEN] = (struct queue){0};
+    while (x) {
+        struct exchange *next = x->next;
+        w->busy--; // queue() counts it again
+        x->called = is_called(x, n);
+        queue(w, x);
+        x = next;
+    }
+}
+
 static bool always(struct exchange *x, void *ctx)
 {
     (void)ctx;
@@ -218,7 +228,11 @@ void work_call(struct work *w, const char *const *ids, int count, bool can_wait)
     struct names names = {.ids = ids, .count = count, .room = INT_MAX};
     (void)pthread_mutex_lock(&w->lock);
     if (can_wait) {
-        names.room = w->woken_queued < CALLED_MAX ? CALLED_MAX - w->woken_queued : 0;
+        int room = ENOUGH * w->turns.workers - w->busy;
+        names.room = room > 0 ? room : 0;
+    }
+    if (!can_wait && count > 0) {
+        promote(w, &names);
     }
     unpark(w, is_called, &names, !can_wait);
     w->call_more = w->call_more || names.more;
@@ -489,7 +503,7 @@ static void *worker_main(void *ctx)
             continue;
         }
         bool woken = x->woken; // x may be another thread's, or gone, after the attempt
-        bool call = w->call_more && w->woken_queued < CALLED_MAX / 2;
+        bool call = w->call_more && w->busy < (ENOUGH - 1) * w->turns.workers;
         w->call_more = w->call_more && !call;
         x->wakes_seen = w->wakes;
         x->task_wakes_seen = w->task_wakes;
@@ -500,7 +514,7 @@ static void *worker_main(void *ctx)
         attempt(w, x);
         (void)pthread_mutex_lock(&w->lock);
         w->busy--;
-        w->woken_busy -= woken;
+        w->turns.parked_busy -= woken;
     }
     (void)pthread_mutex_unlock(&w->lock);
     return NULL;
@@ -538,11 +552,11 @@ struct work *work_new(struct http *h, int workers)
     struct work *w = &the_work;
     w->http = h;
     int wanted = workers < 1 ? 1 : workers > HTTP_WORKERS_MAX ? HTTP_WORKERS_MAX : workers;
-    while (w->worker_count < wanted &&
-           pthread_create(&w->workers[w->worker_count], NULL, worker_main, w) == 0) {
-        w->worker_count++;
+    while (w->turns.workers < wanted &&
+           pthread_create(&w->workers[w->turns.workers], NULL, worker_main, w) == 0) {
+        w->turns.workers++;
     }
-    if (w->worker_count == 0 || pthread_create(&w->ticker, NULL, ticker_main, w) != 0) {
+    if (w->turns.workers == 0 || pthread_create(&w->ticker, NULL, ticker_main, w) != 0) {
         log_error("cannot start the request workers");
         abort(); // at start-up: there is nobody to answer
     }
@@ -580,7 +594,7 @@ void work_stop(struct work *w)
     w->stop = true;
     (void)pthread_cond_broadcast(&w->ready);
     (void)pthread_mutex_unlock(&w->lock);
-    for (int i = 0; i < w->worker_count; i++) {
+    for (int i = 0; i < w->turns.workers; i++) {
         (void)pthread_join(w->workers[i], NULL);
     }
     (void)pthread_join(w->ticker, NULL);

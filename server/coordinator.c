@@ -31,6 +31,7 @@ enum {
     FILES_EVERY_MS = 20000,
     KEEP_MS = 1000,
     REAP_EVERY_MS = 3600 * 1000, // files that no row knows
+    REST_MS = 20, // at least, between two looks at all runs: a hundred wakes are one look
     LISTEN_MS = 30000,
     STOP_S = 2, // for a thread to end
     ARENA_MAX = 64 << 20,
@@ -106,16 +107,17 @@ static int64_t jittered(int64_t ms)
     return ms - ms / 8 + ms / 4 * r / 256;
 }
 
-/* A task that is done or free, or a run that changed, is work for the tender; a seal, for the
- * folder, is an event. */
+/* A task that is done or free, or a round or run that changed, is work for the tender; for the
+ * folder it is a round that was sealed. */
 static void on_wake(void *ctx, const char *topic)
 {
     struct coordinator *c = ctx;
-    bool event = strcmp(topic, "events") == 0;
-    if (!event && strcmp(topic, "tokens") != 0) {
+    bool round = strcmp(topic, "rounds") == 0;
+    bool run = strncmp(topic, "run:", 4) == 0;
+    if (round || run || strcmp(topic, "tasks") == 0) {
         worker_wake(&c->tender);
     }
-    if (event || strncmp(topic, "run:", 4) == 0) {
+    if (round || run) {
         worker_wake(&c->folder);
     }
 }
@@ -210,6 +212,14 @@ static void say_once(bool *said, const char *who, enum status st, const struct e
     *said = st != ST_OK;
 }
 
+/* A look costs more, the more there is: rest as long as it took, so that half of the time at most
+ * goes into looking. */
+static void rest(int64_t began_ms)
+{
+    int64_t took = clock_mono_ms() - began_ms;
+    clock_sleep_ms(took < REST_MS ? REST_MS : took < TICK_MS ? took : TICK_MS);
+}
+
 static void *tender_main(void *arg)
 {
     struct worker *w = arg;
@@ -218,6 +228,7 @@ static void *tender_main(void *arg)
     bool said = false;
     while (!atomic_load(&c->stopping)) {
         struct err e = {0};
+        int64_t began_ms = clock_mono_ms();
         enum status st = db ? ST_OK : db_open(&db, c->conninfo, &e);
         if (!st) {
             struct arena *a = arena_new(ARENA_MAX);
@@ -225,6 +236,7 @@ static void *tender_main(void *arg)
             arena_free(a);
         }
         say_once(&said, "coordinator", st, &e);
+        rest(began_ms);
         worker_sleep(w, jittered(st ? RETRY_MS : TICK_MS));
     }
     struct err e = {0};
@@ -330,7 +342,7 @@ static enum status listen_once(struct coordinator *c, struct db *db, struct err 
 static void wake_all(struct coordinator *c)
 {
     hub_wake(c->server->hub, "tasks"); // what was sent while nobody listened is lost
-    hub_wake(c->server->hub, "events");
+    hub_wake(c->server->hub, "rounds");
     hub_wake(c->server->hub, "tokens");
 }
 

@@ -1,10 +1,11 @@
 /*
  * hub.h - who waits for what: the process's one notice board.
  *
- * Topics are short strings: "tasks" (a task may be free), "events" (the event log grew),
- * "run:<id>". A wake is a hint: whoever waits looks again in the database, and looks again each
- * second anyway. PostgreSQL's NOTIFY is turned into wakes by the coordinator's listener, so that
- * another process's commit wakes ours.
+ * Topics are short strings: "tasks" (a task may be free), "rounds" (one opened, was sealed or
+ * closed), "run:<id>", "tokens" (one ended), "events" (somebody waits to see an event). A wake is a
+ * hint: whoever waits looks again in the database, and looks again each second anyway. PostgreSQL's
+ * NOTIFY is turned into wakes by the coordinator's listener, so that another process's commit wakes
+ * ours; what happens often does not notify, for such commits stand in a row (sql/0018_wakes.sql).
  */
 #ifndef SERVER_HUB_H
 #define SERVER_HUB_H

@@ -22,7 +22,7 @@ enum {
     PENDING_MAX = 16 * 1024 * 1024, /* bytes a stream may be behind while it replays */
     BEHIND_MAX = 1024 * 1024,       /* and while it is live */
     COMMENT_MS = 15000,
-    LOOK_MS = 1000,
+    LOOK_MS = 250, // at new events
 };
 
 struct stream {
@@ -305,7 +305,9 @@ static void *reader_main(void *ctx)
         if (!ss->poked) {
             struct timespec until;
             (void)clock_gettime(CLOCK_REALTIME, &until);
-            until.tv_sec += LOOK_MS / 1000;
+            until.tv_nsec += LOOK_MS * 1000000L;
+            until.tv_sec += until.tv_nsec / 1000000000L;
+            until.tv_nsec %= 1000000000L;
             (void)pthread_cond_timedwait(&ss->poke, &ss->lock, &until);
         }
         ss->poked = false;

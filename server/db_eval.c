@@ -15,27 +15,32 @@
  * Every live silo of the run evaluates, seat or no seat: held-out text is where the silos differ.
  * Slots follow the names, so that sums are added in one order everywhere.
  */
-static const char SQL_ASK[] = "SELECT s.id, row_number() OVER (ORDER BY s.name COLLATE \"C\") - 1"
-                              "  FROM run_silo x JOIN silo s ON s.id = x.silo_id"
+static const char SQL_ASK[] = "SELECT s.id FROM run_silo x JOIN silo s ON s.id = x.silo_id"
                               " WHERE x.run_id = $1 AND s.state = 'active'"
-                              "   AND s.seen_at > clock_timestamp() - interval '75 seconds'";
-static const char SQL_ASK_ONE[] =
+                              "   AND s.seen_at > clock_timestamp() - interval '75 seconds'"
+                              " ORDER BY s.name COLLATE \"C\"";
+static const char SQL_ASK_THEM[] =
     "INSERT INTO task (id, kind, run_id, number, slot, silo_id, plan_tokens)"
-    " VALUES ($1, 'evaluate', $2, $3, $4, $5, 0) ON CONFLICT DO NOTHING";
+    " SELECT t.id, 'evaluate', $1, $2, t.place - 1, t.silo_id, 0"
+    "   FROM unnest($3::text[], $4::text[]) WITH ORDINALITY AS t (id, silo_id, place)"
+    " ON CONFLICT DO NOTHING";
 
 enum status db_round_ask_evaluation(struct db *db, struct arena *a, const char *run_id,
                                     int32_t number, struct err *e)
 {
     struct db_rows rows;
     TRY(db_query(db, a, SQL_ASK, 1, &run_id, &rows, e));
+    const char **ids = arena_alloc(a, (size_t)(rows.count + 1) * sizeof(*ids));
+    const char **silos = arena_alloc(a, (size_t)(rows.count + 1) * sizeof(*silos));
     for (int i = 0; i < rows.count; i++) {
         char id[ID_LEN + 1];
         id_new('t', id);
-        const char *argv[] = {id, run_id, db_arg_int(a, number), db_text(&rows, i, 1),
-                              db_text(&rows, i, 0)};
-        TRY(db_exec(db, SQL_ASK_ONE, 5, argv, NULL, e));
+        ids[i] = arena_fmt(a, "%s", id);
+        silos[i] = db_text(&rows, i, 0);
     }
-    return ST_OK;
+    const char *argv[] = {run_id, db_arg_int(a, number), db_arg_array(a, ids, rows.count),
+                          db_arg_array(a, silos, rows.count)};
+    return db_exec(db, SQL_ASK_THEM, 4, argv, NULL, e);
 }
 
 /* Evaluations that will not come: their silo is gone or out, their file is, or the run is over. */
@@ -54,13 +59,16 @@ static const char SQL_GIVE_UP_LEASES[] =
     "   AND t.kind = 'evaluate' AND t.state = 'cancelled'";
 
 static const char SQL_COMPLETE[] =
-    "SELECT t.number, sum(t.nll ORDER BY t.slot), sum(t.eval_tokens), sum(t.eval_bytes), count(*),"
-    "       max(t.eval_s)"
+    "SELECT t.number, sum(t.nll ORDER BY t.slot) FILTER (WHERE t.state = 'done'),"
+    "       sum(t.eval_tokens) FILTER (WHERE t.state = 'done'),"
+    "       sum(t.eval_bytes) FILTER (WHERE t.state = 'done'),"
+    "       count(*) FILTER (WHERE t.state = 'done'),"
+    "       max(t.eval_s) FILTER (WHERE t.state = 'done')"
     "  FROM task t JOIN checkpoint c ON (c.run_id, c.number) = (t.run_id, t.number)"
-    " WHERE t.run_id = $1 AND t.kind = 'evaluate' AND t.state = 'done' AND c.eval_nll IS NULL"
-    "   AND NOT EXISTS (SELECT FROM task o WHERE (o.run_id, o.number) = (t.run_id, t.number)"
-    "                      AND o.kind = 'evaluate' AND o.state IN ('pending', 'leased'))"
-    " GROUP BY t.number ORDER BY t.number";
+    " WHERE t.run_id = $1 AND t.kind = 'evaluate' AND c.eval_nll IS NULL"
+    " GROUP BY t.number"
+    " HAVING bool_or(t.state = 'done') AND bool_and(t.state NOT IN ('pending', 'leased'))"
+    " ORDER BY t.number";
 static const char SQL_RECORD[] =
     "UPDATE checkpoint SET eval_nll = $3, eval_tokens = $4, eval_bytes = $5, eval_silos = $6,"
     "       eval_s = $7 WHERE run_id = $1 AND number = $2";

@@ -131,10 +131,11 @@ static enum status say_waiting(struct db *db, const struct opening *o, struct er
 /* Seconds per step of the accepted tasks of the last rounds. */
 static const char SQL_SAMPLES[] =
     "SELECT extract(epoch FROM l.ended_at - l.claimed_at) / greatest(t.steps, 1)"
-    "  FROM task t"
-    "  JOIN lease l ON l.task_id = t.id AND l.outcome = 'accepted'"
-    "  JOIN update u ON u.task_id = t.id AND u.carried_from IS NULL"
-    " WHERE t.run_id = $1 AND t.kind = 'train' AND t.number BETWEEN $2::integer - $3 AND $2";
+    "  FROM round q"
+    "  JOIN update u ON u.round_id = q.id AND u.state = 'accepted' AND u.carried_from IS NULL"
+    "  JOIN lease l ON (l.task_id, l.epoch) = (u.task_id, u.lease_epoch)"
+    "  JOIN task t ON t.id = u.task_id"
+    " WHERE q.run_id = $1 AND q.number BETWEEN $2::integer - $3 AND $2";
 
 enum status db_round_estimate(struct db *db, struct arena *a, const char *run_id, int32_t number,
                               struct deadline_estimate *out, struct err *e)
@@ -157,11 +158,13 @@ static const char SQL_OPEN[] =
     "       cap_at = clock_timestamp() + make_interval(secs => $6) + interval '1 millisecond'"
     " WHERE id = $1";
 
-static const char SQL_SEAT[] =
+static const char SQL_SEATS[] =
     "INSERT INTO task (id, kind, run_id, round_id, number, slot, silo_id, steps, plan_tokens, "
     "open_at)"
-    " VALUES ($1, 'train', $2, $3, $4, $5, $6, $7, $8,"
-    "         clock_timestamp() + make_interval(secs => $9))";
+    " SELECT s.id, 'train', $1, $2, $3, s.place - 1, s.silo_id, s.steps, s.tokens,"
+    "        clock_timestamp() + make_interval(secs => $8)"
+    "   FROM unnest($4::text[], $5::text[], $6::integer[], $7::bigint[])"
+    "        WITH ORDINALITY AS s (id, silo_id, steps, tokens, place)";
 
 /* A seat whose update came in the attempt before: held and done in this transaction. */
 static const char SQL_CARRY_LEASE[] =
@@ -241,24 +244,32 @@ static int32_t steps_of(const struct opening *o, const struct seated *s)
 static enum status make_seats(struct db *db, const struct opening *o, struct err *e)
 {
     const struct run_spec *spec = &o->run->spec;
+    size_t n = (size_t)o->seats + 1;
+    const char **ids = arena_alloc(o->a, n * sizeof(*ids));
+    const char **silos = arena_alloc(o->a, n * sizeof(*silos));
+    const char **steps = arena_alloc(o->a, n * sizeof(*steps));
+    const char **tokens = arena_alloc(o->a, n * sizeof(*tokens));
     for (int i = 0; i < o->seats; i++) {
         const struct seated *s = &o->silos[i];
-        int64_t steps = steps_of(o, s);
-        int64_t tokens = steps * spec->inner.batch * spec->model.seq_len;
-        const char *slot = db_arg_int(o->a, i);
-        struct seat fresh = seat_new(i, false, 0.0);
-        const char *argv[] = {s->task_id,
-                              o->run->id,
-                              o->round_id,
-                              db_arg_int(o->a, o->number),
-                              slot,
-                              s->silo_id,
-                              db_arg_int(o->a, steps),
-                              db_arg_int(o->a, tokens),
-                              db_arg_double(o->a, fresh.open_at)};
-        TRY(db_exec(db, SQL_SEAT, 9, argv, NULL, e));
+        int64_t count = steps_of(o, s);
+        ids[i] = s->task_id;
+        silos[i] = s->silo_id;
+        steps[i] = db_arg_int(o->a, count);
+        tokens[i] = db_arg_int(o->a, count * spec->inner.batch * spec->model.seq_len);
+    }
+    const char *argv[] = {o->run->id,
+                          o->round_id,
+                          db_arg_int(o->a, o->number),
+                          db_arg_array(o->a, ids, o->seats),
+                          db_arg_array(o->a, silos, o->seats),
+                          db_arg_array(o->a, steps, o->seats),
+                          db_arg_array(o->a, tokens, o->seats),
+                          db_arg_double(o->a, seat_new(0, false, 0.0).open_at)};
+    TRY(db_exec(db, SQL_SEATS, 8, argv, NULL, e));
+    for (int i = 0; i < o->seats; i++) {
+        const struct seated *s = &o->silos[i];
         if (s->carried) {
-            TRY(carry(db, o, s, slot, e));
+            TRY(carry(db, o, s, db_arg_int(o->a, i), e));
         }
     }
     return ST_OK;
@@ -355,8 +366,6 @@ static enum status open_now(struct db *db, struct opening *o, struct err *e)
                           db_arg_double(o->a, deadline_s),
                           db_arg_double(o->a, cap_s)};
     TRY(db_exec(db, SQL_OPEN, 6, argv, NULL, e));
-    TRY(make_seats(db, o, e));
-    FAULT("open.seated");
     TRY(db_exec(db, "UPDATE run SET waiting_for = NULL WHERE id = $1", 1, &o->run->id, NULL, e));
     if (o->attempt == 1) {
         TRY(count_left_out(db, o, all, seated, e));
@@ -364,6 +373,8 @@ static enum status open_now(struct db *db, struct opening *o, struct err *e)
     if (o->number == 1) {
         TRY(db_round_ask_evaluation(db, o->a, o->run->id, 0, e));
     }
+    TRY(make_seats(db, o, e));
+    FAULT("open.seated");
     return say_opened(db, o, e);
 }
 

@@ -62,10 +62,11 @@ static const char SQL_EXTEND[] =
     "UPDATE round SET deadline = least(cap_at, clock_timestamp() + make_interval(secs => $2))"
     " WHERE id = $1";
 
-static enum status extend(struct db *db, struct arena *a, const char *round_id, double task_s,
-                          struct err *e)
+static enum status extend(struct db *db, struct arena *a, const struct run_row *run,
+                          const char *round_id, int32_t number, struct err *e)
 {
     struct db_rows rows;
+    struct deadline_estimate d;
     double claimed = 0.0;
     double deadline = 0.0;
     double cap = 0.0;
@@ -76,6 +77,12 @@ static enum status extend(struct db *db, struct arena *a, const char *round_id, 
     TRY(db_double(&rows, 0, 0, &claimed, e));
     TRY(db_double(&rows, 0, 1, &deadline, e));
     TRY(db_double(&rows, 0, 2, &cap, e));
+    TRY(db_round_estimate(db, a, run->id, number, &d, e));
+    double task_s = deadline_task_seconds(&d, run->spec.federation.deadline_k,
+                                          run->spec.federation.local_steps);
+    if (task_s <= 0.0) {
+        return ST_OK;
+    }
     double later = round_deadline(deadline, cap, claimed, task_s);
     if (later < deadline + 1.0) { // what the clock moved meanwhile is no reason to write
         return ST_OK;
@@ -215,13 +222,7 @@ static enum status judge_tx(struct db *db, struct arena *a, void *ctx, struct er
     TRY(db_int32(&rows, 0, 2, &p.expected, e));
     TRY(db_int32(&rows, 0, 3, &p.quorum, e));
 
-    struct deadline_estimate d;
-    TRY(db_round_estimate(db, a, run.id, number, &d, e));
-    double task_s =
-        deadline_task_seconds(&d, run.spec.federation.deadline_k, run.spec.federation.local_steps);
-    if (task_s > 0.0) {
-        TRY(extend(db, a, round_id, task_s, e));
-    }
+    TRY(extend(db, a, &run, round_id, number, e));
     TRY(read_progress(db, a, round_id, &p, e));
     FAULT("seal.counted");
     switch (round_judge(&p)) {

@@ -113,6 +113,12 @@ mutant 'simulation: an outage of ours costs seats' server/seat.c \
 mutant 'a chunk is answered without a commit of its offset' server/api_bulk.c \
     's/^    TRY(db_upload_commit(rq->db, /    if (0) TRY(db_upload_commit(rq->db, /' \
     tests/api silos.test_an_upload_survives_a_restart_of_the_server
+mutant 'a prepared statement outlives its connection' server/db.c \
+    '/^    db->stale = false;/,/^    prepared_forget/s/^    prepared_forget(&db->prepared);//' tests/fault/test_db
+mutant 'a statement for other tables is run for ever' server/db.c \
+    's/db->stale = db->stale ||/db->stale = false \&\&/' tests/fault/test_db
+mutant 'what was woken waits while there is something new' server/http_turn.c \
+    's/FRESH_IN_A_ROW = 3/FRESH_IN_A_ROW = 3000/' tests/unit/test_http_turn
 mutant 'a failed transaction passes for committed' server/db.c \
     's/return !st \&\& failed ? .*/return st;/' tests/fault/test_db
 mutant 'a lost COMMIT passes for a commit' server/db.c \

@@ -36,7 +36,7 @@ static enum status wait_aside(struct request *rq, struct response *rs)
     if (rq->expired || now >= *until) {
         return still_coming(rq, rs);
     }
-    response_park(rs, "files", *until); // nobody wakes it: it looks again each second
+    response_park(rs, "files", *until); // nobody wakes it: it looks again by itself
     return ST_OK;
 }
 

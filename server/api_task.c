@@ -15,6 +15,7 @@
 #include "server/checkpoint.h"
 #include "server/db_silo.h"
 #include "server/db_step.h"
+#include "server/hub.h"
 #include "server/server.h"
 
 enum {
@@ -351,6 +352,7 @@ enum status api_task_release(struct request *rq, struct response *rs, struct err
     if (no.code) {
         return respond_refusal(rq, rs, &no);
     }
+    hub_wake(rq->server->hub, "rounds"); // it may have been the last one that was waited for
     log_info("task given back task=%s silo=%s code=%s", rq->params[0], rq->who.name, code);
     respond_json(rq, rs, 200, "{\"released\":true}");
     return ST_OK;

@@ -276,10 +276,11 @@ enum status api_upload_finish(struct request *rq, struct response *rs, struct er
     TRY(accept_upload(rq->server, rq->db, &u, rq->who.silo_id, f->epoch, f->upload_s, &pending, &no,
                       e));
     if (no.code) {
+        silo_wake_run(rq, u.run_id); // its seat may have been the last
         return respond_refusal(rq, rs, &no);
     }
     if (pending && !rq->expired && clock_mono_s() < f->until_s) {
-        response_park(rs, "uploads", f->until_s); // looked at again each second
+        response_park(rs, "uploads", f->until_s); // nobody wakes it: it looks again by itself
         return ST_OK;
     }
     if (pending) {

@@ -127,10 +127,11 @@ static void on_wake(void *ctx, const char *topic)
 static const char SQL_LIVE_RUNS[] =
     "SELECT r.id, r.state, coalesce(q.state, ''),"
     "       EXISTS (SELECT FROM task t WHERE t.run_id = r.id AND t.kind = 'evaluate'"
-    "                  AND (t.state IN ('pending', 'leased')"
-    "                       OR (t.state = 'done' AND EXISTS (SELECT FROM checkpoint c"
-    "                             WHERE (c.run_id, c.number) = (t.run_id, t.number) AND c.eval_nll "
-    "IS NULL))))"
+    "                  AND t.state IN ('pending', 'leased'))"
+    "       OR EXISTS (SELECT FROM checkpoint c WHERE c.run_id = r.id AND c.eval_nll IS NULL"
+    "                     AND EXISTS (SELECT FROM task t WHERE t.run_id = r.id"
+    "                                    AND t.kind = 'evaluate' AND t.number = c.number"
+    "                                    AND t.state = 'done'))"
     "           AS evaluating,"
     "       r.head IS NOT DISTINCT FROM r.rounds AS at_end"
     "  FROM run r"
@@ -214,10 +215,14 @@ static void say_once(bool *said, const char *who, enum status st, const struct e
 
 /* A look costs more, the more there is: rest as long as it took, so that half of the time at most
  * goes into looking. */
-static void rest(int64_t began_ms)
+static void rest(const struct coordinator *c, int64_t began_ms)
 {
-    int64_t took = clock_mono_ms() - began_ms;
-    clock_sleep_ms(took < REST_MS ? REST_MS : took < TICK_MS ? took : TICK_MS);
+    int64_t now = clock_mono_ms();
+    int64_t took = now - began_ms;
+    int64_t until = now + (took < TICK_MS ? took : TICK_MS);
+    do {
+        clock_sleep_ms(REST_MS);
+    } while (clock_mono_ms() < until && !atomic_load(&c->stopping));
 }
 
 static void *tender_main(void *arg)
@@ -236,7 +241,7 @@ static void *tender_main(void *arg)
             arena_free(a);
         }
         say_once(&said, "coordinator", st, &e);
-        rest(began_ms);
+        rest(c, began_ms);
         worker_sleep(w, jittered(st ? RETRY_MS : TICK_MS));
     }
     struct err e = {0};

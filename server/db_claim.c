@@ -42,7 +42,7 @@ static const char SQL_OTHERS[] =
     "          AND CASE t.state WHEN 'pending' THEN t.open_at WHEN 'leased' THEN t.lease_until END"
     "              <= clock_timestamp())"
     "   AND NOT EXISTS (SELECT FROM task t WHERE t.round_id = q.id AND t.silo_id = $1"
-    "                      AND t.state IN ('pending', 'leased', 'done'))"
+    "                      AND t.kind = 'train' AND t.state IN ('pending', 'leased', 'done'))"
     " ORDER BY q.created_at";
 
 #define SQL_ASIDE                                                                                  \

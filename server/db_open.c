@@ -278,8 +278,10 @@ static enum status make_seats(struct db *db, const struct opening *o, struct err
 /* Fairness: who was eligible and got no seat is counted; who sits out comes a round closer. */
 static const char SQL_LEFT_OUT[] =
     "INSERT INTO run_silo AS x (run_id, silo_id, left_out)"
-    " SELECT $1, s.id, CASE WHEN s.name = ANY ($3::text[]) THEN 0 ELSE 1 END"
-    "   FROM silo s WHERE s.name = ANY ($2::text[])"
+    " SELECT $1, s.id, CASE WHEN seated.name IS NULL THEN 1 ELSE 0 END"
+    "   FROM unnest($2::text[]) AS drawn (name)"
+    "   JOIN silo s ON s.name = drawn.name"
+    "   LEFT JOIN unnest($3::text[]) AS seated (name) ON seated.name = drawn.name"
     " ON CONFLICT ON CONSTRAINT run_silo_pk DO UPDATE"
     "    SET left_out = CASE excluded.left_out WHEN 0 THEN 0 ELSE x.left_out + 1 END"
     " RETURNING x.silo_id, x.left_out, (SELECT name FROM silo WHERE id = x.silo_id)";

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "common/clock.h"
 #include "common/mem.h"
 
 /* FNV-1a: statements are our own, nobody picks them to collide. */
@@ -37,6 +38,16 @@ static bool met_before(struct prepared *p, uint32_t hash)
     return met;
 }
 
+static void drop_old_plans(struct prepared *p, PGconn *conn)
+{
+    int64_t now = clock_mono_ms();
+    if (now - p->planned_ms < PREPARED_PLANS_MS || PQtransactionStatus(conn) != PQTRANS_IDLE) {
+        return;
+    }
+    p->planned_ms = now;
+    PQclear(PQexec(conn, "DISCARD PLANS")); // if the connection is lost, what comes next says so
+}
+
 PGresult *prepared_run(struct prepared *p, PGconn *conn, const char *sql, int argc,
                        const char *const *argv)
 {
@@ -45,6 +56,7 @@ PGresult *prepared_run(struct prepared *p, PGconn *conn, const char *sql, int ar
     if (i < 0 || (!p->sql[i] && !met_before(p, hash))) {
         return PQexecParams(conn, sql, argc, NULL, argv, NULL, NULL, 0);
     }
+    drop_old_plans(p, conn);
     char name[16];
     (void)snprintf(name, sizeof(name), "s%d", i);
     if (!p->sql[i]) {
@@ -65,5 +77,5 @@ void prepared_forget(struct prepared *p)
     for (int i = 0; i < PREPARED_MAX; i++) {
         mem_free(p->sql[i]);
     }
-    *p = (struct prepared){0};
+    *p = (struct prepared){.planned_ms = clock_mono_ms()};
 }

@@ -4,6 +4,10 @@
  *
  * A claim is some ten short statements; reading and planning them anew each time took most of the
  * database's processor time. What is run once (a search somebody put together) is not kept.
+ *
+ * A plan is made for tables as large as they are then, so plans are thrown away now and then; a
+ * statement must be sound with one that is half a minute old: what joins a table with itself, or
+ * asks for each of many rows whether another exists, needs an index for it.
  */
 #ifndef SERVER_DB_PREPARED_H
 #define SERVER_DB_PREPARED_H
@@ -14,12 +18,14 @@
 enum {
     PREPARED_MAX = 512, // of one connection; a power of two. The rest is run unprepared
     PREPARED_SEEN = 1024,
+    PREPARED_PLANS_MS = 30000,
 };
 
 struct prepared {
     char *sql[PREPARED_MAX]; // by hash; NULL: free
     uint32_t hash[PREPARED_MAX];
     uint32_t seen[PREPARED_SEEN]; // hashes of what was run once
+    int64_t planned_ms;
 };
 
 /* As PQexecParams() with text parameters. Parameters are UTF-8. */

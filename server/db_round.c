@@ -53,8 +53,8 @@ static const char SQL_REDISPATCHED[] =
     "SELECT extract(epoch FROM max(l.claimed_at) - clock_timestamp()),"
     "       (SELECT extract(epoch FROM deadline - clock_timestamp()) FROM round WHERE id = $1),"
     "       (SELECT extract(epoch FROM cap_at - clock_timestamp()) FROM round WHERE id = $1)"
-    "  FROM lease l JOIN task t ON t.id = l.task_id"
-    " WHERE t.round_id = $1 AND l.outcome IS NULL"
+    "  FROM task t JOIN lease l ON l.task_id = t.id AND l.outcome IS NULL"
+    " WHERE t.round_id = $1 AND t.lease_epoch > 1" // few
     "   AND EXISTS (SELECT FROM lease o WHERE o.task_id = l.task_id"
     "                  AND o.epoch < l.epoch AND o.silo_id <> l.silo_id)"
     " HAVING count(*) > 0";

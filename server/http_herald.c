@@ -33,8 +33,9 @@ static const char SQL_CALL[] =
     "  JOIN round q ON q.id = t.round_id"
     " WHERE t.state = 'pending' AND t.free_at <= clock_timestamp() AND t.kind = 'train'"
     "   AND q.state = 'open' AND r.state = 'running'"
-    " UNION ALL (SELECT silo_id, true FROM task"
-    " WHERE state = 'pending' AND free_at <= clock_timestamp() AND kind = 'evaluate'"
+    " UNION ALL (SELECT t.silo_id, true FROM task t JOIN run r ON r.id = t.run_id"
+    " WHERE t.state = 'pending' AND t.free_at <= clock_timestamp() AND t.kind = 'evaluate'"
+    "   AND r.state IN ('running', 'finished')"
     " ORDER BY random() LIMIT $2)" // some may be away: each its turn
     " UNION ALL (SELECT s.id, false FROM round q JOIN run r ON r.id = q.run_id, silo s"
     " WHERE q.state = 'open' AND r.state = 'running' AND s.state = 'active' AND NOT s.gone"
@@ -42,7 +43,7 @@ static const char SQL_CALL[] =
     "          AND CASE t.state WHEN 'pending' THEN t.open_at WHEN 'leased' THEN t.lease_until END"
     "              <= clock_timestamp())"
     "   AND NOT EXISTS (SELECT FROM task t WHERE t.round_id = q.id AND t.silo_id = s.id"
-    "                      AND t.state IN ('pending', 'leased', 'done'))"
+    "                      AND t.kind = 'train' AND t.state IN ('pending', 'leased', 'done'))"
     " ORDER BY array_position(q.eligible, s.name), random() LIMIT $1)" // in their turn
     " UNION ALL SELECT id, false FROM token"
     " WHERE least(revoked_at, expires_at) BETWEEN clock_timestamp() - interval '1 minute'"

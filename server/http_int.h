@@ -148,12 +148,14 @@ int work_parked(struct work *w);
  */
 void work_call(struct work *w, const char *const *ids, int count, bool can_wait);
 
+bool exchange_db_take(struct exchange *x); /* false: the response is filled (503) */
+void exchange_db_give(struct exchange *x);
+
+/* ---- http_finish.c ---- */
+
 /* Make a handler's outcome final: problems from errors, ETag, the headers that
  * all answers carry. */
 void exchange_finish(struct exchange *x, enum status st, const struct err *e);
-
-bool exchange_db_take(struct exchange *x); /* false: the response is filled (503) */
-void exchange_db_give(struct exchange *x);
 
 /* ---- http_who.c ---- */
 

@@ -1,5 +1,6 @@
--- 0018_wakes.sql: fewer notifications. PostgreSQL lets one transaction that notifies commit at a time, and it holds the
--- others up until its commit is on the disk: a notification with each claim and each result put all of them in a row.
+-- 0018_wakes.sql: fewer notifications, and less to look through. PostgreSQL lets one transaction that notifies commit at a
+-- time, and it holds the others up until its commit is on the disk: a notification with each claim and each result put all
+-- of them in a row.
 
 -- Who shows events looks for new ones four times a second.
 DROP TRIGGER event_notify ON event;
@@ -11,3 +12,6 @@ CREATE TRIGGER task_notify_free AFTER UPDATE OF state ON task FOR EACH ROW
 
 CREATE TRIGGER round_notify AFTER UPDATE OF state ON round FOR EACH ROW
     WHEN (OLD.state <> NEW.state) EXECUTE FUNCTION notify_topic('rounds');
+
+-- Whether a run is being evaluated is asked again and again: not of all that it ever evaluated.
+CREATE INDEX task_evaluating ON task (run_id, number) WHERE kind = 'evaluate' AND state IN ('pending', 'leased');

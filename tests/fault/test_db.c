@@ -347,8 +347,8 @@ static void what_cannot_be_prepared_fails_as_it_would_have_run(void)
 
 static void a_statement_prepared_for_other_tables_gets_a_new_connection(void)
 {
-    static const char *const gone[] = {"0A000", "26000"};
-    for (int k = 0; k < 2; k++) {
+    static const char *const gone[] = {"0A000", "26000", "42P05"};
+    for (int k = 0; k < 3; k++) {
         const struct fake_reply replies[] = {
             {.sql = "SELECT 1"}, {.sql = "BEGIN"},    {.sql = "SELECT 1", .sqlstate = gone[k]},
             {.sql = "ROLLBACK"}, {.sql = "SELECT 1"},

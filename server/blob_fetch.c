@@ -191,3 +191,14 @@ enum status blob_fetch_wait(struct blob_fetches *f, const struct digest *d, int6
     (void)pthread_mutex_unlock(&f->lock);
     return st;
 }
+
+void blob_fetches_count(struct blob_fetches *f, int *under_way, int *waiting)
+{
+    *under_way = *waiting = 0;
+    (void)pthread_mutex_lock(&f->lock);
+    for (const struct fetch *x = f->first; x; x = x->next) {
+        *under_way += !x->done;
+        *waiting += x->waiting;
+    }
+    (void)pthread_mutex_unlock(&f->lock);
+}

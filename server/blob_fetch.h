@@ -29,4 +29,7 @@ void blob_fetches_free(struct blob_fetches *f); /* none is under way; NULL is al
 enum status blob_fetch_wait(struct blob_fetches *f, const struct digest *d, int64_t patience_ms,
                             bool *coming, struct err *e) MUST_CHECK;
 
+/* For tests: how many fetches are under way, and how many wait for them. */
+void blob_fetches_count(struct blob_fetches *f, int *under_way, int *waiting);
+
 #endif

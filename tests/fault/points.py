@@ -10,7 +10,7 @@ import time
 from world import REAL, SCRIPTED, Broken, Rig, poll
 
 ERRNOS = ["EIO", "ENOSPC"]
-REACH_S = 12.0
+REACH_S = 60.0
 
 
 def listed(program):

@@ -31,6 +31,7 @@ class Disk:
                 text = f.read()
         except OSError:
             return
+        text = text[:text.rfind("\n") + 1]  # of a line that is being written nothing yet
         self.read += len(text)
         for line in text.splitlines():
             words = line.split(" ")
@@ -87,8 +88,12 @@ class Power:
     def start_client(self, faults=""):
         self.rig.start_client("alder", faults, self.env(self.client, ("alder",)))
 
-    def await_death(self, process):
-        """Where the rule says, or at some moment when it says nothing soon."""
+    def await_death(self, process, disk):
+        """Where the rule says, or at some moment when it says nothing soon; under a lie, once there is what can be lost."""
+        end = time.monotonic() + (60.0 if self.lie else 0.0)
+        while process.poll() is None and not disk.dirty and time.monotonic() < end:
+            time.sleep(0.005)
+            disk.follow()
         end = time.monotonic() + self.rng.uniform(0.3, 1.5)
         while process.poll() is None and time.monotonic() < end:
             time.sleep(0.005)
@@ -103,7 +108,7 @@ class Power:
         self.rig.kill_server()
         self.server.follow()
         self.start_server(self.rule(SERVER))
-        self.await_death(self.rig.server)
+        self.await_death(self.rig.server, self.server)
         self.server.cut(True)
         self.start_server()
         if self.rig.server.poll() is not None:
@@ -113,7 +118,7 @@ class Power:
         self.rig.kill_client("alder")
         self.client.follow()
         self.start_client(self.rule(CLIENT))
-        self.await_death(self.rig.clients["alder"])
+        self.await_death(self.rig.clients["alder"], self.client)
         self.client.cut(False)
         self.start_client()
         time.sleep(0.2)

@@ -234,7 +234,7 @@ static void what_a_row_needs_is_there_whatever_runs_beside(void)
         pids[i] = start(i, seed);
     }
     int64_t next_ms = clock_mono_ms() + 100;
-    int64_t until = clock_mono_ms() + 180000;
+    int64_t until = clock_mono_ms() + 600000;
     while (running > 0) {
         int how = 0;
         pid_t pid = waitpid(-1, &how, WNOHANG);

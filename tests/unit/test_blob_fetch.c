@@ -13,7 +13,7 @@ enum { ASKERS = 12 };
 static struct tempdir dir;
 static struct blob_store *store;
 static struct blob_fetches *fetches;
-static atomic_int begun, ended;
+static atomic_int begun;
 static atomic_bool open_gate; // fetches end when it is
 static enum status outcome;
 static const struct digest ONE = {{1}};
@@ -27,7 +27,6 @@ static enum status slow(struct blob_store *s, const struct digest *d, struct err
     while (!atomic_load(&open_gate)) {
         clock_sleep_ms(1);
     }
-    atomic_fetch_add(&ended, 1);
     return outcome ? err_set(e, outcome, "so it came") : ST_OK;
 }
 
@@ -37,24 +36,43 @@ static void fresh(enum status st)
     CHECK_INT(blob_store_open(&store, dir.path, NULL), ST_OK);
     fetches = blob_fetches_new(store, slow);
     atomic_store(&begun, 0);
-    atomic_store(&ended, 0);
     atomic_store(&open_gate, false);
     outcome = st;
 }
 
-static void until(atomic_int *what, int is)
+static int under_way(void)
 {
-    for (int i = 0; i < 10000 && atomic_load(what) != is; i++) {
+    int fetches_now = 0;
+    int askers = 0;
+    blob_fetches_count(fetches, &fetches_now, &askers);
+    return fetches_now;
+}
+
+static int waiting(void)
+{
+    int fetches_now = 0;
+    int askers = 0;
+    blob_fetches_count(fetches, &fetches_now, &askers);
+    return askers;
+}
+
+static int begun_now(void)
+{
+    return atomic_load(&begun);
+}
+
+static void until(int (*what)(void), int is)
+{
+    for (int i = 0; i < 60000 && what() != is; i++) {
         clock_sleep_ms(1);
     }
-    CHECK_INT(atomic_load(what), is);
+    CHECK_INT(what(), is);
 }
 
 static void gone(void)
 {
     atomic_store(&open_gate, true);
-    until(&ended, atomic_load(&begun));
-    clock_sleep_ms(20); // its thread has yet to leave
+    until(under_way, 0);
     blob_fetches_free(fetches);
     blob_store_close(store);
     tempdir_remove(&dir);
@@ -82,7 +100,7 @@ static void ask_together(int *told)
     for (int i = 0; i < ASKERS; i++) {
         CHECK_INT(pthread_create(&threads[i], NULL, asker, &sum), 0);
     }
-    clock_sleep_ms(100); // all of them ask while the first one's is under way
+    until(waiting, ASKERS); // all of them ask while the first one's is under way
     atomic_store(&open_gate, true);
     for (int i = 0; i < ASKERS; i++) {
         (void)pthread_join(threads[i], NULL);
@@ -117,7 +135,7 @@ static void another_object_is_another_fetch(void)
     CHECK_INT(ask(&ONE, 0, &coming, NULL), ST_RETRY);
     CHECK_INT(ask(&TWO, 0, &coming, NULL), ST_RETRY);
     CHECK(coming);
-    until(&begun, 2);
+    until(begun_now, 2);
     gone();
 }
 
@@ -131,7 +149,7 @@ static void a_fetch_goes_on_when_those_who_asked_have_left(void)
     CHECK(clock_mono_ms() - before >= 50);
     CHECK_INT(ask(&ONE, 0, &coming, NULL), ST_RETRY);
     atomic_store(&open_gate, true);
-    until(&ended, 1);
+    until(under_way, 0);
     CHECK_INT(atomic_load(&begun), 1);
     gone();
 }
@@ -143,8 +161,7 @@ static void an_error_that_nobody_waited_for_is_told_to_the_next(void)
     fresh(ST_CORRUPT);
     CHECK_INT(ask(&ONE, 0, &coming, NULL), ST_RETRY);
     atomic_store(&open_gate, true);
-    until(&ended, 1);
-    clock_sleep_ms(20);
+    until(under_way, 0);
     CHECK_INT(ask(&ONE, 0, &coming, &e), ST_CORRUPT);
     CHECK(!coming);
     CHECK_STR(e.msg, "so it came");

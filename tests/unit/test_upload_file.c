@@ -210,7 +210,7 @@ static void the_digest_of_the_whole_is_made_beside(void)
 /* Who asks while the thread is at it gets it after a block, however much is left to read. */
 static void a_digest_in_the_making_is_given_back_at_once(void)
 {
-    const int64_t bytes = (int64_t)1 << 30; // a hole: nothing is on the disk
+    const int64_t bytes = (int64_t)1 << 40; // a hole: nothing is on the disk, and minutes to read
     struct blob_store *s = fresh(0);
     int fd = -1;
     CHECK_INT(blob_tmp_open(s, id, &fd, NULL), ST_OK);

@@ -92,6 +92,8 @@ test('dragging zooms all charts, asks for that part alone, and keeps y on what i
   const [x0, x1] = /xr=([\d.]+)~([\d.]+)/.exec(page.url()).slice(1).map(Number);
   const box = await area(page, 'eval_ppl');
   await page.mouse.move(box.x + (box.width * (first - x0)) / (x1 - x0), box.y + 5);
+  // Drawn in the next frame: before it the dot is where the drag left it.
+  await until('the cursor', async () => (await page.locator('.chart[data-metric=eval_ppl] .tip-head').innerText().catch(() => '')) === `round ${first}`);
   const dot = await page.locator('.chart[data-metric=eval_ppl] .marks i').boundingBox();
   assert.ok(dot.y - box.y < box.height * 0.25, `the dot is ${Math.round(dot.y - box.y)} of ${Math.round(box.height)} px down`);
   await page.locator('.chart[data-metric=eval_ppl] .over').dblclick();

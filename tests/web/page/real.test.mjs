@@ -61,11 +61,11 @@ after(async () => {
 const SPEC = { name: 'page-1', experiment: 'pages', model: { d_model: 32, n_heads: 2, n_layers: 1, vocab_size: 320, seq_len: 32 },
   federation: { rounds: 2, silos_per_round: 2, local_steps: 4 }, inner: { batch: 2 } };
 
-test('login, a run that waits, actions, a server that is killed: the log has no gap and nothing twice', { skip, timeout: 120_000 }, async () => {
+test('login, a run that waits, actions, a server that is killed: the log has no gap and nothing twice', { skip, timeout: 300_000 }, async () => {
   const port = await freePort();
   const url = `http://127.0.0.1:${port}`;
   const args = ['--data', path.join(dir, 'server'), '--listen', `127.0.0.1:${port}`, '--bulk-listen', `127.0.0.1:${await freePort()}`];
-  const ready = async () => until('the server to be ready', () => fetch(`${url}/readyz`).then((r) => r.ok, () => false), 60_000);
+  const ready = async () => until('the server to be ready', () => fetch(`${url}/readyz`).then((r) => r.ok, () => false));
   let server = start('photon-server', args, 'server.log');
   await ready();
   const token = readFileSync(path.join(dir, 'server', 'admin-token'), 'utf8').trim();
@@ -101,7 +101,7 @@ test('login, a run that waits, actions, a server that is killed: the log has no 
   server = start('photon-server', args, 'server.log');
   await ready();
   await api('POST', `/runs/${run.id}/actions`, { action: 'stop' });
-  await until('the stream to come back', async () => (await page.locator('#live').getAttribute('data-state')) === 'live', 40_000);
+  await until('the stream to come back', async () => (await page.locator('#live').getAttribute('data-state')) === 'live');
   await page.locator('h1 + span .pill', { hasText: 'stopped' }).waitFor();
   await until('the log to be complete again', same);
 
@@ -125,12 +125,12 @@ test('login, a run that waits, actions, a server that is killed: the log has no 
   await close();
 });
 
-test('a federation of two silos draws its curve, and the page says what the API says', { skip, timeout: 240_000 }, async () => {
+test('a federation of two silos draws its curve, and the page says what the API says', { skip, timeout: 600_000 }, async () => {
   const port = await freePort();
   const demo = start('photon', ['demo', '--rounds', '2', '--silos', '2', '--port', String(port), '--state', path.join(dir, 'demo')], 'demo.log');
-  const address = await until('the demo to print its address', () => /Dashboard:\s+(\S+)/.exec(readFileSync(path.join(dir, 'demo.log'), 'utf8'))?.[1], 90_000);
+  const address = await until('the demo to print its address', () => /Dashboard:\s+(\S+)/.exec(readFileSync(path.join(dir, 'demo.log'), 'utf8'))?.[1], 300_000);
   const { page, close } = await open(b(), address);
-  await page.locator('h1 + span .pill', { hasText: 'finished' }).waitFor({ timeout: 150_000 });
+  await page.locator('h1 + span .pill', { hasText: 'finished' }).waitFor({ timeout: 300_000 });
   await settled(page);
   assert.ok(!page.url().includes('#'), 'the token is wiped');
   const id = new URL(page.url()).pathname.split('/').at(-1);

@@ -44,7 +44,7 @@ export function browser() {
 export async function open(b, url, { width = 1280, height = 900, scheme = 'light', touch = false, allow } = {}) {
   const context = await b.newContext({ viewport: { width, height }, colorScheme: scheme, timezoneId: 'UTC', locale: 'en-GB', hasTouch: touch, acceptDownloads: true });
   const page = await context.newPage();
-  page.setDefaultTimeout(15_000);
+  page.setDefaultTimeout(60_000);
   const wrong = [];
   // Reading pixels back is the tests' doing, not the page's.
   const note = (text) => allow?.test(text) || text.includes('willReadFrequently') || wrong.push(text);
@@ -85,7 +85,7 @@ export const painted = (page, metric, hex) => page.evaluate(([m, c]) => {
 export const area = (page, metric) => page.locator(`.chart[data-metric="${metric}"] .over`).boundingBox();
 
 /** Wait until fn() is truthy. */
-export async function until(what, fn, ms = 15_000) {
+export async function until(what, fn, ms = 60_000) {
   const end = Date.now() + ms;
   for (;;) {
     const v = await fn();

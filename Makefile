@@ -342,7 +342,7 @@ test-page: all web
 # A thousand silos and as many hostile connections: minutes, best on a quiet machine.
 test-load: all
 	@python3 -B tests/fault/load.py $(B)
-test-e2e: all
+test-e2e: all rig-programs
 	@tests/all.sh programs 'tests/e2e/run.sh $(B) programs' -- sim 'tests/e2e/run.sh $(B) sim' -- \
 	  e2e 'tests/e2e/run.sh $(B) loop' -- policies 'tests/e2e/run.sh $(B) policies' -- \
 	  restore 'tests/e2e/run.sh $(B) restore'

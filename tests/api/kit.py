@@ -1,6 +1,7 @@
 """The real server on ports of its own over a throwaway PostgreSQL, and answers checked against docs/openapi.json."""
 
 import atexit
+import functools
 import hashlib
 import http.client
 import json
@@ -26,12 +27,44 @@ METHODS = ("get", "post", "put", "patch", "delete")
 def until(what, condition, timeout_s=15.0):
     """Poll until condition() is true; its value. Fails by name, so that a hang says what it waited for."""
     end = time.monotonic() + timeout_s
-    while time.monotonic() < end:
+    over = False
+    while not over:
+        over = time.monotonic() >= end  # before the look: the last one comes after the end
         value = condition()
         if value:
             return value
         time.sleep(0.02)
     raise AssertionError("waited %.0f s in vain for: %s" % (timeout_s, what))
+
+
+class Late(AssertionError):
+    """All went well, and took longer than was promised."""
+
+
+def in_time(began, limit_s=SOON_S):
+    took = time.monotonic() - began
+    if took >= limit_s:
+        raise Late("it took %.1f s, not less than %.1f" % (took, limit_s))
+
+
+def soon(what, condition):
+    began = time.monotonic()
+    until(what, condition)
+    in_time(began)
+
+
+def thrice(test):
+    """A test of how long something takes, up to three times: a pause of the machine makes one of them late, and a server
+    that is slow makes all. Whatever else fails fails at once."""
+    @functools.wraps(test)
+    def tried(server):
+        for last in (False, False, True):
+            try:
+                return test(server)
+            except Late:
+                if last:
+                    raise
+    return tried
 
 
 def free_port():

@@ -1,6 +1,6 @@
 """A silo's token is changed without a break: two live for a while, and never more."""
 
-from kit import SOON_S, psql, until
+from kit import psql, soon, thrice
 from silo_client import Silo, code
 from silos import fresh_name
 
@@ -18,6 +18,7 @@ def works(silo, token):
                                 "tokenizer_sha256": "", "train_tokens": 1, "heldout_tokens": 1}, token=token).status == 200
 
 
+@thrice
 def test_two_tokens_live_for_the_grace_and_then_one(server):
     silo = Silo(server, fresh_name("rotated"))
     old = silo.token
@@ -34,12 +35,13 @@ def test_two_tokens_live_for_the_grace_and_then_one(server):
     assert new not in psql("SELECT string_agg(t::text, ' ') FROM token t")[0][0]
 
     psql("UPDATE token SET expires_at = clock_timestamp() WHERE id = '%s'" % before["id"])  # the grace is over
-    until("the old token to end", lambda: not works(silo, old), SOON_S)
+    soon("the old token to end", lambda: not works(silo, old))
     assert works(silo, new)
     assert server.call("DELETE", "/api/v1/tokens/" + made.json()["id"]).status == 204
-    until("the new one to end when it is revoked", lambda: not works(silo, new), SOON_S)
+    soon("the new one to end when it is revoked", lambda: not works(silo, new))
 
 
+@thrice
 def test_a_lost_reply_costs_nothing_and_a_token_in_use_is_not_pushed_out(server):
     silo = Silo(server, fresh_name("rotated"))
     lost = rotate(silo, silo.token).json()["token"]
@@ -52,12 +54,12 @@ def test_a_lost_reply_costs_nothing_and_a_token_in_use_is_not_pushed_out(server)
     third = rotate(silo, again.json()["token"], ttl_s=60)
     assert third.status == 201 and third.json()["expires_at"]
     assert len([t for t in tokens(server, silo) if not t["revoked_at"]]) == 2
-    until("the first to end: two live, never three", lambda: not works(silo, silo.token), SOON_S)
+    soon("the first to end: two live, never three", lambda: not works(silo, silo.token))
     # A new join line ends them all.
     anew = server.post("/api/v1/tokens", {"role": "join", "name": silo.name}).json()["secret"]
     silo.join_token = anew
     assert silo.join().status == 201
-    until("the others to end", lambda: not works(silo, third.json()["token"]), SOON_S)
+    soon("the others to end", lambda: not works(silo, third.json()["token"]))
 
 
 def test_grace_and_life_are_bounded(server):

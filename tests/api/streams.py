@@ -3,7 +3,7 @@
 import time
 
 from fixture import NOBODY, OTHER, RUN
-from kit import SOON_S, Stream, psql, until
+from kit import Stream, in_time, psql, thrice, until
 
 
 def say(text, run=OTHER):
@@ -28,9 +28,10 @@ def ends_soon(stream):
             break
     else:
         raise AssertionError("the stream goes on")
-    assert time.monotonic() - start < SOON_S
+    in_time(start)
 
 
+@thrice
 def test_an_event_arrives_within_a_second(server):
     stream = Stream(server)
     assert stream.status == 200 and stream.headers["content-type"] == "text/event-stream"
@@ -39,7 +40,8 @@ def test_an_event_arrives_within_a_second(server):
     start = time.monotonic()
     say("hello")
     event = stream.event()
-    assert event["event"] == "run" and '"hello"' in event["data"] and time.monotonic() - start < SOON_S
+    assert event["event"] == "run" and '"hello"' in event["data"]
+    in_time(start)
     server.api.validate({"$ref": "#/components/schemas/Event"}, __import__("json").loads(event["data"]), "event")
     stream.close()
 
@@ -69,7 +71,8 @@ def test_events_of_transactions_that_commit_late_are_not_skipped(server):
     slow = subprocess.Popen(["psql", "-X", "-q"], stdin=subprocess.PIPE, env=os.environ, text=True)
     slow.stdin.write("BEGIN; INSERT INTO event (kind, run_id, message) VALUES ('run_paused', '%s', 'early');\n" % OTHER)
     slow.stdin.flush()
-    until("the slow transaction", lambda: psql("SELECT 1 FROM pg_stat_activity WHERE state = 'idle in transaction'"))
+    until("the slow transaction", lambda: psql("SELECT 1 FROM pg_stat_activity WHERE state = 'idle in transaction'"
+                                                " AND query LIKE '%''early''%'"))
     say("late")
     time.sleep(1.5)  # long enough for the reader to look past it
     slow.stdin.write("COMMIT;\n")
@@ -114,6 +117,7 @@ def test_a_place_of_another_database_resets_its_stream_and_stops_no_other(server
         stream.close()
 
 
+@thrice
 def test_a_revoked_token_ends_its_streams_within_a_second(server):
     token = server.post("/api/v1/tokens", {"role": "viewer", "name": "watcher"}).json()
     stream = Stream(server, token=token["secret"])
@@ -123,6 +127,7 @@ def test_a_revoked_token_ends_its_streams_within_a_second(server):
     stream.close()
 
 
+@thrice
 def test_logging_out_ends_the_streams_of_that_session_alone(server):
     def login():
         return server.post("/api/v1/login", {"token": server.token}, token=None).header("Set-Cookie").split(";")[0]
@@ -138,8 +143,9 @@ def test_logging_out_ends_the_streams_of_that_session_alone(server):
     for stream in (staying, bearer):
         hears(stream, "heard by who stayed")
         stream.close()
-    psql("UPDATE session SET expires_at = clock_timestamp() + interval '0.2 s', created_at = clock_timestamp()")
     ending = Stream(server, headers={"Cookie": other})
+    ending.block()
+    psql("UPDATE session SET created_at = clock_timestamp() - interval '1 s', expires_at = clock_timestamp()")
     ends_soon(ending)
     leaving.close()
     ending.close()

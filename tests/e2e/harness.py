@@ -43,7 +43,9 @@ def run_tests(tests, *args, on_failure=None):
 def until(what, condition, timeout_s=60.0):
     """Poll until condition() is true; its value. Fails by name, so that a hang says what it waited for."""
     end = time.monotonic() + timeout_s
-    while time.monotonic() < end:
+    over = False
+    while not over:
+        over = time.monotonic() >= end  # before the look: the last one comes after the end
         value = condition()
         if value:
             return value

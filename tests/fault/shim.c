@@ -10,12 +10,12 @@
  *
  * SHIM_FAIL_LOG=FILE gets a line when the failure was made.
  *
- * SHIM_SLOW=MS: each fsync or fdatasync there takes so long.
+ * SHIM_HOLD=FILE: each fsync or fdatasync there waits while that file exists.
  *
  * SHIM_CLOCK="3600 500": CLOCK_REALTIME is so many seconds off, from so many ms after the start.
  *
  * SHIM_LOG=FILE: one line a call, for who cuts the power later (tests/fault/power.py): W path
- * offset bytes, S path, R from to; a file is what SHIM_UNDER holds.
+ * offset bytes, S path, H path of a sync that is held, R from to; a file is what SHIM_UNDER holds.
  */
 #include <dlfcn.h>
 #include <errno.h>
@@ -47,7 +47,7 @@ static struct {
     int64_t start_ms;
     bool ready;
     bool lies;
-    int64_t slow_ms;
+    const char *hold;
 } shim = {.log_fd = -1, .fail_fd = -1};
 
 static struct {
@@ -117,7 +117,7 @@ __attribute__((constructor)) static void begin(void)
     }
     shim.under = getenv("SHIM_UNDER");
     shim.lies = getenv("SHIM_LIE") != NULL;
-    shim.slow_ms = getenv("SHIM_SLOW") ? atoll(getenv("SHIM_SLOW")) : 0;
+    shim.hold = getenv("SHIM_HOLD");
     shim.start_ms = mono_ms();
     shim.ready = true;
 }
@@ -245,6 +245,17 @@ ssize_t pwrite64(int fd, const void *data, size_t len, off_t at)
     return pwrite(fd, data, len, at);
 }
 
+static void wait_while_held(const char *path)
+{
+    static const struct timespec a_moment = {0, 10 * 1000000};
+    if (shim.hold && access(shim.hold, F_OK) == 0) {
+        say("H %s\n", path);
+        while (access(shim.hold, F_OK) == 0) {
+            (void)nanosleep(&a_moment, NULL);
+        }
+    }
+}
+
 static int synced(int fd, int (*real)(int))
 {
     char path[PATH_MAX];
@@ -259,10 +270,7 @@ static int synced(int fd, int (*real)(int))
     if (shim.lies) {
         return 0;
     }
-    if (shim.slow_ms > 0) {
-        struct timespec t = {shim.slow_ms / 1000, shim.slow_ms % 1000 * 1000000};
-        (void)nanosleep(&t, NULL);
-    }
+    wait_while_held(path);
     int rc = real(fd);
     if (rc == 0) {
         settle(fd, false);

@@ -1,13 +1,14 @@
 """The chain of events: made beside the rounds, however many events there are, by one session at a time, and whole at any time."""
 
-import time
+import contextlib
 
 from kit import Psql, psql, until
 from rounds import one, wait_round
 from silos import begin, no_violations
 from store import check, new_violations
 
-MANY = 12000  # more than a statement may take, with what slowly() adds
+MANY = 12000
+KEY = 17017  # no one else's lock
 
 
 def add_events(run, n):
@@ -23,16 +24,21 @@ def all_chained(run):
     return one("SELECT count(*) FROM event WHERE run_id = '%s' AND chain IS NULL" % run) == "0"
 
 
-def slowly(run, how):
-    """Each hundredth link of this run takes a tenth of a second, or no longer does."""
-    if how:
-        psql("CREATE FUNCTION link_slowly() RETURNS trigger LANGUAGE plpgsql AS"
-             " $$ BEGIN PERFORM pg_sleep(0.1); RETURN NEW; END $$")
-        psql("CREATE TRIGGER link_slowly BEFORE UPDATE ON event FOR EACH ROW WHEN (OLD.run_id = '%s'"
-             " AND NEW.chain_no %% 100 = 0)"
-             " EXECUTE FUNCTION link_slowly()" % run)
-    else:
-        psql("DROP FUNCTION link_slowly CASCADE")
+@contextlib.contextmanager
+def held_at(run, number):
+    """The link of that number and those after it wait."""
+    holder = Psql()
+    holder.ask("SELECT pg_advisory_lock(%d)" % KEY)
+    psql("CREATE FUNCTION link_waits() RETURNS trigger LANGUAGE plpgsql AS"
+         " $$ BEGIN PERFORM pg_advisory_xact_lock(%d); RETURN NEW; END $$;"
+         "CREATE TRIGGER link_waits BEFORE UPDATE ON event FOR EACH ROW WHEN (OLD.run_id = '%s' AND NEW.chain_no >= %d)"
+         " EXECUTE FUNCTION link_waits()" % (KEY, run, number))
+    try:
+        yield
+    finally:
+        holder.ask("SELECT pg_advisory_unlock(%d)" % KEY)
+        holder.stop()
+        psql("DROP FUNCTION link_waits CASCADE")
 
 
 def test_a_round_with_very_many_events_closes_and_they_are_chained_beside_it(server):
@@ -41,17 +47,13 @@ def test_a_round_with_very_many_events_closes_and_they_are_chained_beside_it(ser
     data, tokens = ash.update(task)
     upload = ash.send(task, data, tokens)
     before = check(server)[2]
-    slowly(run, True)
-    try:
+    with held_at(run, 2000):  # far enough that a first piece is done, wherever it begins
         add_events(run, MANY)
-        began = time.monotonic()
         assert ash.finish(task, upload).status == 200
         wait_round(run, 1, "closed")
-        assert time.monotonic() - began < 8.0 and not all_chained(run)
-        until("the first of them to be chained", lambda: chained(run) > 500, 8)
-        assert new_violations(server, before) == [] and not all_chained(run)  # whole as far as it goes
-    finally:
-        slowly(run, False)
+        until("the first of them to be chained", lambda: chained(run) > 500)
+        assert new_violations(server, before) == []  # whole as far as it goes
+        assert chained(run) < 2000
     ash.evaluate(ash.task("evaluate"))
     until("the run to end", lambda: one("SELECT state FROM run WHERE id = '%s'" % run) == "finished")
     until("all of them to be chained", lambda: all_chained(run), 30)

@@ -33,10 +33,12 @@ def release(silo, task, why):
 def test_a_free_seat_goes_to_the_spares_in_the_order_of_the_draw(server):
     run, silos = begin(server, 4, silos_per_round=1, min_silos=1, rounds=1)
     first, second, third, fourth = drawn(run, silos)
+    for s in (fourth, third):
+        assert nothing_to_train(s)
     release(first, first.task(), "oom")
-    psql("UPDATE task SET open_at = clock_timestamp() + interval '1 s' WHERE run_id = '%s' AND kind = 'train'" % run)
     # The last one asks first and all the time; it is the second one's seat.
     for s in (fourth, third):
+        psql("UPDATE task SET open_at = clock_timestamp() WHERE run_id = '%s' AND kind = 'train'" % run)
         assert nothing_to_train(s)
     task = second.task()
     assert task["round"] == 1 and nothing_to_train(fourth) and nothing_to_train(third)

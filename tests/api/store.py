@@ -351,6 +351,7 @@ def test_a_silo_that_asks_for_a_lost_file_gets_it_made_again(server):
     assert first.status == 503 and first.header("Retry-After"), first.body
     until("the file to be there again", lambda: os.path.exists(path))
     assert ash.get("/blobs/" + digest, bulk=True).body == sound
+    wait_rebuilt(run, [1])  # before it is lost again: one repair would tell of both
     os.remove(path)
     assert server.get("/api/v1/runs/%s/checkpoints/1/weights" % run).status in (200, 503)
     until("the file to be there again", lambda: os.path.exists(path))

@@ -133,6 +133,7 @@ def test_a_cut_lets_pass_what_came_before_it(build):
             send(p.port, DATA)
             until("the harm", lambda: p.totals()["harms"] == 1)
             assert p.totals()["up_out"] == 300000 and p.harms == [(kind, "up", 300000)]
+            until("the sink to be connected to", lambda: sink.got)
             assert len(sink.got[0]) <= 300000 and DATA.startswith(sink.got[0])
         sink = Sink(DATA)
         with Proxy(build, sink.port, 1, "at down %s 300000" % kind) as p:

@@ -6,13 +6,14 @@ import json
 import os
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
 import urllib.request
 
 import kit
-from kit import psql, sha256, until
+from kit import in_time, psql, sha256, thrice, until
 from rounds import blob_path, kinds, one, wait_round
 from silo_client import MODEL, code
 from silos import begin, no_violations
@@ -257,6 +258,7 @@ def test_an_upload_that_would_go_below_the_floor_is_507_and_counts_later(server)
     no_violations()
 
 
+@thrice
 def test_weights_go_no_faster_than_the_rate_whatever_the_listener_and_control_goes_on(server):
     model = dict(MODEL, d_model=256, n_heads=4, n_layers=2, vocab_size=4096)
     run, (ash,) = begin(server, 1, model=model)
@@ -271,19 +273,22 @@ def test_weights_go_no_faster_than_the_rate_whatever_the_listener_and_control_go
             began = time.monotonic()
             asked = together(2, lambda: server.get(path, bulk=bulk))
             assert all(a.result().body == whole for a in asked) and sha256(whole) == digest
-            assert 3.2 < time.monotonic() - began < 8
+            assert 3.2 < time.monotonic() - began
+            in_time(began, 8)
         server.stop()
         server.start("--bulk-rate", "1")  # a quarter of a second for each piece of 32 KiB
         asked = together(8, lambda: server.get(path, check=False))
-        began = time.monotonic()
-        while time.monotonic() - began < 3:
+        began, waits = time.monotonic(), []
+        while time.monotonic() - began < 3 or len(waits) < 20:
             before = time.monotonic()
             assert server.get("/healthz", token=None).status == 200
-            assert time.monotonic() - before < 1, "others had to wait"
+            waits.append(time.monotonic() - before)
             until("a moment", lambda: time.monotonic() - before > 0.02)
+        assert statistics.median(waits) < 0.25, "others had to wait"
         began = time.monotonic()
         server.stop()  # connections that wait for their turn do not keep it
-        assert time.monotonic() - began < 10 and all(a.exception() for a in asked)
+        in_time(began, 10)
+        assert all(a.exception() for a in asked)
     finally:
         if server.process.poll() is not None:
             server.start()
@@ -590,18 +595,18 @@ def test_many_who_ask_for_a_cold_object_make_one_fetch_and_keep_nobody_waiting(s
                            (8, lambda: b.server.get(weights, headers=rest)),
                            (8, lambda: b.server.get(weights, bulk=True, headers=rest))):
             b.forget_cache()
-            b.ask("/_stub/delay/4")
+            b.ask("/_stub/hold")
             before = b.gets(digest)
             asked = together(count, ask)
             until("the fetch to begin", lambda: b.gets(digest) > before)
-            began = time.monotonic()
             for _ in range(5):  # the worker and the database's connections are there for others
                 assert ash.get("/runs/%s" % run).status in (200, 404)
                 assert b.server.get("/api/v1/runs/" + run).status == 200
             busy = sum(int(l.split()[1]) for l in b.server.get("/metrics").body.decode().splitlines()
                        if l.startswith("photon_db_connections") and 'state="busy"' in l)
-            assert time.monotonic() - began < 2 and not any(a.done() for a in asked), "others had to wait"
+            assert not any(a.done() for a in asked), "others had to wait"
             assert 1 <= busy <= 3, busy
+            b.ask("/_stub/go")
             for answer in asked:
                 assert answer.result().status == 206 and answer.result().body == whole[1:]
             assert b.gets(digest) == before + 1, (count, b.gets(digest), before)
@@ -617,18 +622,18 @@ def test_a_finish_whose_base_is_in_the_bucket_alone_keeps_no_worker(server):
         upload = ash.send(task, data, tokens)
         b.options += ("--workers", "1")
         b.again()  # the norm of the base is not known any more either
-        b.ask("/_stub/delay/4")
+        b.ask("/_stub/hold")
         beat = {"epoch": task["lease"]["epoch"], "step": 1, "phase": "train", "tokens_per_s": 1.0}
         (finish,) = together(1, lambda: ash.finish(task, upload))
         until("the fetch to begin", lambda: b.gets(digest) == 1)
-        began = time.monotonic()
         assert ash.post("/tasks/%s/heartbeat" % task["task"], beat).status == 200
-        assert time.monotonic() - began < 1 and not finish.done(), "a heartbeat had to wait"
+        assert not finish.done(), "a heartbeat had to wait"
         try:
             b.server.get("/api/v1/runs/%s/checkpoints/0/weights" % run, timeout=0.5)
             raise AssertionError("it was not asked to wait")
         except TimeoutError:
             pass
+        b.ask("/_stub/go")
         assert finish.result().status == 200
         assert ash.get("/blobs/" + digest, bulk=True).status == 200
         assert b.gets(digest) == 1

@@ -1,7 +1,8 @@
 """An object store for tests: the S3 calls we make, signatures checked by rules written anew here, faults on purpose.
 
-s3_stub.py [--faults SHARE] [--seed N] [--page N] [--delay S]: prints its port, serves until its stdin ends. GET /_stub tells what it
-holds. The fault rate can be set by /_stub/faults/SHARE, and what each GET of an object waits by /_stub/delay/S. Objects come into being whole, by their last request.
+s3_stub.py [--faults SHARE] [--seed N] [--page N]: prints its port, serves until its stdin ends. GET /_stub tells what it
+holds. The fault rate can be set by /_stub/faults/SHARE; from /_stub/hold on each GET of an object waits until /_stub/go. Objects come
+into being whole, by their last request.
 """
 
 import argparse
@@ -24,6 +25,8 @@ gets = {}      # path -> how often it was asked for
 counts = {"refused": 0, "faults": 0, "requests": 0, "conditions": 0, "multipart": 0}
 options = None
 chance = None
+going = threading.Event()
+going.set()
 
 
 def sign(message, date):
@@ -133,7 +136,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.command == "GET" and "list-type" not in query:
             with lock:
                 gets[parts.path] = gets.get(parts.path, 0) + 1
-            time.sleep(options.delay)
+            going.wait()
         status, answer, headers = self.work(parts.path, query, body)
         after = self.fault(["lost", "short", "short"])
         if after == "lost" or (after == "short" and len(answer) < 2):
@@ -148,8 +151,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def control(self, path):
         if path.startswith("/_stub/faults/"):
             options.faults = float(path.rsplit("/", 1)[1])
-        if path.startswith("/_stub/delay/"):
-            options.delay = float(path.rsplit("/", 1)[1])
+        if path == "/_stub/hold":
+            going.clear()
+        if path == "/_stub/go":
+            going.set()
         if path.startswith("/_stub/damage/"):
             with lock:
                 for name, (data, when) in objects.items():
@@ -250,7 +255,6 @@ def main():
     parser.add_argument("--faults", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--page", type=int, default=1000)
-    parser.add_argument("--delay", type=float, default=0.0)
     options = parser.parse_args()
     chance = random.Random(options.seed)
     server = Server(("127.0.0.1", 0), Handler)

@@ -474,10 +474,12 @@ struct work *work_new(struct http *h, int workers)
     struct work *w = &the_work;
     w->http = h;
     int wanted = workers < 1 ? 1 : workers > HTTP_WORKERS_MAX ? HTTP_WORKERS_MAX : workers;
+    (void)pthread_mutex_lock(&w->lock); // the first of them is at work already
     while (w->turns.workers < wanted &&
            pthread_create(&w->workers[w->turns.workers], NULL, worker_main, w) == 0) {
         w->turns.workers++;
     }
+    (void)pthread_mutex_unlock(&w->lock);
     if (w->turns.workers == 0 || pthread_create(&w->ticker, NULL, ticker_main, w) != 0) {
         log_error("cannot start the request workers");
         abort(); // at start-up: there is nobody to answer

@@ -119,6 +119,13 @@ mutant 'a statement for other tables is run for ever' server/db.c \
     's/db->stale = db->stale ||/db->stale = false \&\&/' tests/fault/test_db
 mutant 'what was woken waits while there is something new' server/http_turn.c \
     's/FRESH_IN_A_ROW = 3/FRESH_IN_A_ROW = 3000/' tests/unit/test_http_turn
+mutant 'no worker is kept for what is new' server/http_turn.c \
+    's/t->parked_busy < t->workers - .*;/true;/' tests/unit/test_http_turn
+mutant 'a statement that finds no place has the place of another' server/db_prepared.c \
+    's/^    return -1;/    return 0;/' tests/fault/test_db
+mutant 'evaluations that nobody made are complete' server/db_eval.c \
+    "s/HAVING bool_or(t.state = 'done') AND/HAVING/" \
+    tests/api rounds.test_an_evaluation_nobody_does_does_not_keep_a_run_from_ending
 mutant 'a failed transaction passes for committed' server/db.c \
     's/return !st \&\& failed ? .*/return st;/' tests/fault/test_db
 mutant 'a lost COMMIT passes for a commit' server/db.c \

@@ -11,6 +11,7 @@ from world import REAL, SCRIPTED, Broken, Rig, poll
 
 ERRNOS = ["EIO", "ENOSPC"]
 REACH_S = 60.0
+ELSEWHERE = ("migrate.", "bucket.", "s3.")  # at a first start; with a bucket: there is none here
 
 
 def listed(program):
@@ -206,7 +207,7 @@ def walk(build, plain, text, seed, share, say=print):
         w = Walk(rig, seed)
         w.progress()
         todo = [("server", n, a) for n, a in combinations(listed(rig.program("photon-server")))
-                if not n.startswith("migrate.")]
+                if not n.startswith(ELSEWHERE)]
         todo += [("silo", n, a) for n, a in combinations(listed(rig.program("photon-client")))]
         whole = len(todo)
         if share < 1.0:

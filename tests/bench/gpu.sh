@@ -2,7 +2,8 @@
 # gpu.sh BENCH_ENGINE: ops and whole steps on the GPU, then steps in turns with PyTorch's; counts as
 # tests that they run at all. On Hopper the attention that is asked for by name is timed beside the
 # other, alone and in steps. SIZES names which models (125m-2k and 1b-2k; 3b-2k and 7b-2k take
-# minutes each), ROUNDS how often the two take turns (1).
+# minutes each), ROUNDS how often the two take turns (1). PyTorch
+# first looks for its fastest variant, which takes minutes a size.
 passed=0 failed=0 skipped=0
 count() { if "$@"; then passed=$((passed + 1)); else failed=$((failed + 1)); fi; }
 hopper=

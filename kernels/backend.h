@@ -173,7 +173,8 @@ struct backend_ops {
     bool (*replay)(struct backend *be, void *recording);
     void (*unrecord)(struct backend *be, void *recording); /* NULL is allowed */
 
-    /* Wait for all work; NULL, or what went wrong since the last call. Static text. */
+    /* Wait for all work; NULL, or what went wrong since the last call. Text that lasts as long as
+     * the backend. */
     const char *(*sync)(struct backend *be);
 
     /* Does this backend compute with this dtype A here? */

@@ -131,6 +131,10 @@ static void cuda_follow(struct backend *be, enum queue q, int mark)
 static const char *told(struct cuda *c)
 {
     cuda_check(c, cudaGetLastError());
+    const char *off = cuda_called_off(c);
+    if (off) {
+        cuda_fail(c, off);
+    }
     const char *why = c->failed;
     c->failed = nullptr;
     return why;

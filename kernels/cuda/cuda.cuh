@@ -31,10 +31,10 @@ struct cuda {
     cudaStream_t copies; /* QUEUE_COPY */
     cudaStream_t talk;   /* QUEUE_RANKS */
     cudaEvent_t marks[BACKEND_MARKS];
-    const char *failed; /* static text, or NULL */
+    const char *failed; /* static text, or that of the seat, or NULL */
     int64_t memory;
     int device;     /* its number among those CUDA_VISIBLE_DEVICES leaves */
-    void *comm;     /* NCCL's, or NULL: nccl.cu */
+    void *comm;     /* its seat among the ranks, or NULL: nccl.cu */
     bool recording; /* what is enqueued is kept, not done: a stream capture */
     bool spoiled;   /* by something that cannot be kept */
     int shared_max; /* bytes of shared memory a block may ask for */
@@ -60,6 +60,8 @@ void cuda_all_reduce(struct backend *be, enum dtype t, void *x, int64_t n);
 void cuda_reduce_scatter(struct backend *be, float *x, int64_t n, int64_t share);
 void cuda_all_gather(struct backend *be, void *x, int64_t n, int64_t share);
 void cuda_leave(struct cuda *c);
+/* NULL, or why the ranks no longer work together: for good, until all are opened anew. */
+const char *cuda_called_off(struct cuda *c);
 
 /* Remember the first failure. */
 void cuda_fail(struct cuda *c, const char *why);

@@ -2,10 +2,14 @@
  * The CUDA kernels on the host's emulation of a device (tests/support/cuda_emul.hpp), op by op
  * against the reference. Products take the plain kernel: there is no cuBLASLt here.
  */
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+#include <time.h>
 
 #include "kernels/backend.h"
+#include "kernels/cuda/watch.h"
 #include "tests/support/check.h"
 #include "tests/support/op_parity.h"
 
@@ -45,8 +49,112 @@ static void a_recording_holds_while_the_working_space_stays(void)
     backend_close(gpu);
 }
 
+// ---- ranks that wait for each other -------------------------------------------------------------
+
+/* A rank of a pretended NCCL: what it shows, and what was done to it. */
+struct pretended {
+    const char *error;
+    double since_s;
+    int looked, called_off;
+    char why[256];
+};
+
+static pthread_mutex_t pretended_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t pretended_turn = PTHREAD_COND_INITIALIZER;
+
+static const char *pretended_look(void *ctx, double *since_s)
+{
+    struct pretended *p = ctx;
+    (void)pthread_mutex_lock(&pretended_lock);
+    p->looked++;
+    *since_s = p->since_s;
+    const char *error = p->error;
+    (void)pthread_cond_broadcast(&pretended_turn);
+    (void)pthread_mutex_unlock(&pretended_lock);
+    return error;
+}
+
+static void pretended_call_off(void *ctx, const char *why)
+{
+    struct pretended *p = ctx;
+    (void)pthread_mutex_lock(&pretended_lock);
+    p->called_off++;
+    (void)snprintf(p->why, sizeof(p->why), "%s", why);
+    (void)pthread_cond_broadcast(&pretended_turn);
+    (void)pthread_mutex_unlock(&pretended_lock);
+}
+
+/* Until a number has come that far. */
+static void wait_for(const int *n, int least)
+{
+    struct timespec end; // a watch that sleeps for good is a failure, not a wait
+    (void)clock_gettime(CLOCK_REALTIME, &end);
+    end.tv_sec += 60;
+    int late = 0;
+    (void)pthread_mutex_lock(&pretended_lock);
+    while (*n < least && !late) {
+        late = pthread_cond_timedwait(&pretended_turn, &pretended_lock, &end);
+    }
+    (void)pthread_mutex_unlock(&pretended_lock);
+    CHECK_INT(late, 0);
+}
+
+static struct watch *watched(struct pretended *p, const struct backend_meeting *at, int rank)
+{
+    const struct watch_rank r = {p, rank, 4 + rank, 60, pretended_look, pretended_call_off};
+    struct watch *w = watch_join(at, &r);
+    CHECK(w != NULL);
+    return w;
+}
+
+static void set(struct pretended *p, const char *error, double since_s)
+{
+    (void)pthread_mutex_lock(&pretended_lock);
+    p->error = error;
+    p->since_s = since_s;
+    (void)pthread_mutex_unlock(&pretended_lock);
+}
+
+/* Whether it failed or a sum does not end, all of its meeting are told, once, and nobody else. */
+static void a_rank_that_fails_keeps_no_other_waiting(void)
+{
+    static const char *const errors[] = {"the device is lost", NULL};
+    for (int way = 0; way < 2; way++) {
+        const struct backend_meeting here = {{1}};
+        const struct backend_meeting elsewhere = {{2}};
+        struct pretended ranks[3] = {0};
+        struct pretended gone = {0};
+        struct pretended other = {0};
+        struct watch *w = watched(&ranks[0], &here, 0);
+        CHECK(watched(&ranks[1], &here, 1) == w && watched(&ranks[2], &here, 2) == w);
+        CHECK(watched(&gone, &here, 3) == w);
+        struct watch *w2 = watched(&other, &elsewhere, 0);
+        CHECK(w2 != w);
+        set(&ranks[0], NULL, 59); // long, yet believable
+        wait_for(&ranks[0].looked, 2);
+        CHECK_INT(ranks[0].called_off, 0);
+        watch_leave(w, 3);
+        set(&ranks[1], errors[way], way ? 61 : 0);
+        for (int i = 0; i < 3; i++) {
+            wait_for(&ranks[i].called_off, 1);
+            CHECK(strstr(ranks[i].why, "GPU 5 (rank 1)") != NULL);
+            CHECK(strstr(ranks[i].why, way ? "too long" : errors[0]) != NULL);
+            CHECK(strlen(ranks[i].why) > 60 && strstr(ranks[i].why, "--device") != NULL);
+        }
+        wait_for(&other.looked, 4); // as long again
+        for (int i = 0; i < 3; i++) {
+            watch_leave(w, i);
+            CHECK_INT(ranks[i].called_off, 1);
+        }
+        watch_leave(w2, 0);
+        CHECK_INT(other.called_off, 0);
+        CHECK_INT(gone.called_off, 0);
+    }
+}
+
 int main(void)
 {
+    RUN(a_rank_that_fails_keeps_no_other_waiting);
     const char *why = "";
     (void)setenv("PHOTON_CUDA_GRAPHS", "1", 1);
     RUN(a_recording_holds_while_the_working_space_stays);

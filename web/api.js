@@ -27,8 +27,8 @@ export const isAbort = (e) => e instanceof DOMException && e.name === 'AbortErro
 const kept = new Map();
 const KEPT_MOST = 200;
 
-/** @param {string} method @param {string} path @param {{body?: unknown, signal?: AbortSignal, etag?: string}} [o] */
-async function send(method, path, { body, signal, etag } = {}) {
+/** @param {string} method @param {string} path @param {{body?: unknown, signal?: AbortSignal, etag?: string, key?: string}} [o] */
+async function send(method, path, { body, signal, etag, key } = {}) {
   const stop = new AbortController();
   const timer = setTimeout(() => stop.abort(), WAIT_MS);
   const pass = () => stop.abort();
@@ -38,6 +38,7 @@ async function send(method, path, { body, signal, etag } = {}) {
   const headers = { Accept: JSON_TYPE };
   if (body !== undefined) headers['Content-Type'] = JSON_TYPE;
   if (etag) headers['If-None-Match'] = etag;
+  if (key) headers['Idempotency-Key'] = key;
   try {
     const answer = await fetch(path, {
       method, headers, signal: stop.signal, cache: 'no-store', credentials: 'same-origin',
@@ -82,8 +83,8 @@ export async function get(path, signal) {
   return data;
 }
 
-/** @param {string} path @param {unknown} body */
-export const post = async (path, body) => (await send('POST', path, { body })).data;
+/** @param {string} path @param {unknown} body @param {string} [key] the same one again gets the first answer */
+export const post = async (path, body, key) => (await send('POST', path, { body, key })).data;
 
 /** @param {string} path */
 export const remove = async (path) => (await send('DELETE', path)).data;

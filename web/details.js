@@ -51,7 +51,8 @@ export function latestList() {
   } };
 }
 
-export const checkpointsTable = () => dataTable({ label: 'Checkpoints', key: (c) => String(c.number), empty: 'No checkpoint yet.', columns: [
+/** @param {((number: number) => void) | null} fork null: for those who may not */
+export const checkpointsTable = (fork) => dataTable({ label: 'Checkpoints', key: (c) => String(c.number), empty: 'No checkpoint yet.', columns: [
   { key: 'number', label: 'Checkpoint', num: true, text: (c) => String(c.number), title: (c) => (c.number === 0 ? 'the initial model' : `after round ${c.number}`) },
   { key: 'ppl', label: 'Perplexity', num: true, text: (c) => f.perplexity(c.eval_ppl), title: (c) => `loss ${f.loss(c.eval_loss)}` },
   { key: 'bytes', label: 'Size', num: true, text: (c) => f.bytes(c.bytes), title: (c) => `${f.exact(c.bytes)} bytes` },
@@ -60,6 +61,9 @@ export const checkpointsTable = () => dataTable({ label: 'Checkpoints', key: (c)
   { key: 'get', label: 'Weights', text: (c) => `${c.kept}${c.url}`,
     draw: (c) => (c.kept ? h('a.button.small', { href: safeUrl(c.url), download: '', 'aria-label': `Download checkpoint ${c.number}, safetensors` },
       icon(ICONS.download), 'safetensors') : h('span.quiet', { title: 'The numbers remain, the file was removed' }, 'removed')) },
+  ...(fork ? [{ key: 'fork', label: 'Fork', mute: true, text: (/** @type {any} */ c) => String(c.kept),
+    draw: (/** @type {any} */ c) => (c.kept ? h('button.button.small', { type: 'button', 'aria-label': `Fork from checkpoint ${c.number}`, onclick: () => fork(c.number) },
+      icon(ICONS.fork), 'Fork') : '') }] : []),
 ] });
 
 /** A path of this server, or nothing. Pure. @param {unknown} url */

@@ -49,6 +49,7 @@ export const ICONS = {
   table: 'M2.5 3.5h11v9h-11zM2.5 6.5h11M2.5 9.5h11M6.5 3.5v9',
   back: 'M7 3.5 2.5 8 7 12.5M2.5 8h11',
   chevron: 'M6 4l4 4-4 4',
+  fork: 'M4 13.5V2.5M4 10c0-2 1.5-3 4-3s4-1 4-3V2.5',
   pause: 'M5.5 3.5v9M10.5 3.5v9',
   play: 'M5 3.5v9l7-4.5z',
   stop: 'M4 4h8v8H4z',

@@ -7,6 +7,7 @@ import { comparePath, experimentPath, runPath } from './address.js';
 import { checkpointsTable, eventsTable, isTold, latestList, merged, specView } from './details.js';
 import { confirmed, h, icon, ICONS, pill, progress, segmented, setText, toast } from './dom.js';
 import { Feed } from './feed.js';
+import { fork } from './fork.js';
 import { Panel } from './panel.js';
 import { roundsTable } from './rounds.js';
 import { AXES, smoothingAt, smoothingOf } from './series.js';
@@ -139,7 +140,7 @@ export function runPage(app, main, id) {
   const latest = latestList();
   const nowTitle = h('h2', null, 'Silos now');
   const tables = { '': roundsTable(id), silos: runSilosTable(() => app.view().sort, (sort) => app.change({ sort })),
-    checkpoints: checkpointsTable(), events: eventsTable(), spec: specView() };
+    checkpoints: checkpointsTable(app.admin ? (n) => fork(app, run, spec, n) : null), events: eventsTable(), spec: specView() };
   const tabs = TABS.map(([key, word]) => h('button', { type: 'button', role: 'tab', id: `tab-${key || 'rounds'}`, 'aria-controls': 'tabpanel',
     dataset: { tab: key }, onclick: () => app.change({ tab: key, sort: '' }), onkeydown: tabKey }, word));
   const tabpanel = h('div.card.flush', { role: 'tabpanel', id: 'tabpanel', tabindex: 0 });

@@ -26,7 +26,7 @@ const noise = (seed) => () => {
 export class World {
   constructor({ now = Date.now(), role = 'admin', token = '' } = {}) {
     Object.assign(this, { now, role, token, runs: [], silos: [], rounds: {}, series: {}, specs: {}, checkpoints: {}, runSilos: {}, events: [], audit: [], tokens: [], seq: 0,
-      streams: new Set(), asked: [], delay: 0, missing: [], broken: '' });
+      streams: new Set(), asked: [], forks: [], refusals: [], delay: 0, missing: [], broken: '' });
   }
 
   addSilo(id, name, more = {}) {
@@ -108,6 +108,17 @@ export class World {
     const token = { id, name, role, created_at: iso(this.now - 864e5 + this.tokens.length * 60e3), expires_at: null, revoked_at: null, last_used_at: null, ...more };
     this.tokens.unshift(token);
     return token;
+  }
+
+  /** A run that begins with a checkpoint of another one; the same key again gives the same. */
+  fork(from, body, key) {
+    const known = this.forks.find((x) => x.key === key);
+    if (known) return known.run;
+    const parent = this.runs.find((r) => r.id === from);
+    const run = this.addRun(`r_01FORK${this.forks.length}`, body.name, { closed: 0, rounds: body.spec?.federation?.rounds ?? parent.rounds, state: 'created',
+      more: { parent: { run: from, name: parent.name, checkpoint: body.checkpoint, steps: 64 * body.checkpoint } } });
+    this.forks.push({ from, body, key, run });
+    return run;
   }
 
   /** The newest row of the audit log. */
@@ -225,7 +236,7 @@ async function handle(world, req, res) {
     res.writeHead(status, { ...head, 'Content-Type': type, ETag: etag, 'Cache-Control': 'no-cache', ...more });
     res.end(text);
   };
-  const problem = (status, code, detail) => send(status, { type: 'about:blank', title: code, status, code, detail, instance: 'q_1' }, 'application/problem+json');
+  const problem = (status, code, detail, more = {}) => send(status, { type: 'about:blank', title: code, status, code, detail, instance: 'q_1', ...more }, 'application/problem+json');
 
   if (p.startsWith('/assets/')) {
     const file = path.join(WEB, path.normalize(p.slice(8)));
@@ -247,6 +258,15 @@ async function handle(world, req, res) {
   const body = req.method === 'POST' ? JSON.parse(await text(req)) : null;
   if (world.broken === p) return problem(503, 'UNAVAILABLE', 'the database is away');
   if (world.role !== 'admin' && ['/api/v1/audit', '/api/v1/tokens'].includes(p)) return problem(403, 'FORBIDDEN', 'this needs an admin token');
+  const forked = /^\/api\/v1\/runs\/([^/]+)\/fork$/.exec(p);
+  if (forked && req.method === 'POST') {
+    if (world.role !== 'admin') return problem(403, 'FORBIDDEN', 'this needs an admin token');
+    const refusal = world.refusals.shift();
+    if (refusal) return problem(refusal.status, refusal.code, refusal.detail, refusal);
+    const key = req.headers['idempotency-key'];
+    if (world.runs.some((r) => r.name === body.name) && !world.forks.some((x) => x.key === key)) return problem(409, 'NAME_TAKEN', `there is a run named '${body.name}' already`, { hint: 'choose another name' });
+    return send(201, world.fork(forked[1], body, key));
+  }
   const answer = route(world, req.method, p.slice('/api/v1'.length), url.searchParams, body);
   if (answer === null) return problem(404, 'NOT_FOUND', `${p} does not exist`);
   if (p.endsWith('.csv')) return send(200, answer, 'text/csv; charset=utf-8', { 'Content-Disposition': 'attachment; filename="series.csv"' });

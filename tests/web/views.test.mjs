@@ -1,9 +1,10 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { seriesPath, tokenOf } from '../../web/api.js';
+import { ApiError, seriesPath, tokenOf } from '../../web/api.js';
 import { auditPath, objectOf, outcome, withNewer, withOlder } from '../../web/audit.js';
 import { inOrder, specRows } from '../../web/compare.js';
+import { changesOf, forkBody, freeName, refusalOf } from '../../web/fork.js';
 import { nextSort, sorted } from '../../web/dom.js';
 import { linesOf, tableRows } from '../../web/panel.js';
 import { codecTitle, counted, partText, roundState, timeParts } from '../../web/rounds.js';
@@ -195,4 +196,49 @@ test('tokens that open a door come first, the newest of them on top', () => {
   const fresh = token('d', '2026-01-01T01:00:00Z', { expires_at: '2026-01-02T00:00:01Z' });
   assert.deepEqual([old, ended, gone, fresh].map((t) => tokenState(t, now)), ['active', 'expired', 'revoked', 'active']);
   assert.deepEqual(tokensInOrder([ended, old, gone, fresh], now).map((t) => t.id), ['d', 'a', 'c', 'b']);
+});
+
+test('a fork is given a name that nobody has, and none that is too long', () => {
+  assert.equal(freeName('demo-1', 13, new Set(['demo-1'])), 'demo-1-fork-13');
+  assert.equal(freeName('demo-1', 13, new Set(['demo-1-fork-13', 'demo-1-fork-13-2'])), 'demo-1-fork-13-3');
+  const long = freeName('x'.repeat(63), 200, new Set());
+  assert.equal(long.length, 63);
+  assert.match(long, /^x+-fork-200$/);
+});
+
+/** As it goes over the wire. */
+const sent = (o) => JSON.parse(JSON.stringify(o));
+
+test('changes of a spec are a line for each key, or JSON', () => {
+  assert.deepEqual(sent(changesOf(' inner.lr = 0.0003\n\nouter.name=fedavg\r\ninner.betas=[0.9, 0.95]\nexperiment=a=b')),
+    { inner: { lr: 0.0003, betas: [0.9, 0.95] }, outer: { name: 'fedavg' }, experiment: 'a=b' });
+  assert.deepEqual(sent(changesOf('\n{"inner": {"lr": 1}}')), { inner: { lr: 1 } });
+  assert.deepEqual(sent(changesOf('  ')), {});
+  assert.throws(() => changesOf('seed=1\ninner.lr'), /“inner\.lr” has no “=”/);
+  assert.throws(() => changesOf('inner..lr=1'), /empty key/);
+  assert.throws(() => changesOf('inner=1\ninner.lr=1'), /no object/);
+  assert.throws(() => changesOf('{"inner": '), /no JSON/);
+  assert.throws(() => changesOf('[1]'), /must be a JSON object/);
+  changesOf('__proto__.evil=1\nconstructor.prototype.evil=1');
+  assert.equal({}.evil, undefined, 'a key is only a key');
+});
+
+test('a fork sends what differs from its parent, and nothing else', () => {
+  const form = { checkpoint: 13, name: 'b', rounds: 20, typed: '' };
+  assert.deepEqual(sent(forkBody(form, 20)), { checkpoint: 13, name: 'b' });
+  assert.deepEqual(sent(forkBody({ ...form, rounds: 5, typed: 'federation.local_steps=8' }, 20)), { checkpoint: 13, name: 'b', spec: { federation: { local_steps: 8, rounds: 5 } } });
+  assert.deepEqual(sent(forkBody({ ...form, rounds: 5, typed: 'federation=3' }, 20)).spec, { federation: 3 }, 'the server says what is wrong with it');
+  assert.throws(() => forkBody({ ...form, typed: 'federation.rounds=3' }, 20), /field of their own/);
+});
+
+test('a refusal is told beside the field that it points at', () => {
+  const refused = (problem) => refusalOf(new ApiError(422, problem));
+  assert.deepEqual(refused({ code: 'BAD_SPEC', detail: 'the run spec has 3 problems', errors: [{ pointer: '/name', detail: 'must be a name' },
+    { pointer: '/federation/rounds', detail: 'must be 1 or more' }, { pointer: '/inner/lr', detail: 'must be above 0' }] }),
+  { name: ['must be a name'], rounds: ['must be 1 or more'], changes: ['inner.lr: must be above 0'], rest: [] });
+  assert.deepEqual(refused({ errors: [{ pointer: '/spec/model', detail: 'stays' }, { pointer: '/spec/name', detail: 'is given beside it' }] }).changes,
+    ['model: stays', 'name: is given beside it']);
+  assert.deepEqual(refused({ code: 'NAME_TAKEN', detail: 'there is one', hint: 'choose another name' }).name, ['there is one']);
+  assert.deepEqual(refused({ code: 'CHECKPOINT_REMOVED', detail: 'it is gone', hint: 'fork from a newer one' }).rest, ['it is gone: fork from a newer one']);
+  assert.deepEqual(refusalOf(new Error('the server cannot be reached')).rest, ['the server cannot be reached']);
 });

@@ -129,7 +129,7 @@ test('a federation of two silos draws its curve, and the page says what the API 
   const port = await freePort();
   const demo = start('photon', ['demo', '--rounds', '2', '--silos', '2', '--port', String(port), '--state', path.join(dir, 'demo')], 'demo.log');
   const address = await until('the demo to print its address', () => /Dashboard:\s+(\S+)/.exec(readFileSync(path.join(dir, 'demo.log'), 'utf8'))?.[1], 300_000);
-  const { page, close } = await open(b(), address);
+  const { page, close } = await open(b(), address, { allow: /422/ });
   await page.locator('h1 + span .pill', { hasText: 'finished' }).waitFor({ timeout: 300_000 });
   await settled(page);
   assert.ok(!page.url().includes('#'), 'the token is wiped');
@@ -155,6 +155,27 @@ test('a federation of two silos draws its curve, and the page says what the API 
   }
   await page.getByRole('button', { name: 'Per silo' }).click();
   await until('a line for each silo', async () => (await page.locator('.chart[data-metric=eval_ppl] .key').count()) === 3);
+
+  // A fork: what the server refuses stands at its field, what it makes has its page.
+  await page.getByRole('tab', { name: 'Checkpoints' }).click();
+  await page.getByRole('button', { name: 'Fork from checkpoint 1' }).click();
+  const dialog = page.locator('dialog');
+  await dialog.getByLabel('Rounds').fill('0');
+  await dialog.getByLabel('Other changes of the spec').fill('inner.lr=-1\ninner.lrr=2');
+  await dialog.locator('form').evaluate((form) => (form.noValidate = true)); // the browser would not send 0 rounds
+  await dialog.getByRole('button', { name: 'Fork' }).click();
+  await dialog.getByText("inner.lrr: unknown key 'lrr'").waitFor();
+  assert.match(await page.locator('#fork-changes-problem').innerText(), /^inner\.lr: must be a number/m);
+  assert.match(await page.locator('#fork-rounds-problem').innerText(), /^must be a whole number/);
+  await dialog.getByLabel('Rounds').fill('1');
+  await dialog.getByLabel('Other changes of the spec').fill('inner.lr=0.0003');
+  const forked = await dialog.getByLabel('Name of the new run').inputValue();
+  await dialog.getByRole('button', { name: 'Fork' }).click();
+  await page.locator('h1', { hasText: forked }).waitFor();
+  assert.equal(await page.getByRole('link', { name: `Forked from ${run.name}, checkpoint 1` }).getAttribute('href'), `/runs/${id}`);
+  const child = new URL(page.url()).pathname.split('/').at(-1);
+  assert.deepEqual(await get(`/api/v1/runs/${child}/spec`).then((s) => [s.name, s.federation.rounds, s.inner.lr]), [forked, 1, 0.0003]);
+  assert.equal((await get(`/api/v1/runs/${child}`)).parent.checkpoint, 1);
   await close();
   demo.kill('SIGINT');
   await demo.over;

@@ -9,9 +9,11 @@
  */
 #include "kernels/cuda/cuda.cuh"
 
-#if !defined(CUDA_EMULATED) && __has_include(<nccl.h>)
+#if defined(CUDA_EMULATED) || __has_include(<nccl.h>)
+#ifndef CUDA_EMULATED
 #include <dlfcn.h>
 #include <nccl.h>
+#endif
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>

@@ -11,6 +11,7 @@
 #include "kernels/backend.h"
 #include "kernels/cuda/watch.h"
 #include "tests/support/check.h"
+#include "tests/support/cuda_emul_ranks.h"
 #include "tests/support/op_parity.h"
 
 extern backend_cuda_fn photon_backend;
@@ -152,8 +153,159 @@ static void a_rank_that_fails_keeps_no_other_waiting(void)
     }
 }
 
+enum { RANKS = 2, ELEMENTS = 10 };
+
+/* One rank on a thread of its own. */
+struct member {
+    struct backend *be;
+    struct backend_meeting at;
+    int rank;
+    float *x;
+    const char *joined, *told;
+    pthread_t thread;
+};
+
+static void *join_meeting(void *arg)
+{
+    struct member *m = arg;
+    m->joined = m->be->ops->join(m->be, &m->at, m->rank, RANKS);
+    return NULL;
+}
+
+/* Sums of all, of equal shares and of unequal ones, each handed out again. */
+static void *sum_up(void *arg)
+{
+    struct member *m = arg;
+    for (int share = ELEMENTS / RANKS; share <= ELEMENTS / RANKS + 2; share += 2) {
+        for (int i = 0; i < ELEMENTS; i++) {
+            m->x[i] = (float)((m->rank + 1) * (i + 1));
+        }
+        m->be->ops->reduce_scatter(m->be, m->x, ELEMENTS, share);
+        m->be->ops->all_gather(m->be, m->x, ELEMENTS * (int64_t)sizeof(float),
+                               share * (int64_t)sizeof(float));
+        for (int i = 0; i < ELEMENTS; i++) {
+            CHECK(m->x[i] == (float)(3 * (i + 1)));
+        }
+    }
+    m->be->ops->all_reduce(m->be, DTYPE_F32, m->x, ELEMENTS);
+    CHECK(m->x[1] == 12.0f);
+    m->told = m->be->ops->sync(m->be);
+    return NULL;
+}
+
+static void *sum_all(void *arg)
+{
+    struct member *m = arg;
+    m->be->ops->all_reduce(m->be, DTYPE_F32, m->x, ELEMENTS);
+    return NULL;
+}
+
+static void side_by_side(struct member *m, void *(*fn)(void *))
+{
+    for (int i = 0; i < RANKS; i++) {
+        CHECK_INT(pthread_create(&m[i].thread, NULL, fn, &m[i]), 0);
+    }
+    for (int i = 0; i < RANKS; i++) {
+        (void)pthread_join(m[i].thread, NULL);
+    }
+}
+
+static void members_open(struct member *m)
+{
+    const char *why = "";
+    for (int i = 0; i < RANKS; i++) {
+        m[i] = (struct member){.be = photon_backend(0, &why), .rank = i};
+        CHECK(m[i].be != NULL);
+        m[i].x = m[i].be->ops->alloc(m[i].be, ELEMENTS * sizeof(float));
+    }
+    CHECK(m[0].be->ops->meet(m[0].be, &m[0].at) == NULL);
+    m[1].at = m[0].at;
+    side_by_side(m, join_meeting);
+    CHECK(m[0].joined == NULL && m[1].joined == NULL);
+    side_by_side(m, sum_up);
+    CHECK(m[0].told == NULL && m[1].told == NULL);
+}
+
+static void members_close(struct member *m)
+{
+    for (int i = 0; i < RANKS; i++) {
+        m[i].be->ops->release(m[i].be, m[i].x);
+        backend_close(m[i].be);
+    }
+}
+
+/* Both say who it was, and go on saying that they are no longer together. */
+static void check_called_off(struct member *m)
+{
+    for (int i = 0; i < RANKS; i++) {
+        for (int again = 0; again < 2; again++) {
+            const char *why = m[i].be->ops->sync(m[i].be);
+            CHECK(why != NULL && strstr(why, "unhandled cuda error") != NULL);
+            CHECK(i == 1 || (why && strstr(why, "(rank 1)") != NULL));
+            m[i].be->ops->all_reduce(m[i].be, DTYPE_F32, m[i].x, ELEMENTS); // returns at once
+        }
+    }
+}
+
+static void wait_for_aborts(int least)
+{
+    const struct timespec pause = {0, 10 * 1000 * 1000};
+    int pauses = 0; // a minute of them: a watch that sleeps for good is a failure, not a wait
+    while (emul_ranks_aborted() < least && pauses++ < 6000) {
+        (void)nanosleep(&pause, NULL);
+    }
+    CHECK_INT(emul_ranks_aborted(), least);
+}
+
+static void ranks_sum_and_part(void)
+{
+    struct member m[RANKS];
+    int closed = emul_ranks_closed();
+    members_open(m);
+    members_close(m);
+    CHECK_INT(emul_ranks_closed(), closed + RANKS);
+    CHECK_INT(emul_ranks_aborted(), 0);
+}
+
+/* The first waits inside the sum when the second cannot come to it. */
+static void a_sum_that_one_rank_cannot_join_ends_for_all(void)
+{
+    struct member m[RANKS];
+    int aborted = emul_ranks_aborted();
+    int closed = emul_ranks_closed();
+    members_open(m);
+    emul_ranks_refuse(1);
+    side_by_side(m, sum_all);
+    wait_for_aborts(aborted + RANKS);
+    emul_ranks_refuse(-1);
+    check_called_off(m);
+    members_close(m);
+    CHECK_INT(emul_ranks_aborted(), aborted + RANKS);
+    CHECK_INT(emul_ranks_closed(), closed);
+}
+
+/* What NCCL learns while a sum is under way ends it on every device. */
+static void an_error_that_nccl_tells_late_is_asked_for(void)
+{
+    struct member m[RANKS];
+    int aborted = emul_ranks_aborted();
+    members_open(m);
+    emul_events_pending(1);
+    side_by_side(m, sum_all);
+    emul_ranks_async(1);
+    wait_for_aborts(aborted + RANKS);
+    emul_ranks_async(-1);
+    emul_events_pending(0);
+    check_called_off(m);
+    members_close(m);
+    CHECK_INT(emul_ranks_aborted(), aborted + RANKS);
+}
+
 int main(void)
 {
+    RUN(ranks_sum_and_part);
+    RUN(a_sum_that_one_rank_cannot_join_ends_for_all);
+    RUN(an_error_that_nccl_tells_late_is_asked_for);
     RUN(a_rank_that_fails_keeps_no_other_waiting);
     const char *why = "";
     (void)setenv("PHOTON_CUDA_GRAPHS", "1", 1);

@@ -397,6 +397,10 @@ mutant 'a trial is noted as passed before it is' kernels/cuda/attn_op.cu \
     's/pins_note(f, name, "mma")/pins_note(f, name, "wgmma")/' tests/kernels/test_wgmma_emulated
 mutant 'who asks for nothing gets a trial' kernels/cuda/attn_op.cu \
     's/kind == ATTN_MMA \&\& c->attn_wish == ATTN_WGMMA/kind == ATTN_MMA/' tests/kernels/test_wgmma_emulated
+mutant 'ranks: who was called off goes on as if nothing was' kernels/cuda/backend.cu \
+    's/cuda_fail(c, off);//' tests/kernels/test_cuda_emulated
+mutant 'ranks: who waits long is called off, believable or not' kernels/cuda/watch.cu \
+    's/since_s > r->patience_s/since_s > 0/' tests/kernels/test_cuda_emulated
 
 # ---- steps of fragments ----
 mutant 'each step of a chain counts as one of the same fragment' common/step.c \

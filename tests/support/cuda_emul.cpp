@@ -187,6 +187,11 @@ cudaError_t cudaEventSynchronize(cudaEvent_t)
     return cudaSuccess;
 }
 
+cudaError_t cudaStreamQuery(cudaStream_t)
+{
+    return cudaSuccess;
+}
+
 cudaError_t cudaEventDestroy(cudaEvent_t)
 {
     return cudaSuccess;
@@ -202,7 +207,7 @@ cudaError_t cudaFreeHost(void *p)
     return cudaFree(p);
 }
 
-static cudaError_t last_error;
+static thread_local cudaError_t last_error;
 
 cudaError_t cudaGetLastError()
 {
@@ -295,7 +300,8 @@ struct fiber {
 struct meeting {
     unsigned alive, arrived, generation;
     int kind;
-    unsigned char slots[2][32][EMUL_SLOT]; /* of a warp: what each lane brought, this time and last */
+    unsigned char slots[2][32]
+                       [EMUL_SLOT]; /* of a warp: what each lane brought, this time and last */
 };
 
 static fiber fibers[EMUL_THREADS];
@@ -355,7 +361,8 @@ static void leave(meeting *m)
     }
 }
 
-/* A fiber outlives its block, as making one anew costs calls of the system: it has one turn of this in each. */
+/* A fiber outlives its block, as making one anew costs calls of the system: it has one turn of this
+ * in each. */
 static void run_fiber()
 {
     for (;;) {
@@ -436,8 +443,9 @@ static void run_grid(dim3 grid, dim3 block, size_t shared, const std::function<v
         return;
     }
     if (!stacks) {
-        stacks = (unsigned char *)mmap(nullptr, (size_t)EMUL_THREADS * STACK, PROT_READ | PROT_WRITE,
-                                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        stacks =
+            (unsigned char *)mmap(nullptr, (size_t)EMUL_THREADS * STACK, PROT_READ | PROT_WRITE,
+                                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         shared_memory = (unsigned char *)aligned_alloc(1024, 228 * 1024);
     }
     body = &kernel;

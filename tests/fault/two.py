@@ -34,7 +34,8 @@ class Twin:
                  "--listen", "127.0.0.1:%d" % self.port, "--bulk-listen", "127.0.0.1:%d" % self.bulk_port],
                 stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True, cwd=ROOT,
                 env=dict(self.rig.env, PHOTON_FAULT=faults))
-        poll("%s to serve" % self.name, lambda: self.alive() and self.serves(), 60)
+        # It may have come to the failpoint at which it falls asleep before anybody asked.
+        poll("%s to serve" % self.name, lambda: self.alive() and (self.asleep() or self.serves()), 60)
 
     def alive(self):
         if self.process.poll() is not None:

@@ -163,7 +163,8 @@ export function fork(app, run, spec, checkpoint) {
       app.go(runPath(made.id));
     } catch (err) {
       go.removeAttribute('disabled');
-      if (err instanceof ApiError && err.status < 500) sent = '';
+      // After these it may be that it was made before: the key stays.
+      if (err instanceof ApiError && err.status < 500 && ![401, 408, 429].includes(err.status)) sent = '';
       if (!dialog.open) return toast(/** @type {Error} */ (err).message, 'bad');
       if (err instanceof ApiError && err.status === 401) {
         dialog.close();

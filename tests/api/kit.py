@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -19,6 +20,9 @@ import traceback
 import jsonschema
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, os.path.join(ROOT, "tests", "support"))
+import ports  # noqa: E402
+
 # What is promised within a second, on a machine that is busy with other tests.
 SOON_S = 3.0
 METHODS = ("get", "post", "put", "patch", "delete")
@@ -68,9 +72,7 @@ def thrice(test):
 
 
 def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    return ports.free_ports(1)[0]
 
 
 class Psql:

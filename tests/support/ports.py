@@ -1,4 +1,4 @@
-"""Ports for the servers of tests, such that two tests beside each other never have the same."""
+"""Ports for the servers of tests, such that two that ask here beside each other never have the same."""
 
 import fcntl
 import os
@@ -15,8 +15,9 @@ _mine = set()
 
 def free_ports(count):
     """So many that nobody listens on. A byte of one file is locked for each, as long as this process lives."""
-    found = []
+    found, tries = [], 0
     while len(found) < count:
+        tries += 1
         port = random.SystemRandom().randrange(FIRST, END)  # whatever seed a test has set
         try:
             if port in _mine:
@@ -25,6 +26,8 @@ def free_ports(count):
             with socket.socket() as s:
                 s.bind(("127.0.0.1", port))
         except OSError:
+            if tries > 1000:
+                raise
             continue
         _mine.add(port)
         found.append(port)

@@ -44,7 +44,7 @@ test('a fork sends what was asked for, once, and the new run names its parent', 
     assert.deepEqual(world.forks[0].body, { checkpoint: 10, name: 'tiny-fedavg-fork-10', spec: { inner: { lr: 0.0003 }, outer: { name: 'fedavg' }, federation: { rounds: 30 } } });
     assert.match(world.forks[0].key, /^[!-~]{16,128}$/);
     assert.equal(await page.locator('dialog').count(), 0);
-    assert.equal(await page.locator('h1').innerText(), 'tiny-fedavg-fork-10');
+    await until('the name of the new run', async () => (await page.locator('h1').innerText()) === 'tiny-fedavg-fork-10');
     await page.getByRole('link', { name: 'Forked from tiny-fedavg, checkpoint 10' }).click();
     await page.waitForURL(/\/runs\/r_01RUN$/);
   });

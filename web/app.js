@@ -95,7 +95,7 @@ function arrive(moved = false) {
   });
   applyTheme();
   if (key === shown && page) return page.update();
-  page?.destroy();
+  leavePage();
   shown = key;
   const barred = ['audit', 'tokens'].includes(route.page) && !app.admin;
   live.hidden = barred || route.page === 'missing';
@@ -105,6 +105,16 @@ function arrive(moved = false) {
   if (moved) {
     scrollTo(0, 0);
     main.focus({ preventScroll: true });
+  }
+}
+
+/** A dialog goes with the page that it was opened on: behind it another one would be out of reach. */
+function leavePage() {
+  page?.destroy();
+  for (const dialog of document.querySelectorAll('dialog')) {
+    dialog.dispatchEvent(new Event('cancel'));
+    dialog.close();
+    dialog.remove();
   }
 }
 
@@ -118,7 +128,7 @@ function blank(title, text) {
 
 /** @param {string} why */
 function ask(why) {
-  page?.destroy();
+  leavePage();
   shown = '';
   page = loginPage(app, main, why, start);
   live.hidden = true;

@@ -154,3 +154,18 @@ test('axe finds nothing in the dialog, refused or not, in either theme, and it f
     assert.deepEqual(low, [], 'targets for a finger');
   });
 });
+
+test('the dialog goes with its page', { skip }, async () => {
+  await on(demoWorld(), async (page) => {
+    await page.getByRole('link', { name: 'Runs', exact: true }).first().click();
+    await page.waitForURL(/\/$/);
+    await page.goBack();
+    await forkFrom(page, 10).click();
+    await page.locator('dialog').waitFor();
+    await page.goForward();
+    await page.waitForURL(/\/$/);
+    await until('the dialog to go', async () => (await page.locator('dialog').count()) === 0);
+    await page.getByRole('link', { name: 'tiny-fedavg', exact: true }).first().click();
+    await page.waitForURL(/\/runs\/r_01RUN/);
+  });
+});

@@ -202,6 +202,7 @@ $(B)/bin/photon-client: $(B)/client/main.c.o $(CLIENT_LIBS)
 # The simulation takes the aggregator's pure core: of the archive, only what that needs.
 $(B)/bin/photon: $(call objs,$(wildcard client/cli/*.c)) $(B)/libserver.a $(CLIENT_LIBS)
 	$(call link,$(LIBS_client) $(LIBS_engine))
+$(B)/tests/bench/bench_engine: $(B)/tests/bench/rates.c.o
 $(filter-out $(EMULATED),$(ENGINE_TESTS)) $(B)/tests/bench/bench_engine: %: %.c.o $(KIT) $(ENGINE_LIBS)
 	$(call link,$(LIBS_engine))
 $(B)/tests/kernels/test_cuda $(B)/tests/kernels/test_cpu $(EMULATED): \

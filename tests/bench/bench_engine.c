@@ -12,7 +12,6 @@
  */
 #include <inttypes.h>
 #include <math.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,6 +25,7 @@
 #include "common/rng.h"
 #include "kernels/attn_skip.h"
 #include "kernels/backend.h"
+#include "tests/bench/rates.h"
 
 struct size {
     const char *name;
@@ -58,42 +58,6 @@ static struct {
 static struct {
     double product, copy; /* operations and bytes a second */
 } ceiling;
-
-// ---- timing -----------------------------------------------------------------------------------
-
-enum { TIMES_MAX = 2000 };
-
-struct times {
-    int n;
-    double s[TIMES_MAX];
-};
-
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a;
-    double y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double quantile(struct times *t, double q)
-{
-    qsort(t->s, (size_t)t->n, sizeof(t->s[0]), by_value);
-    return t->s[(int)(q * (t->n - 1) + 0.5)];
-}
-
-/* CPU time of the whole process: steadier than the clock where others use the machine too. */
-static double cpu_now(void)
-{
-    struct timespec t;
-    (void)clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static double load_now(void)
-{
-    double l = 0;
-    return getloadavg(&l, 1) == 1 ? l : -1;
-}
 
 // ---- one op -----------------------------------------------------------------------------------
 
@@ -313,92 +277,6 @@ static double step_gemm_flops(const struct size *s)
     const struct model_spec *m = &s->m;
     double d = m->d_model;
     return 6.0 * (12.0 * m->n_layers * d * d + (double)m->vocab_size * d) * s->batch * m->seq_len;
-}
-
-// ---- copying ------------------------------------------------------------------------------------
-
-struct copy_part {
-    char *to;
-    const char *from;
-    size_t size;
-};
-
-static void *copy_run(void *arg)
-{
-    const struct copy_part *p = arg;
-    memcpy(p->to, p->from, p->size);
-    return NULL;
-}
-
-/* Bytes read plus written in a second by the op that computes least: ADOPT's first step. */
-static double device_rate(struct backend *be)
-{
-    enum { ROUNDS = 20 };
-    const int64_t n = 64 << 20;
-    const struct optim_step first = {.kind = OPTIM_ADOPT, .t = 1};
-    const struct clip_state finite = {.factor = 1, .finite = 1};
-    void *a[4]; // w, m, v, g
-    struct times t = {0};
-    struct clip_state *clip = be->ops->alloc(be, sizeof(finite));
-    struct optim_step *step = be->ops->alloc(be, sizeof(first));
-    bool there = clip && step;
-    for (int i = 0; i < 4; i++) {
-        a[i] = be->ops->alloc(be, (size_t)n * sizeof(float));
-        there = there && a[i];
-    }
-    if (there) {
-        be->ops->put(be, clip, &finite, sizeof(finite));
-        be->ops->put(be, step, &first, sizeof(first));
-    }
-    for (int round = 0; round < ROUNDS && there; round++) {
-        double start = clock_mono_s();
-        be->ops->optim(be, DTYPE_F32, step, clip, a[0], NULL, a[1], a[2], a[3], n);
-        (void)be->ops->sync(be);
-        t.s[t.n++] = clock_mono_s() - start;
-    }
-    for (int i = 0; i < 4; i++) {
-        be->ops->release(be, a[i]);
-    }
-    be->ops->release(be, clip);
-    be->ops->release(be, step);
-    return t.n ? 7.0 * sizeof(float) * (double)n / quantile(&t, 0.5) : 0;
-}
-
-/* Bytes read plus written in a second, with as many threads as the backend has. */
-static double copy_rate(struct backend *be)
-{
-    if (strcmp(be->ops->name, "cuda") == 0) {
-        return device_rate(be);
-    }
-    enum { THREADS_MAX = 64, ROUNDS = 7 };
-    size_t size = (size_t)256 << 20;
-    char *a = be->ops->alloc(be, size);
-    char *b = be->ops->alloc(be, size);
-    struct times t = {0};
-    int n = be->threads < THREADS_MAX ? be->threads : THREADS_MAX;
-    if (a && b) {
-        memset(a, 1, size);
-        memset(b, 2, size);
-    }
-    for (int round = 0; round < ROUNDS && a && b; round++) {
-        struct copy_part part[THREADS_MAX];
-        pthread_t thread[THREADS_MAX];
-        double start = clock_mono_s();
-        for (int i = 0; i < n; i++) {
-            size_t each = size / (size_t)n;
-            part[i] = (struct copy_part){b + each * (size_t)i, a + each * (size_t)i, each};
-            if (pthread_create(&thread[i], NULL, copy_run, &part[i])) {
-                abort();
-            }
-        }
-        for (int i = 0; i < n; i++) {
-            (void)pthread_join(thread[i], NULL);
-        }
-        t.s[t.n++] = clock_mono_s() - start;
-    }
-    be->ops->release(be, a);
-    be->ops->release(be, b);
-    return t.n ? 2.0 * (double)size / quantile(&t, 0.5) : 0;
 }
 
 // ---- ops of a size

@@ -46,6 +46,37 @@
 #define POLY_ERF_Q6     3.83197126e-4f
 #define POLY_ERF_Q7     -1.72853470e-5f
 
+/*
+ * GELU where the result is rounded to bf16. The tail Phi(-t) of the normal distribution, t >= 0, is
+ * 2^T(t), and Phi(-t) - t phi(t), the slope of h Phi(h) at -t, is (ZERO - t) S(t) Phi(-t): phi / Phi
+ * is smooth, so nothing needs a second exponential. Minimax on [0, 5.5], T and S within 7e-6; from
+ * there to FAR both only fall, and at FAR the tail is zero in fp32. Take the smaller of t and FAR.
+ */
+#define POLY_TAIL_FAR  16.0f
+#define POLY_TAIL_T0   -9.99995465e-1f
+#define POLY_TAIL_T1   -1.15124684e+0f
+#define POLY_TAIL_T2   -4.58480506e-1f
+#define POLY_TAIL_T3   -5.39378481e-2f
+#define POLY_TAIL_T4   8.49375832e-3f
+#define POLY_TAIL_T5   -9.26029277e-4f
+#define POLY_TAIL_T6   6.09042036e-5f
+#define POLY_TAIL_T7   -1.79345661e-6f
+#define POLY_TAIL_ZERO 7.51791525e-1f
+#define POLY_TAIL_S0   1.33016509e+0f
+#define POLY_TAIL_S1   7.07714673e-1f
+#define POLY_TAIL_S2   9.63880532e-2f
+#define POLY_TAIL_S3   -2.13610561e-2f
+#define POLY_TAIL_S4   3.03098638e-3f
+#define POLY_TAIL_S5   -2.45200424e-4f
+#define POLY_TAIL_S6   8.48424569e-6f
+
+/* 2^f on [-1/2, 1/2] within 3e-6, for the same use. */
+#define POLY_EXP2_SHORT_0 9.99999260e-1f
+#define POLY_EXP2_SHORT_1 6.93121810e-1f
+#define POLY_EXP2_SHORT_2 2.40247450e-1f
+#define POLY_EXP2_SHORT_3 5.59178600e-2f
+#define POLY_EXP2_SHORT_4 9.57010000e-3f
+
 #define POLY_SQRT_HALF     7.07106781e-1f /* 1 / sqrt(2)    */
 #define POLY_INV_SQRT_2PI  3.98942280e-1f /* 1 / sqrt(2 pi) */
 #define POLY_EXP2_SMALLEST -160.0f /* 2 to this is zero in fp32, and so is everything below */

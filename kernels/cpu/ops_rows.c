@@ -4,9 +4,6 @@
 /* Elements a thread takes at a time where rows do not matter; keeps both operands in L2. */
 enum { ELEMENT_BLOCK = 16384 };
 
-/* Columns a thread takes at a time: whole cache lines of every dtype, enough for the prefetcher. */
-enum { COLUMN_BLOCK = 128 };
-
 static const struct cpu *cpu_of(struct backend *be)
 {
     return (const struct cpu *)be;

@@ -290,40 +290,30 @@ KERNEL void add_parts(float *sum, const float *parts, int64_t count, int64_t str
     }
 }
 
-/* Four vectors of columns at a time: each cache line of dy is read once. */
+/* Row by row over at most COLUMN_BLOCK columns, whose sums stay in the first-level cache. */
 INL void bias_bwd_at(const enum dtype at, float *db, const void *dy, int64_t M, int64_t N,
                      int64_t col0, int64_t col1)
 {
-    int64_t c = col0;
-    for (; c + 4 * VL <= col1; c += 4 * VL) {
-        vf all[4] = {{0}};
-        for (int64_t r0 = 0; r0 < M; r0 += ROW_BLOCK) {
-            int64_t r1 = r0 + ROW_BLOCK < M ? r0 + ROW_BLOCK : M;
-            vf part[4] = {{0}};
-            for (int64_t r = r0; r < r1; r++) {
-                for (int j = 0; j < 4; j++) {
-                    part[j] += v_get(at, dy, r * N + c + j * VL);
-                }
+    float all[COLUMN_BLOCK] = {0};
+    int64_t wide = (col1 - col0) / VL * VL;
+    for (int64_t r0 = 0; r0 < M; r0 += ROW_BLOCK) {
+        int64_t r1 = r0 + ROW_BLOCK < M ? r0 + ROW_BLOCK : M;
+        float part[COLUMN_BLOCK] = {0};
+        for (int64_t r = r0; r < r1; r++) {
+            int64_t row = r * N + col0;
+            for (int64_t c = 0; c < wide; c += VL) {
+                v_store(part + c, v_load(part + c) + v_get(at, dy, row + c));
             }
-            for (int j = 0; j < 4; j++) {
-                all[j] += part[j];
+            for (int64_t c = wide; c < col1 - col0; c++) {
+                part[c] += s_get(at, dy, row + c);
             }
         }
-        for (int j = 0; j < 4; j++) {
-            v_store(db + c + j * VL, v_load(db + c + j * VL) + all[j]);
+        for (int64_t c = 0; c < col1 - col0; c++) {
+            all[c] += part[c];
         }
     }
-    for (; c < col1; c++) {
-        float all = 0.0f;
-        for (int64_t r0 = 0; r0 < M; r0 += ROW_BLOCK) {
-            int64_t r1 = r0 + ROW_BLOCK < M ? r0 + ROW_BLOCK : M;
-            float part = 0.0f;
-            for (int64_t r = r0; r < r1; r++) {
-                part += s_get(at, dy, r * N + c);
-            }
-            all += part;
-        }
-        db[c] += all;
+    for (int64_t c = 0; c < col1 - col0; c++) {
+        db[col0 + c] += all[c];
     }
 }
 
@@ -346,25 +336,77 @@ INL vf normal_cdf(vf h)
     return v_fma(v_erf(h * v_set(POLY_SQRT_HALF)), half, half);
 }
 
-INL vf gelu(vf h)
+/* 2^x for a factor of what is rounded to bf16 */
+INL vf exp2_short(vf x)
 {
-    return h * normal_cdf(h);
+    vf n = v_nearest(x);
+    vf f = x - n;
+    vf p = v_set(POLY_EXP2_SHORT_4);
+    p = v_fma(p, f, v_set(POLY_EXP2_SHORT_3));
+    p = v_fma(p, f, v_set(POLY_EXP2_SHORT_2));
+    p = v_fma(p, f, v_set(POLY_EXP2_SHORT_1));
+    p = v_fma(p, f, v_set(POLY_EXP2_SHORT_0));
+    return v_scale(p, n);
 }
 
-INL vf gelu_slope(vf h, vf da)
+/* Phi(-t), for results in bf16 */
+INL vf tail_short(vf t)
 {
-    vf density = v_exp(h * h * v_set(-0.5f)) * v_set(POLY_INV_SQRT_2PI);
-    return da * v_fma(h, density, normal_cdf(h));
+    vf p = v_set(POLY_TAIL_T7);
+    p = v_fma(p, t, v_set(POLY_TAIL_T6));
+    p = v_fma(p, t, v_set(POLY_TAIL_T5));
+    p = v_fma(p, t, v_set(POLY_TAIL_T4));
+    p = v_fma(p, t, v_set(POLY_TAIL_T3));
+    p = v_fma(p, t, v_set(POLY_TAIL_T2));
+    p = v_fma(p, t, v_set(POLY_TAIL_T1));
+    p = v_fma(p, t, v_set(POLY_TAIL_T0));
+    return exp2_short(p);
+}
+
+INL vf tail_argument(vf h)
+{
+    return v_min(v_set(POLY_TAIL_FAR), (vf)((vi)h & ~(vi)v_set(-0.0f)));
+}
+
+/* left of zero x, right of it 1 - x */
+INL vf mirrored(vf h, vf x)
+{
+    return v_select((vi)(h < v_set(0.0f)), x, v_set(1.0f) - x);
+}
+
+INL vf gelu(const enum dtype at, vf h)
+{
+    if (at == DTYPE_F32) {
+        return h * normal_cdf(h);
+    }
+    return h * mirrored(h, tail_short(tail_argument(h)));
+}
+
+INL vf gelu_slope(const enum dtype at, vf h, vf da)
+{
+    if (at == DTYPE_F32) {
+        vf density = v_exp(h * h * v_set(-0.5f)) * v_set(POLY_INV_SQRT_2PI);
+        return da * v_fma(h, density, normal_cdf(h));
+    }
+    vf t = tail_argument(h);
+    vf s = v_set(POLY_TAIL_S6);
+    s = v_fma(s, t, v_set(POLY_TAIL_S5));
+    s = v_fma(s, t, v_set(POLY_TAIL_S4));
+    s = v_fma(s, t, v_set(POLY_TAIL_S3));
+    s = v_fma(s, t, v_set(POLY_TAIL_S2));
+    s = v_fma(s, t, v_set(POLY_TAIL_S1));
+    s = v_fma(s, t, v_set(POLY_TAIL_S0));
+    return da * mirrored(h, tail_short(t) * (v_set(POLY_TAIL_ZERO) - t) * s);
 }
 
 INL void gelu_fwd_at(const enum dtype at, void *a, const void *h, int64_t i0, int64_t i1)
 {
     int64_t i = i0;
     for (; i + VL <= i1; i += VL) {
-        v_put(at, a, i, gelu(v_get(at, h, i)));
+        v_put(at, a, i, gelu(at, v_get(at, h, i)));
     }
     if (i < i1) {
-        v_put_n(at, a, i, i1 - i, gelu(v_get_n(at, h, i, i1 - i)));
+        v_put_n(at, a, i, i1 - i, gelu(at, v_get_n(at, h, i, i1 - i)));
     }
 }
 
@@ -382,11 +424,11 @@ INL void gelu_bwd_at(const enum dtype at, void *dh, const void *h, const void *d
 {
     int64_t i = i0;
     for (; i + VL <= i1; i += VL) {
-        v_put(at, dh, i, gelu_slope(v_get(at, h, i), v_get(at, da, i)));
+        v_put(at, dh, i, gelu_slope(at, v_get(at, h, i), v_get(at, da, i)));
     }
     if (i < i1) {
         int64_t n = i1 - i;
-        v_put_n(at, dh, i, n, gelu_slope(v_get_n(at, h, i, n), v_get_n(at, da, i, n)));
+        v_put_n(at, dh, i, n, gelu_slope(at, v_get_n(at, h, i, n), v_get_n(at, da, i, n)));
     }
 }
 

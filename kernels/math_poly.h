@@ -48,9 +48,10 @@
 
 /*
  * GELU where the result is rounded to bf16. The tail Phi(-t) of the normal distribution, t >= 0, is
- * 2^T(t), and Phi(-t) - t phi(t), the slope of h Phi(h) at -t, is (ZERO - t) S(t) Phi(-t): phi / Phi
- * is smooth, so nothing needs a second exponential. Minimax on [0, 5.5], T and S within 7e-6; from
- * there to FAR both only fall, and at FAR the tail is zero in fp32. Take the smaller of t and FAR.
+ * 2^T(t), and Phi(-t) - t phi(t), the slope of h Phi(h) at -t, is (ZERO - t) S(t) Phi(-t): phi /
+ * Phi is smooth, so nothing needs a second exponential. Minimax on [0, 5.5], T and S within 7e-6;
+ * from there to FAR both only fall, and at FAR the tail is zero in fp32. Take the smaller of t and
+ * FAR.
  */
 #define POLY_TAIL_FAR  16.0f
 #define POLY_TAIL_T0   -9.99995465e-1f

@@ -7,6 +7,7 @@
  */
 #include "kernels/cuda/cuda.cuh"
 #include "kernels/cuda/device.cuh"
+#include "kernels/math_poly.h"
 
 static const float EPS = 1e-5f;
 
@@ -369,17 +370,53 @@ static __device__ __forceinline__ float density(float h)
     return 0.39894228040143268f * expf(-0.5f * h * h);
 }
 
-struct gelu_value {
+/* For results in bf16: with erfc the arithmetic takes longer than the memory. Formula: math_poly.h.
+ */
+static __device__ __forceinline__ float tail(float t)
+{
+    float p = fmaf(POLY_TAIL_T7, t, POLY_TAIL_T6);
+    p = fmaf(p, t, POLY_TAIL_T5);
+    p = fmaf(p, t, POLY_TAIL_T4);
+    p = fmaf(p, t, POLY_TAIL_T3);
+    p = fmaf(p, t, POLY_TAIL_T2);
+    p = fmaf(p, t, POLY_TAIL_T1);
+    return ex2(fmaf(p, t, POLY_TAIL_T0));
+}
+
+static __device__ __forceinline__ float tail_slope(float t)
+{
+    float s = fmaf(POLY_TAIL_S6, t, POLY_TAIL_S5);
+    s = fmaf(s, t, POLY_TAIL_S4);
+    s = fmaf(s, t, POLY_TAIL_S3);
+    s = fmaf(s, t, POLY_TAIL_S2);
+    s = fmaf(s, t, POLY_TAIL_S1);
+    return tail(t) * (POLY_TAIL_ZERO - t) * fmaf(s, t, POLY_TAIL_S0);
+}
+
+static __device__ __forceinline__ float tail_argument(float h)
+{
+    float t = fabsf(h);
+    return t > POLY_TAIL_FAR ? POLY_TAIL_FAR : t; // a NaN stays, which fminf would drop
+}
+
+/* left of zero x, right of it 1 - x */
+static __device__ __forceinline__ float mirrored(float h, float x)
+{
+    return h < 0.0f ? x : 1.0f - x;
+}
+
+template <typename T> struct gelu_value {
     static __device__ __forceinline__ float of(float h, float)
     {
-        return h * cumulative(h);
+        return h * (sizeof(T) == 2 ? mirrored(h, tail(tail_argument(h))) : cumulative(h));
     }
 };
 
-struct gelu_slope {
+template <typename T> struct gelu_slope {
     static __device__ __forceinline__ float of(float h, float da)
     {
-        return da * (cumulative(h) + h * density(h));
+        return da * (sizeof(T) == 2 ? mirrored(h, tail_slope(tail_argument(h)))
+                                    : cumulative(h) + h * density(h));
     }
 };
 
@@ -417,9 +454,9 @@ void cuda_gelu_fwd(struct backend *be, enum dtype at, void *a, const void *h, in
 {
     // The second operand is not used: the compiler drops its load.
     if (at == DTYPE_BF16) {
-        gelu_as<gelu_value, bf16>(cuda_of(be), a, h, h, n);
+        gelu_as<gelu_value<bf16>, bf16>(cuda_of(be), a, h, h, n);
     } else {
-        gelu_as<gelu_value, float>(cuda_of(be), a, h, h, n);
+        gelu_as<gelu_value<float>, float>(cuda_of(be), a, h, h, n);
     }
 }
 
@@ -427,8 +464,8 @@ void cuda_gelu_bwd(struct backend *be, enum dtype at, void *dh, const void *h, c
                    int64_t n)
 {
     if (at == DTYPE_BF16) {
-        gelu_as<gelu_slope, bf16>(cuda_of(be), dh, h, da, n);
+        gelu_as<gelu_slope<bf16>, bf16>(cuda_of(be), dh, h, da, n);
     } else {
-        gelu_as<gelu_slope, float>(cuda_of(be), dh, h, da, n);
+        gelu_as<gelu_slope<float>, float>(cuda_of(be), dh, h, da, n);
     }
 }

@@ -217,6 +217,12 @@ INL float row_scores(float *s, const struct head *h, int64_t i, int64_t j0, int6
     return v_maximum(top) * h->scale;
 }
 
+/* 2^x of a score less the row's top or sum */
+INL vf prob(const enum dtype at, vf x)
+{
+    return at == DTYPE_F32 ? v_exp2(x) : v_exp2_short(v_max(v_set(POLY_EXP2_SMALLEST), x));
+}
+
 /* p = exp2(s scale - m) as units of the A operand, and the unrounded sums of the lanes into l */
 INL void row_probs(const enum dtype at, const float *s, uint32_t *p, float scale, float m, float *l,
                    int64_t cols)
@@ -225,7 +231,7 @@ INL void row_probs(const enum dtype at, const float *s, uint32_t *p, float scale
     vf factor = v_set(scale);
     vf shift = v_set(-m);
     for (int64_t c = 0; c < cols; c += VL) {
-        vf e = v_exp2(v_fma(v_load(s + c), factor, shift));
+        vf e = prob(at, v_fma(v_load(s + c), factor, shift));
         sum += e;
         v_put(at, p, c, e);
     }
@@ -409,7 +415,7 @@ INL void attn_bwd_rows(const enum dtype at, const struct attn_bwd_head *b,
             int64_t at0 = (r + k) * ATTN_TILE + c;
             vf t = v_fma(v_load(w->s + at0), scale, v_set(-b->lse[i + k]));
             vf gap = v_lanes() + v_set((float)(j0 + c - i - k));
-            p[k] = v_exp2(biased ? v_fma(slope, gap, t) : t);
+            p[k] = prob(at, biased ? v_fma(slope, gap, t) : t);
             p[k] = hides ? v_hide(p[k], gap, 0.0f) : p[k];
             ds[k] = p[k] * v_fma(v_load(w->dp + at0), inner, v_set(-b->delta[i + k]));
         }

@@ -336,19 +336,6 @@ INL vf normal_cdf(vf h)
     return v_fma(v_erf(h * v_set(POLY_SQRT_HALF)), half, half);
 }
 
-/* 2^x for a factor of what is rounded to bf16 */
-INL vf exp2_short(vf x)
-{
-    vf n = v_nearest(x);
-    vf f = x - n;
-    vf p = v_set(POLY_EXP2_SHORT_4);
-    p = v_fma(p, f, v_set(POLY_EXP2_SHORT_3));
-    p = v_fma(p, f, v_set(POLY_EXP2_SHORT_2));
-    p = v_fma(p, f, v_set(POLY_EXP2_SHORT_1));
-    p = v_fma(p, f, v_set(POLY_EXP2_SHORT_0));
-    return v_scale(p, n);
-}
-
 /* Phi(-t), for results in bf16 */
 INL vf tail_short(vf t)
 {
@@ -360,7 +347,7 @@ INL vf tail_short(vf t)
     p = v_fma(p, t, v_set(POLY_TAIL_T2));
     p = v_fma(p, t, v_set(POLY_TAIL_T1));
     p = v_fma(p, t, v_set(POLY_TAIL_T0));
-    return exp2_short(p);
+    return v_exp2_short(p);
 }
 
 INL vf tail_argument(vf h)

@@ -328,6 +328,19 @@ INL vf v_exp2(vf x)
     return v_scale(p, n);
 }
 
+/* 2^x within 3e-6, for what is rounded to bf16; x finite and at most 127 */
+INL vf v_exp2_short(vf x)
+{
+    vf n = v_nearest(x);
+    vf f = x - n;
+    vf p = v_set(POLY_EXP2_SHORT_4);
+    p = v_fma(p, f, v_set(POLY_EXP2_SHORT_3));
+    p = v_fma(p, f, v_set(POLY_EXP2_SHORT_2));
+    p = v_fma(p, f, v_set(POLY_EXP2_SHORT_1));
+    p = v_fma(p, f, v_set(POLY_EXP2_SHORT_0));
+    return v_scale(p, n);
+}
+
 INL vf v_exp(vf x)
 {
     x = v_max(v_set(-110.0f), v_min(v_set(110.0f), x));

@@ -318,14 +318,16 @@ test-engine: engine
 # For a machine with a GPU, on which gcc and CUDA are enough: the engine's tests with the device
 # required, its kernels under compute-sanitizer where that is installed, the speeds, beside PyTorch
 # where there is one, and where the server's libraries are too, a federation. ONLY=engine, tools,
-# bench or federation takes that part; SIZES and ROUNDS are of tests/bench/gpu.sh.
+# bench or federation takes that part; SIZES, ROUNDS and TORCH are of tests/bench/gpu.sh. A program that
+# hangs is ended after TEST_LIMIT_S. Hopper's attention is tried first, by itself: a fault ends a process.
 GPU_TESTS := $(patsubst %,$(B)/tests/kernels/test_%,cuda model trainer steps coder ranks ref)
+GPU_RUNS  := '$(B)/tests/kernels/test_cuda hopper' '$(B)/tests/kernels/test_cuda all' $(filter-out %/test_cuda,$(GPU_TESTS))
 SERVED     = $(shell $(PKG_CONFIG) --exists libpq libmicrohttpd gnutls libcjson libcrypto libcurl && echo yes)
 gpu_part   = $(if $(or $(if $(ONLY),,all),$(filter $(1),$(ONLY))),$(1) "$(2)" --)
 check-gpu:
 	@test -n '$(PLUGIN)' || { echo 'make check-gpu: no nvcc with cuBLASLt here (CUDA=$(CUDA))'; exit 1; }
 	@$(SUBMAKE) $(GPU_TESTS) $(B)/tests/bench/bench_engine $(PLUGIN) $(if $(SERVED),all)
-	@PHOTON_REQUIRE_CUDA=1 tests/all.sh $(call gpu_part,engine,tests/run.sh $(GPU_TESTS)) \
+	@PHOTON_REQUIRE_CUDA=1 TEST_LIMIT_S=$${TEST_LIMIT_S:-300} tests/all.sh $(call gpu_part,engine,tests/run.sh $(GPU_RUNS)) \
 	  $(call gpu_part,tools,tests/gpu_tools.sh $(B)/tests/kernels/test_cuda) \
 	  $(call gpu_part,bench,tests/bench/gpu.sh $(B)/tests/bench/bench_engine) \
 	  $(call gpu_part,federation,$(if $(SERVED),tests/e2e/run.sh $(B) gpu,echo skipped: the libraries of the server are not here; echo '0 passed$(comma) 0 failed$(comma) 1 skipped'))

@@ -185,7 +185,8 @@ fwd_consume(bf16 *o, float *lse, uint32_t base, const struct fwd_rings &rings, c
         ring_release(rings.k, n + 1);
         bias_and_mask<ALIBI>(s, scale2, slope * TILE_LOG2E, i0, ring_word_tile(word) * S::KEYS, r,
                              me.lane);
-        softmax_rows(s, unit, max2, sum, shrink);
+        softmax_rows(s, unit, max2, sum, shrink); // beside the product
+        compute_before_wait(float_bits(sum[0]) | float_bits(sum[1]), base + S::WORDS);
         wgmma_wait<0>();
         settle(acc);
         settle(p);

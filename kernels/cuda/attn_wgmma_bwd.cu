@@ -331,6 +331,7 @@ static __device__ __forceinline__ void dq_consume(bf16 *dqkv, const float *terms
         const uint32_t k = base + S::A + slot * S::TILE;
         const int j0 = ring_word_tile(word) * KEYS;
         const bool mask = tile_needs_mask(i0, j0 + KEYS - 1);
+        uint32_t bits = 0; // of all p, none of which is negative
 #pragma unroll
         for (int c = 0; c < N; c++) {
 #pragma unroll
@@ -341,8 +342,10 @@ static __device__ __forceinline__ void dq_consume(bf16 *dqkv, const float *terms
                     p = 0.0f;
                 }
                 s[c][e] = p;
+                bits |= float_bits(p);
             }
         }
+        compute_before_wait(bits, base + S::WORDS);
         wgmma_wait<0>();
         settle(dp);
 #pragma unroll

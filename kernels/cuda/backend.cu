@@ -161,6 +161,7 @@ static void cuda_record(struct backend *be)
     cudaError_t err = cudaStreamBeginCapture(c->stream, cudaStreamCaptureModeThreadLocal);
     c->recording = err == cudaSuccess;
     c->spoiled = false;
+    c->failed_before = c->failed;
     cuda_check(c, err); // what follows would run now, and again when it is not recorded
 }
 
@@ -169,7 +170,8 @@ static void *cuda_recorded(struct backend *be)
     struct cuda *c = cuda_of(be);
     cudaGraph_t graph = nullptr;
     struct recording *r = new (std::nothrow) recording{nullptr, c->scratch};
-    bool ended = c->recording && cudaStreamEndCapture(c->stream, &graph) == cudaSuccess;
+    bool began = c->recording;
+    bool ended = began && cudaStreamEndCapture(c->stream, &graph) == cudaSuccess;
     c->recording = false;
     bool good = r && ended && graph && !c->spoiled && !c->failed &&
                 cudaGraphInstantiate(&r->graph, graph, 0) == cudaSuccess;
@@ -178,6 +180,7 @@ static void *cuda_recorded(struct backend *be)
     }
     if (!good) {
         (void)cudaGetLastError(); // said by NULL: the caller goes on without
+        c->failed = began ? c->failed_before : c->failed; // a device that is lost says so again
         delete r;
         return nullptr;
     }

@@ -32,6 +32,7 @@ struct cuda {
     cudaStream_t talk;   /* QUEUE_RANKS */
     cudaEvent_t marks[BACKEND_MARKS];
     const char *failed; /* static text, or that of the seat, or NULL */
+    const char *failed_before; /* the recording began: what failed within it is not told */
     int64_t memory;
     int device;     /* its number among those CUDA_VISIBLE_DEVICES leaves */
     void *comm;     /* its seat among the ranks, or NULL: nccl.cu */

@@ -176,6 +176,24 @@ template <int N> static __device__ __forceinline__ void wgmma_wait()
 }
 
 /*
+ * What `bits` is computed from is computed before the wait that follows this. ptxas knows nothing
+ * of settle() and moves a wait ahead of all that does not need it, and nothing then runs beside the
+ * product. A store that would need it keeps its place; it is never made, as the sign bit of `bits`
+ * is 0. `address` is any of shared memory. (Seen in the machine code: MUFU.EX2 stand between the two
+ * DEPBAR of a turn.)
+ */
+static __device__ __forceinline__ void compute_before_wait(uint32_t bits, uint32_t address)
+{
+    asm volatile("{\n"
+                 ".reg .pred p;\n"
+                 "setp.lt.s32 p, %0, 0;\n"
+                 "@p st.shared.b32 [%1], %0;\n"
+                 "}\n" ::"r"(bits),
+                 "r"(address)
+                 : "memory");
+}
+
+/*
  * Before a fence: what is computed into these registers is there by then. After a wait: nothing is
  * read from accumulators before it, and the registers of an A are not used for anything else.
  */

@@ -714,6 +714,7 @@ int main(int argc, char **argv)
                       argv[0]);
         return 2;
     }
+    (void)setvbuf(stdout, NULL, _IOLBF, 0); // who ends it early has what was measured by then
     if (bench_all(&e)) {
         (void)fprintf(stderr, "bench_engine: %s\n", e.msg);
         return 1;

@@ -3,7 +3,8 @@
 # tests that they run at all. On Hopper the attention that is asked for by name is timed beside the
 # other, alone and in steps. SIZES names which models (125m-2k and 1b-2k; 3b-2k and 7b-2k take
 # minutes each), ROUNDS how often the two take turns (1). PyTorch
-# first looks for its fastest variant, which takes minutes a size.
+# first looks for its fastest variant, which takes minutes a size; TORCH names one instead, say
+# '--attention flex --mode default --weights autocast'.
 passed=0 failed=0 skipped=0
 count() { if "$@"; then passed=$((passed + 1)); else failed=$((failed + 1)); fi; }
 hopper=
@@ -33,7 +34,7 @@ fi
 here=$(dirname "$0")
 if python3 -c 'import torch' 2>/dev/null; then
     # shellcheck disable=SC2086
-    count python3 -B "$here/torch_gpu.py" --ours "$1" --seconds 3 --rounds "${ROUNDS:-1}" $sizes
+    count python3 -B "$here/torch_gpu.py" --ours "$1" --seconds 3 --rounds "${ROUNDS:-1}" $TORCH $sizes
 else
     echo 'skipped: PyTorch beside ours, python3 has no torch'
     skipped=1

@@ -52,7 +52,7 @@ static void attention_without_tiles(void)
     struct cpu *c = (struct cpu *)cpu;
     if (c->lanes == &lanes_amx) {
         c->lanes = &lanes_bf16;
-        op_parity_attention();
+        op_parity_attention(true);
         c->lanes = &lanes_amx;
     }
 #endif

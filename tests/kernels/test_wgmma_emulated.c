@@ -172,7 +172,7 @@ int main(void)
         return 1;
     }
     op_parity_open(gpu, OP_SMALL);
-    op_parity_attention();
+    op_parity_attention(true);
     op_parity_close();
     backend_close(gpu);
     RUN(who_asks_for_nothing_gets_mma);

@@ -94,6 +94,10 @@ template <int N> static inline void wgmma_wait()
     emul_wgmma_wait(N);
 }
 
+static inline void compute_before_wait(uint32_t, uint32_t)
+{
+}
+
 template <typename T, int N> static inline void settle(T (&)[N][4])
 {
 }

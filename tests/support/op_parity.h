@@ -17,8 +17,11 @@ void op_parity_open(struct backend *be, enum op_scale scale);
 void op_parity(void);
 void op_parity_close(void);
 
-/* What of it is attention: for a backend that has more than one way to do it. */
-void op_parity_attention(void);
+/*
+ * What of it is attention: for a backend that has more than one way to do it. Of the shapes all, or
+ * those alone that Hopper's kernels take: bf16 and heads of 64 and 128.
+ */
+void op_parity_attention(bool all_shapes);
 
 /* One product in every use and dtype, by a function that need not be the backend's op. */
 typedef void gemm_fn(struct backend *be, const struct gemm *g, void *out, const void *a,

@@ -79,6 +79,8 @@ static void check_attn(struct attn_case k)
     release(dev_slopes);
 }
 
+static bool all_shapes; // of attention, or those of Hopper's kernels
+
 static void attention_is_right_forward_and_backward(void)
 {
     static const int64_t cases[][4] = {
@@ -91,6 +93,9 @@ static void attention_is_right_forward_and_backward(void)
         for (size_t k = 0; k < sizeof(cases) / sizeof(cases[0]); k++) {
             struct attn_case c = {op_dtypes[i], cases[k][0], cases[k][1],
                                   cases[k][2],  cases[k][3], false};
+            if (!all_shapes && (c.t != DTYPE_BF16 || (c.D != 64 && c.D != 128))) {
+                continue;
+            }
             if (op_scale != OP_LARGE && (c.T > 600 || c.H > 5)) {
                 continue;
             }
@@ -492,6 +497,9 @@ static void what_is_recorded_is_done_again(void)
     CHECK(host != NULL);
     op_be->ops->bias_bwd(op_be, DTYPE_F32, db.dev, da.dev, 100, 50);
     op_ref->ops->bias_bwd(op_ref, DTYPE_F32, db.ref, da.a, 100, 50);
+    op_be->ops->gelu_fwd(op_be, DTYPE_F32, a.dev, h.dev,
+                         N); // a kernel may be loaded at its first use
+    op_be->ops->zero(op_be, a.dev, N * sizeof(float));
     op_be->ops->record(op_be);
     op_be->ops->gelu_fwd(op_be, DTYPE_F32, a.dev, h.dev, N);
     op_be->ops->bias_bwd(op_be, DTYPE_F32, db.dev, a.dev, 100, 50);
@@ -525,8 +533,9 @@ static void what_is_recorded_is_done_again(void)
     forget(&db);
 }
 
-void op_parity_attention(void)
+void op_parity_attention(bool all)
 {
+    all_shapes = all;
     RUN(attention_is_right_forward_and_backward);
     RUN(a_later_token_changes_no_earlier_row);
     RUN(attention_gives_the_same_bits_again);
@@ -534,7 +543,7 @@ void op_parity_attention(void)
 
 void op_parity_step(void)
 {
-    op_parity_attention();
+    op_parity_attention(true);
     RUN(losses_and_their_gradients_are_right);
     RUN(an_optimizer_step_has_the_bits_of_the_reference);
     RUN(the_norm_is_summed_by_chunks_and_clips);

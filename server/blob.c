@@ -360,12 +360,11 @@ static enum status place_in_bucket(struct blob_store *s, const char *tmp_id, con
     int64_t bytes = 0;
     struct err why = {0};
     enum status st = put(s, tmp_id, d, replace, e);
-    if (st == ST_NOT_FOUND && !replace) { // placed before; its reply was lost
+    if (st == ST_NOT_FOUND) { // placed before; its reply was lost
         return blob_bucket_stat(s->bucket, d, &bytes, e);
     }
     TRY(st);
-    st = replace ? blob_folder_replace(&s->blobs, s->tmp_fd, tmp_id, d, &why)
-                 : blob_folder_place(&s->blobs, s->tmp_fd, tmp_id, d, &why);
+    st = blob_folder_place(&s->blobs, s->tmp_fd, tmp_id, d, &why);
     if (st) {
         log_warn("no copy is kept here: %s", why.msg);
         blob_tmp_remove(s, tmp_id);
@@ -390,7 +389,7 @@ enum status blob_replace(struct blob_store *s, const char *tmp_id, const struct 
         return err_set(e, ST_INVALID, "not the name of a temporary file");
     }
     return s->bucket ? place_in_bucket(s, tmp_id, d, true, e)
-                     : blob_folder_replace(&s->blobs, s->tmp_fd, tmp_id, d, e);
+                     : blob_folder_place(&s->blobs, s->tmp_fd, tmp_id, d, e);
 }
 
 enum status blob_open_within(struct blob_store *s, const struct digest *d, int64_t patience_ms,

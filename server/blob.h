@@ -8,10 +8,10 @@
  * or, with a bucket, objects of the same names, tmp/ as before, and cache/aa/bb/<64 hex>, of which
  * nothing is needed.
  *
- * Order, always: create in tmp, write, fsync, rename into place without replacing, fsync the
- * folder; only then is the row committed that refers to it (protocol: rows never name a file that
- * may be lost). Putting the same content twice is harmless. Paths are made of digests and ids that
- * were checked by pattern; nothing else from a request reaches a path.
+ * Order, always: create in tmp, write, fsync, rename into place, fsync the folder; only then is the
+ * row committed that refers to it (protocol: rows never name a file that may be lost). Putting the
+ * same content twice is harmless, and heals a file that is damaged. Paths are made of digests and
+ * ids that were checked by pattern; nothing else from a request reaches a path.
  */
 #ifndef SERVER_BLOB_H
 #define SERVER_BLOB_H
@@ -82,13 +82,16 @@ enum status blob_tmp_size(struct blob_store *s, const char *id, int64_t *bytes,
 enum status blob_stage(struct blob_store *s, const char *tmp_id, const struct digest *d,
                        struct err *e) MUST_CHECK;
 
-/* Sync the temporary file and give it its name. Idempotent: if the blob exists, tmp is dropped. */
+/*
+ * Sync the temporary file, whose content is known to be that of the digest, and give it its name.
+ * Idempotent. In a bucket an object of that name and size is left as it is.
+ */
 enum status blob_place(struct blob_store *s, const char *tmp_id, const struct digest *d,
                        struct err *e) MUST_CHECK;
 
 /*
- * The same for a file whose content is known to be that of the digest, while what has the name is
- * damaged: it is replaced in one step. Who has the damaged one open keeps it.
+ * The same where what has the name may be damaged: it is replaced in one step. Who has the damaged
+ * one open keeps it.
  */
 enum status blob_replace(struct blob_store *s, const char *tmp_id, const struct digest *d,
                          struct err *e) MUST_CHECK;

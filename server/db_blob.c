@@ -21,6 +21,8 @@ enum {
 static const char SQL_LIVE[] =
     "INSERT INTO blob (digest, bytes) VALUES ($1, $2) ON CONFLICT ON CONSTRAINT blob_pk"
     " DO UPDATE SET state = 'live', used_at = clock_timestamp()";
+static const char SQL_FROM_DEAD[] =
+    "UPDATE blob SET state = 'live' WHERE digest = $1 AND state = 'dead'";
 
 enum status db_blob_own(struct db *db, struct arena *a, struct blob_store *blobs,
                         const struct digest *d, int64_t bytes, struct err *e)
@@ -36,8 +38,13 @@ enum status db_blob_place(struct db *db, struct arena *a, struct blob_store *blo
                           const char *tmp_id, const struct digest *d, int64_t bytes, struct err *e)
 {
     const char *argv[] = {db_arg_digest(a, d), db_arg_int(a, bytes)};
+    int64_t dead = 0;
+    TRY(db_exec(db, SQL_FROM_DEAD, 1, argv, &dead, e));
     TRY(db_exec(db, SQL_LIVE, 2, argv, NULL, e));
     FAULT("place.locked");
+    if (dead) { // perhaps because its file is damaged
+        return blob_replace(blobs, tmp_id, d, e);
+    }
     return blob_place(blobs, tmp_id, d, e);
 }
 

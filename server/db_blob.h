@@ -6,7 +6,8 @@
  * wait for each other, in however many servers. A cleaner goes in three steps: mark the row dead;
  * lock it; ask again whether anybody needs the file, with the lock held, and only then take it
  * away. Who wants the content meanwhile makes the row live again under the same lock and finds, or
- * places, the file.
+ * places, the file. (A row may be dead because its file is damaged: who has the content replaces
+ * it.)
  *
  * A lock ends with its session, and PostgreSQL ends that of a machine that stands still for ten
  * seconds; waking, it would take away what somebody has found meanwhile. So a file is set aside

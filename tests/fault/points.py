@@ -11,7 +11,7 @@ from world import REAL, SCRIPTED, Broken, Rig, poll
 
 ERRNOS = ["EIO", "ENOSPC"]
 REACH_S = 60.0
-ELSEWHERE = ("migrate.", "bucket.", "s3.")  # at a first start; with a bucket: there is none here
+ELSEWHERE = ("migrate.", "bucket.", "s3.", "blob.unlink")  # at a first start; with a bucket: there is none here
 
 
 def listed(program):
@@ -68,7 +68,7 @@ class Walk:
             f.write("left by a server that died")
         os.utime(path, (1, 1))
 
-    TRIGGERS = {"gc.": old_files, "blob.aside": old_files, "blob.unlink": damaged_update, "run.": another_run, "abort.": another_run,
+    TRIGGERS = {"gc.": old_files, "blob.aside": old_files, "run.": another_run, "abort.": another_run,
                 "refuse.": bad_update, "corrupt.": damaged_update, "expire.": silent_silo, "reap.": orphan}
 
     def trigger(self, name):
@@ -230,7 +230,7 @@ def walk(build, plain, text, seed, share, say=print):
 
 
 def slow(name):
-    return any(name.startswith(p) for p in ("gc.", "blob.aside", "blob.unlink", "blob.replace", "corrupt.", "expire.", "abort.",
+    return any(name.startswith(p) for p in ("gc.", "blob.aside", "corrupt.", "expire.", "abort.",
                                             "run.", "refuse.", "reap.", "snapshot.", "acks.", "blob.mkdir", "base."))
 
 

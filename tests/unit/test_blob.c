@@ -306,6 +306,12 @@ static void a_damaged_file_is_replaced_in_one_step(void)
     (void)put(s, "u_3", "hello");
     CHECK_INT(blob_stat(s, &d, &bytes, NULL), ST_OK);
     CHECK_INT(bytes, 5);
+    CHECK_INT(chmod(path, 0600), 0);
+    fd = open(path, O_WRONLY); // and one that has its size
+    CHECK_INT(pwrite(fd, "jello", 5, 0), 5);
+    CHECK_INT(close(fd), 0);
+    (void)put(s, "u_4", "hello");
+    CHECK_INT(blob_verify(s, &d, &bytes, NULL), ST_OK);
     gone(s);
 }
 

@@ -7,7 +7,6 @@
 
 #include "common/fault.h"
 #include "common/log.h"
-#include "server/mend.h"
 
 enum {
     PAGE = 200,      // rows of one result
@@ -21,8 +20,6 @@ enum {
 static const char SQL_LIVE[] =
     "INSERT INTO blob (digest, bytes) VALUES ($1, $2) ON CONFLICT ON CONSTRAINT blob_pk"
     " DO UPDATE SET state = 'live', used_at = clock_timestamp()";
-static const char SQL_FROM_DEAD[] =
-    "UPDATE blob SET state = 'live' WHERE digest = $1 AND state = 'dead'";
 
 enum status db_blob_own(struct db *db, struct arena *a, struct blob_store *blobs,
                         const struct digest *d, int64_t bytes, struct err *e)
@@ -38,13 +35,8 @@ enum status db_blob_place(struct db *db, struct arena *a, struct blob_store *blo
                           const char *tmp_id, const struct digest *d, int64_t bytes, struct err *e)
 {
     const char *argv[] = {db_arg_digest(a, d), db_arg_int(a, bytes)};
-    int64_t dead = 0;
-    TRY(db_exec(db, SQL_FROM_DEAD, 1, argv, &dead, e));
     TRY(db_exec(db, SQL_LIVE, 2, argv, NULL, e));
     FAULT("place.locked");
-    if (dead) { // perhaps because its file is damaged
-        return blob_replace(blobs, tmp_id, d, e);
-    }
     return blob_place(blobs, tmp_id, d, e);
 }
 
@@ -68,7 +60,6 @@ static const char SQL_REVIVE[] =
     "UPDATE blob SET state = 'live', used_at = clock_timestamp() WHERE digest = $1";
 static const char SQL_DELETE[] = "DELETE FROM blob WHERE digest = $1";
 
-static const char SQL_IS_LIVE[] = "SELECT 1 FROM blob WHERE digest = $1 AND state = 'live'";
 /*
  * Where there is no row to lock one is made: an insert waits for another one of the same digest, be
  * it that of whoever places this content right now, and that one waits for ours.
@@ -81,7 +72,6 @@ struct removal {
     struct digest digest;
     int64_t bytes;
     char aside[BLOB_ASIDE_SIZE]; // where the file is; "": where it was
-    bool taken;                  // it was taken away, or that was tried
     bool removed;
 };
 
@@ -100,33 +90,17 @@ static enum status settle_aside(struct db *db, struct arena *a, struct removal *
     return ST_OK;
 }
 
-static enum status take_away(struct removal *r, struct err *e)
-{
-    r->taken = true;
-    return blob_set_aside(r->blobs, &r->digest, r->aside, e);
-}
-
 /* Only a COMMIT that is known to have succeeded removes; putting back what nobody needs is
  * harmless: it is found again as a file that no row knows. */
 static enum status removal_run(struct db *db, db_tx_fn *fn, struct removal *r, struct err *e)
 {
     struct err why = {0};
     enum status st = db_tx(db, fn, r, e);
-    if (!st) {
-        blob_tmp_remove(r->blobs, r->aside);
-        return ST_OK;
+    if (!st && blob_drop(r->blobs, r->aside, &why)) {
+        log_warn("a file that no row knows stays for now: %s", why.msg);
     }
-    if (r->aside[0] && blob_put_back(r->blobs, r->aside, &r->digest, &why)) {
+    if (st && r->aside[0] && blob_put_back(r->blobs, r->aside, &r->digest, &why)) {
         log_warn("%s; the next collection tries again", why.msg);
-    }
-    if (r->taken && blob_is_remote(r->blobs)) {
-        struct arena *a = arena_new(PAGE_ARENA);
-        struct db_rows rows = {0};
-        const char *argv[] = {db_arg_digest(a, &r->digest)};
-        if (db_query(db, a, SQL_IS_LIVE, 1, argv, &rows, &why) == ST_OK && rows.count > 0) {
-            mend_want(&r->digest);
-        }
-        arena_free(a);
     }
     return st;
 }
@@ -157,7 +131,7 @@ static enum status remove_tx(struct db *db, struct arena *a, void *ctx, struct e
     }
     TRY(db_exec(db, SQL_DELETE, 1, argv, NULL, e)); // a reference of any kind refuses this
     FAULT("gc.deleted");
-    TRY(take_away(r, e));
+    TRY(blob_set_aside(r->blobs, &r->digest, r->aside, e));
     FAULT("gc.removed");
     return ST_OK;
 }
@@ -199,7 +173,7 @@ static enum status settle_one(void *ctx, const struct blob_entry *f, struct err 
     const struct leftovers *l = ctx;
     struct removal r = {.blobs = l->blobs, .digest = f->digest, .bytes = f->bytes};
     struct err why = {0};
-    (void)snprintf(r.aside, sizeof(r.aside), "%.119s", f->name);
+    (void)snprintf(r.aside, sizeof(r.aside), "%.199s", f->name);
     enum status st = db_tx(l->db, remove_tx, &r, &why);
     if (!st) {
         blob_tmp_remove(l->blobs, r.aside);
@@ -281,7 +255,7 @@ static enum status on_entry(void *ctx, const struct blob_entry *f, struct err *e
     if (f->age_s < s->age_s) {
         return ST_OK;
     }
-    if (f->strange || (f->tmp && strlen(f->name) >= NAME_SIZE)) {
+    if (f->strange || f->superseded || (f->tmp && strlen(f->name) >= NAME_SIZE)) {
         return s->fn(s->ctx, f, e);
     }
     struct batch *b = f->tmp ? &s->tmp : &s->blobs;
@@ -319,7 +293,7 @@ static enum status reap_tx(struct db *db, struct arena *a, void *ctx, struct err
     }
     FAULT("reap.claimed");
     TRY(db_exec(db, SQL_DELETE, 1, argv, NULL, e)); // a reference without its row refuses this
-    TRY(take_away(r, e));
+    TRY(blob_set_aside(r->blobs, &r->digest, r->aside, e));
     r->removed = true;
     return ST_OK;
 }
@@ -369,9 +343,11 @@ static enum status reap_one(void *ctx, const struct blob_entry *f, struct err *e
         w->older++;
         return ST_OK;
     }
-    struct removal r = {.blobs = w->blobs, .digest = f->digest, .bytes = f->bytes};
+    struct removal r = {
+        .blobs = w->blobs, .digest = f->digest, .bytes = f->bytes, .removed = f->superseded};
     struct err why = {0};
-    enum status st = removal_run(w->db, reap_tx, &r, &why);
+    enum status st =
+        f->superseded ? blob_drop(w->blobs, f->name, &why) : removal_run(w->db, reap_tx, &r, &why);
     if (st && st != ST_RETRY) { // one that cannot be removed must not keep the others
         log_warn("%s stays for now: %s", f->name, why.msg);
         st = ST_OK;

@@ -20,8 +20,8 @@
  *     dies before COMMIT                     the row is there: the file is put back
  *     dies after COMMIT                      there is no row: the file is removed
  *
- * A bucket cannot rename. There the object is removed under the lock, and when COMMIT fails and the
- * row is live, the file is looked at and mended, as far as it can be (server/mend.h).
+ * A bucket cannot rename, and need not: there each placing has an object of its own, and after
+ * COMMIT the one goes that was there before it (server/blob_bucket.h).
  *
  * Files that no row knows (a crash between placing and commit, an upload nobody finished) are
  * reaped once they are old (a day: a checkpoint being made has no row yet), under the lock of a row

@@ -292,7 +292,7 @@ static void a_damaged_file_is_replaced_in_one_step(void)
     CHECK_INT(blob_tmp_create(s, "u_2", 5, &fd, NULL), ST_OK);
     CHECK_INT(pwrite(fd, "hello", 5, 0), 5);
     CHECK_INT(close(fd), 0);
-    CHECK_INT(blob_replace(s, "u_2", &d, NULL), ST_OK);
+    CHECK_INT(blob_place(s, "u_2", &d, NULL), ST_OK);
     char text[6] = "";
     CHECK_INT(pread(old, text, 5, 0), 5);
     CHECK_STR(text, "jello"); // who reads it finds out by the digest

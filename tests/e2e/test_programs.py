@@ -119,6 +119,13 @@ def a_wrong_file_or_setting_is_3(world):
     expect(world, 3, ["https://"], "photon-client", "join", "http://example.org", "--state", "x")
     expect(world, 3, ["--data"], "photon-server", "--data", "file/below")
     expect(world, 3, ["--data"], "photon-server", "check", "--data", "nowhere")
+    expect(world, 3, ["'%s'" % os.path.realpath(world.path("oak"))], "photon", "doctor", "--store", "oak")
+    expect(world, 3, ["AWS_ACCESS_KEY_ID"], "photon", "doctor", "--data", "oak", "--store", "s3://bucket")
+    expect(world, 3, ["in the clear"], "photon", "doctor", "--data", "oak", "--store", "s3://bucket", "--s3-endpoint",
+           "http://192.0.2.1")
+    expect(world, 3, ["credentials 'none'"], "photon", "doctor", "--data", "oak", "--store", "s3://bucket",
+           "--s3-credentials", "none")
+    expect(world, 2, ["--data DIR"], "photon", "doctor", "--store", "s3://bucket")
     assert not os.path.exists(world.path("nowhere")), "a check made the folder it should look at"
 
 

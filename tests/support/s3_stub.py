@@ -1,8 +1,8 @@
 """An object store for tests: the S3 calls we make, signatures checked by rules written anew here, faults on purpose.
 
 s3_stub.py [--faults SHARE] [--seed N] [--page N]: prints its port, serves until its stdin ends. GET /_stub tells what it
-holds. The fault rate can be set by /_stub/faults/SHARE; from /_stub/hold on each GET of an object waits until /_stub/go. After
-/_stub/late the next DELETE of an object gets no answer and is carried out at /_stub/arrive. Objects come into being whole, by their last request.
+holds. The fault rate can be set by /_stub/faults/SHARE; from /_stub/hold on each GET of an object waits until /_stub/go. GET /_stub/object/DIGEST
+is the youngest object of that name. After /_stub/late the next DELETE of an object gets no answer and is carried out at /_stub/arrive. Objects come into being whole, by their last request.
 """
 
 import argparse
@@ -171,6 +171,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 for name, (data, when) in objects.items():
                     if path.rsplit("/", 1)[1] in name:
                         objects[name] = (bytes([data[0] ^ 1]) + data[1:], when)
+        if path.startswith("/_stub/object/"):
+            with lock:
+                found = [(when, data) for name, (data, when) in objects.items() if path.rsplit("/", 1)[1] in name]
+            return self.answer(200, max(found)[1]) if found else self.error(404, "NoSuchKey")
         with lock:
             state = {"objects": {p: [when, hashlib.sha256(b).hexdigest()] for p, (b, when) in objects.items()},
                      "uploads": len(uploads), "gets": gets, "late": late, **counts}

@@ -7,7 +7,8 @@
 The same shapes, batches and optimizer: pre-norm blocks with biases, learned positions, exact GELU, tied
 head, clip by norm 1, AdamW; bf16 autocast as PyTorch recommends it on CPUs, and fp32. With --ours the two
 take turns in one run, so that what else the machine does weighs on both. Needs python3-torch, which
-nothing else in the project does.
+nothing else in the project does; for --fp32 Debian's also needs libopenblas0-pthread, or it multiplies
+by the reference BLAS.
 """
 import argparse
 import json

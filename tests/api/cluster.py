@@ -125,7 +125,7 @@ def test_a_first_start_makes_everything_and_shows_the_token_once(server):
         with open(token) as f:
             secret = f.read().strip()
         assert stat.S_IMODE(os.stat(token).st_mode) == 0o600
-        assert "#token=" + secret in own.said()
+        until("the address to be printed", lambda: "#token=" + secret in own.said())
         assert stat.S_IMODE(os.stat(os.path.join(own.data, "pg-socket")).st_mode) == 0o700
         if os.geteuid() == 0:
             assert os.stat("/proc/%d" % own.postmaster()).st_uid != 0, "PostgreSQL runs as root"
@@ -136,6 +136,7 @@ def test_a_first_start_makes_everything_and_shows_the_token_once(server):
         assert not alive(pid), "PostgreSQL outlived its server"
         os.truncate(own.log, 0)
         own.start()
+        until("the address to be printed again", lambda: "Dashboard: " in own.said())
         assert "token" not in own.said(), "the token was shown again"
         with open(token) as f:
             assert f.read().strip() == secret
@@ -213,9 +214,9 @@ def test_the_role_that_serves_owns_nothing(server):
 
         def ask(role, sql):
             return subprocess.run([*at, "-U", role, "-c", sql], capture_output=True, text=True, timeout=20)
-        serving = ask("photon", "SELECT DISTINCT usename FROM pg_stat_activity WHERE application_name LIKE 'photon-server%'"
-                                " OR application_name LIKE 'p\\_%'")
-        assert serving.stdout.split() == ["photon_server"], serving
+        serving = ("SELECT DISTINCT usename FROM pg_stat_activity WHERE application_name LIKE 'photon-server%'"
+                   " OR application_name LIKE 'p\\_%'")
+        until("the owner's session of the start to be over", lambda: ask("photon", serving).stdout.split() == ["photon_server"])
         assert ask("photon", "SELECT count(*) FROM pg_shdepend WHERE deptype = 'o' AND refobjid = 'photon_server'::regrole"
                    ).stdout.strip() == "0"
         for sql in ("DROP TABLE audit", "ALTER TABLE token ADD COLUMN secret text", "ALTER TABLE audit DISABLE TRIGGER ALL",

@@ -6,7 +6,7 @@ import json
 import math
 
 from fixture import NOBODY, OTHER, RUN, SILOS, SPEC
-from kit import Server, psql, sha256, soon, thrice
+from kit import Server, psql, sha256, soon, thrice, until
 
 BASE = "/api/v1/runs/" + RUN
 
@@ -218,8 +218,11 @@ def test_a_run_is_planned_created_paused_and_stopped(server):
     assert server.post(url + "/actions", {"action": "stop"}).status == 200  # the same answer again
     late = server.post(url + "/actions", {"action": "resume"})
     assert late.status == 409 and "stopped" in late.json()["detail"]
-    kinds = [e["kind"] for e in items(server.get(url + "/events?after=0-0"))]
-    assert kinds[0] == "run_created" and kinds.count("run_stopped") == 1
+
+    def kinds():  # an event is listed once nothing older is being written
+        return [e["kind"] for e in items(server.get(url + "/events?after=0-0"))]
+    until("the stop to be listed", lambda: "run_stopped" in kinds())
+    assert kinds()[0] == "run_created" and kinds().count("run_stopped") == 1
 
 
 def test_a_key_makes_a_repeated_change_harmless(server):

@@ -183,6 +183,7 @@ def test_a_round_past_its_cap_is_opened_again_with_what_came(server):
 def test_a_run_that_starves_pauses_and_can_be_resumed(server):
     run, silos = begin(server, 2, silos_per_round=2, min_silos=2, rounds=1)
     for attempt in (1, 2, 3):
+        see_all(silos)
         wait_round(run, 1, "open", attempt)
         psql("UPDATE round SET deadline = opened_at, cap_at = opened_at WHERE run_id = '%s' AND state = 'open'" % run)
         wait_round(run, 1, "aborted", attempt)
@@ -437,8 +438,11 @@ def test_outer_moments_are_kept_and_a_loud_update_is_clipped(server):
         for s in silos:
             assert s.train(held[s], pattern=1.0 if s is silos[0] and number == 2 else 0.25).status == 200
         wait_round(run, number, "closed")
-    events = server.get("/api/v1/runs/%s/events" % run).json()["items"]
-    second, first = [e for e in events if e["kind"] == "round_closed"]
+
+    def closings():  # an event is listed once nothing older is being written
+        return [e for e in server.get("/api/v1/runs/%s/events" % run).json()["items"] if e["kind"] == "round_closed"]
+    until("both closings to be listed", lambda: len(closings()) >= 2)
+    second, first = closings()
     assert first["detail"]["clipped"] == [], first
     assert second["detail"]["clipped"] == [{"silo": silos[0].name, "factor": 0.5}], second
     assert second["message"].endswith("3 of 3 updates, 1 of them clipped"), second

@@ -152,7 +152,8 @@ def test_a_certificate_made_here_is_pinned_and_vouched_for_by_its_authority(serv
             assert {n: os.stat(os.path.join(tls.made, n)).st_mode & 0o777 for n in os.listdir(tls.made)} == \
                 {"ca.key": 0o600, "ca.pem": 0o644, "server.key": 0o600, "server.pem": 0o644}
             pin = pin_of(tls.cert)
-            assert tls.pin() == pin and "Pin: %s\n" % pin in server.log_tail()
+            assert tls.pin() == pin
+            until("the pin to be printed", lambda: "Pin: %s\n" % pin in server.log_tail())
             verified = subprocess.run(["openssl", "verify", "-x509_strict", "-CAfile", tls.ca, "-purpose", "sslserver", "-verify_ip",
                                        "127.0.0.1", tls.cert], capture_output=True, text=True)
             assert verified.returncode == 0, verified.stderr

@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -65,30 +66,45 @@ def test_a_service_manager_hears_of_start_life_and_end(server):
         assert second.process.wait(20) == 0
 
 
+def writers(upload):
+    """How many chunks of it have begun."""
+    return int(psql("SELECT writer_epoch FROM upload WHERE id = '%s'" % upload)[0][0])
+
+
 @thrice
 def test_a_stop_answers_polls_and_lets_a_chunk_finish(server):
     _, (silo,) = begin(server)
     task = silo.task()
     data, tokens = silo.update(task)
     upload = silo.create(task, data, tokens).json()["upload"]
+    polls = []
     idle = Silo(server, fresh_name("silo"))
     with Second(server) as second:
         body = silo.chunk_body(data, 0)
         headers = silo.chunk_headers(task, Host="x", Authorization="Bearer " + silo.token, **{"Content-Length": str(len(body))})
         head = "POST /silo/v1/uploads/%s HTTP/1.1\r\n" % upload + "".join("%s: %s\r\n" % h for h in headers.items()) + "\r\n"
         chunk = second.ask(head.encode() + body[:len(body) // 2], bulk=True)
-        poll = second.post(idle, "/tasks/claim", {"agent": "idle", "wait_s": 25})
-        until("the poll to be parked", lambda: psql("SELECT 1 FROM silo WHERE id = '%s' AND seen_at IS NOT NULL" % idle.id))
-        time.sleep(0.3)  # the poll is seen just before it is parked
-        second.process.send_signal(signal.SIGTERM)
+        until("the chunk to be under way", lambda: writers(upload) >= 1)
+
+        def one_too_many():
+            polls.append(second.post(idle, "/tasks/claim", {"agent": "idle", "wait_s": 25}))
+            return select.select(polls, [], [], 0.1)[0]
+        until("a poll to be refused, as eight are parked", one_too_many)
         start = time.monotonic()
-        assert poll.recv(4096).startswith(b"HTTP/1.1 204 ")
-        in_time(start)  # it does not wait for the chunk
-        chunk.sendall(body[len(body) // 2:])
-        assert chunk.recv(4096).startswith(b"HTTP/1.1 200 ")
+        second.process.send_signal(signal.SIGTERM)
+        told = [poll.recv(4096).split()[1] for poll in polls]
+        in_time(start)  # they do not wait for the chunk
+        assert set(told) == {b"204", b"429"} and told.count(b"204") >= 8, told
+        try:
+            chunk.sendall(body[len(body) // 2:])
+            answer = chunk.recv(4096)
+        except OSError:
+            answer = b""
+        in_time(start, 4)  # after five seconds it is cut off
+        assert answer.startswith(b"HTTP/1.1 200 "), answer
         assert second.process.wait(20) == 0
-        chunk.close()
-        poll.close()
+        for s in (chunk, *polls):
+            s.close()
     assert silo.finish(task, upload).status == 200
 
 
@@ -98,24 +114,21 @@ def test_a_stop_takes_ten_seconds_at_most_whatever_hangs(server):
     task = silo.task()
     data, tokens = silo.update(task)
     upload = silo.create(task, data, tokens).json()["upload"]
-
-    def writers():
-        return int(psql("SELECT writer_epoch FROM upload WHERE id = '%s'" % upload)[0][0])
     with Second(server) as second:
         body = silo.chunk_body(data, 0)
         headers = silo.chunk_headers(task, Host="x", Authorization="Bearer " + silo.token, **{"Content-Length": str(len(body))})
         head = "POST /silo/v1/uploads/%s HTTP/1.1\r\n" % upload + "".join("%s: %s\r\n" % h for h in headers.items()) + "\r\n"
         chunk = second.ask(head.encode() + body[:10], bulk=True)  # and never the rest
-        until("the chunk to be under way", lambda: writers() >= 1)
+        until("the chunk to be under way", lambda: writers(upload) >= 1)
         start = time.monotonic()
         second.process.send_signal(signal.SIGTERM)
         assert second.process.wait(30) == 0
         in_time(start, 10 + SOON_S)
         chunk.close()
-    before = writers()
+    before = writers(upload)
     with Second(server) as second:  # a second signal does not wait for anything
         chunk = second.ask(head.encode() + body[:10], bulk=True)
-        until("the chunk to be under way", lambda: writers() > before)
+        until("the chunk to be under way", lambda: writers(upload) > before)
         second.process.send_signal(signal.SIGTERM)
         until("the word that it stops", lambda: second.hears() == b"STOPPING=1")
         second.process.send_signal(signal.SIGTERM)
@@ -128,6 +141,7 @@ def test_a_stop_takes_ten_seconds_at_most_whatever_hangs(server):
 def test_a_dead_servers_lock_is_taken_over(server):
     """As of one that was stopped in mid-work: its session lives, its sign of life does not come."""
     run, (silo,) = begin(server, rounds=1)
+    task = silo.task()  # checkpoint 0 is made: there is no work on the run until the update comes
     held = subprocess.Popen(["psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-U", "photon_server"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
                             stderr=subprocess.DEVNULL, text=True)
     try:
@@ -136,7 +150,7 @@ def test_a_dead_servers_lock_is_taken_over(server):
         held.stdin.flush()
         until("the lock to be held", lambda: psql("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND granted AND"
                                                   " ((classid::bigint << 32) | objid::bigint) = hashtextextended('%s', 0)" % run))
-        assert silo.train(silo.task()).status == 200
+        assert silo.train(task).status == 200
         until("the round to be closed", lambda: psql("SELECT 1 FROM checkpoint WHERE run_id = '%s' AND number = 1" % run), 30)
     finally:
         held.kill()

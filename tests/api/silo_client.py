@@ -174,10 +174,17 @@ class Silo:
     def finish(self, task, upload, epoch=None):
         return self.post("/uploads/%s/finish" % upload, {"epoch": epoch or task["lease"]["epoch"], "upload_s": 0.5})
 
+    def verdict(self, task, upload):
+        """The answer to a finish that may take longer than the server lets one request wait."""
+        def judged():
+            answer = self.finish(task, upload)
+            return None if answer.status == 202 else answer
+        return until("the update to be judged", judged, 120)
+
     def train(self, task, **how):
         """A whole training as the server sees it."""
         data, tokens = self.update(task, **how)
-        return self.finish(task, self.send(task, data, tokens))
+        return self.verdict(task, self.send(task, data, tokens))
 
     def persist(self, stop, acked, share):
         """Go on until stop is set, whatever happens to the server; acked gets each upload it was told counts.

@@ -352,7 +352,10 @@ static pid_t start_cleaner(bool reap)
         struct db *db = NULL;
         struct blob_store *s = NULL;
         int removed = 0;
-        bool bad = db_open(&db, "", NULL) || blob_store_open(&s, folder.path, NULL) ||
+        // It waits as long as the test holds it up, which may itself be held up.
+        bool bad = db_open(&db, "", NULL) ||
+                   db_script(db, "SET lock_timeout = 0; SET statement_timeout = 0;", NULL) ||
+                   blob_store_open(&s, folder.path, NULL) ||
                    (reap ? db_blob_reap(db, s, 0, &removed, NULL) : db_blob_collect(db, s, NULL));
         _exit(bad ? 1 : 0);
     }

@@ -4,6 +4,7 @@ import fcntl
 import os
 import random
 import socket
+import sys
 import tempfile
 
 # Below those that the kernel deals out, so that no connection has one while a server is away.
@@ -13,22 +14,33 @@ _locks = os.open(os.path.join(tempfile.gettempdir(), "photon-test-ports-%d" % os
 _mine = set()
 
 
-def free_ports(count):
-    """So many that nobody listens on. A byte of one file is locked for each, as long as this process lives."""
+def take(port):
+    """Does nobody listen there, and is it ours from now on?"""
+    if port in _mine:
+        return False
+    fcntl.lockf(_locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", port))
+    _mine.add(port)
+    return True
+
+
+def free_ports(count, row=1):
+    """So many that nobody listens on, each the first of a row of such. A byte of one file is locked for each, as long as
+    this process lives."""
     found, tries = [], 0
     while len(found) < count:
         tries += 1
-        port = random.SystemRandom().randrange(FIRST, END)  # whatever seed a test has set
+        port = random.SystemRandom().randrange(FIRST, END - row + 1)  # whatever seed a test has set
         try:
-            if port in _mine:
-                continue
-            fcntl.lockf(_locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
-            with socket.socket() as s:
-                s.bind(("127.0.0.1", port))
+            if all(take(port + i) for i in range(row)):
+                found.append(port)
         except OSError:
             if tries > 1000:
                 raise
-            continue
-        _mine.add(port)
-        found.append(port)
     return found
+
+
+if __name__ == "__main__":  # for tests that are not in Python: a port that is theirs, with the next one, until stdin ends
+    print(free_ports(1, 2)[0], flush=True)
+    sys.stdin.read()

@@ -26,7 +26,7 @@ const noise = (seed) => () => {
 export class World {
   constructor({ now = Date.now(), role = 'admin', token = '' } = {}) {
     Object.assign(this, { now, role, token, runs: [], silos: [], rounds: {}, series: {}, specs: {}, checkpoints: {}, runSilos: {}, events: [], audit: [], tokens: [], seq: 0,
-      streams: new Set(), asked: [], forks: [], refusals: [], delay: 0, missing: [], broken: '' });
+      streams: new Set(), asked: [], forks: [], refusals: [], held: null, missing: [], broken: '' });
   }
 
   addSilo(id, name, more = {}) {
@@ -148,6 +148,16 @@ export class World {
     return { metric: q.get('metric'), x, series: out };
   }
 
+  /** What is asked from here on is answered when the function that this gives is called. */
+  hold() {
+    let go;
+    this.held = new Promise((ok) => (go = ok));
+    return () => {
+      this.held = null;
+      go();
+    };
+  }
+
   emit(topic, kind, run, message, more = {}) {
     const e = { id: `7-${++this.seq}`, at: iso(Date.now()), kind, run, round: null, silo: null, detail: {}, message, ...more };
     this.events.push({ topic, e });
@@ -225,7 +235,7 @@ async function handle(world, req, res) {
   const p = decodeURIComponent(url.pathname);
   const head = { 'Content-Security-Policy': CSP, 'X-Content-Type-Options': 'nosniff' };
   world.asked.push(`${req.method} ${req.url}`);
-  if (world.delay) await new Promise((ok) => setTimeout(ok, world.delay));
+  await world.held;
   const send = (status, body, type = 'application/json', more = {}) => {
     const text = typeof body === 'string' || Buffer.isBuffer(body) ? body : JSON.stringify(body);
     const etag = `"${createHash('sha256').update(text).digest('hex').slice(0, 20)}"`;

@@ -34,10 +34,10 @@ test('a fork sends what was asked for, once, and the new run names its parent', 
     assert.equal(await page.locator('dialog').getByLabel('Rounds').inputValue(), '20');
     await page.locator('dialog').getByLabel('Rounds').fill('30');
     await page.getByLabel('Other changes of the spec').fill('inner.lr=0.0003\nouter.name=fedavg');
-    world.delay = 300; // so that the second click comes before the answer
+    const answer = world.hold(); // the second click comes before the answer
     await submit(page).dblclick();
+    answer();
     await page.waitForURL(/\/runs\/r_01FORK0$/);
-    world.delay = 0;
     await settled(page);
     assert.equal(world.asked.filter((a) => a === 'POST /api/v1/runs/r_01RUN/fork').length, 1);
     assert.equal(world.forks.length, 1);
@@ -60,12 +60,12 @@ test('the name that is suggested is free, and one that is typed stays', { skip }
     await page.keyboard.press('Escape');
     await until('the dialog to go', async () => (await page.locator('dialog').count()) === 0);
     assert.equal(await page.evaluate(() => document.activeElement.ariaLabel), 'Fork from checkpoint 11', 'the focus is where it was');
-    world.delay = 300;
-    await forkFrom(page, 11).click();
     const answered = page.waitForResponse(/\/api\/v1\/runs\?q=/);
+    const answer = world.hold();
+    await forkFrom(page, 11).click();
     await page.keyboard.type('mine');
+    answer();
     await answered;
-    world.delay = 0;
     await page.keyboard.press('Enter');
     await page.waitForURL(/\/runs\/r_01FORK0$/);
     assert.deepEqual(world.forks[0].body, { checkpoint: 11, name: 'mine' });

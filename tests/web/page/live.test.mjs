@@ -3,9 +3,10 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
 import { demoWorld, serve } from '../fixture.mjs';
-import { browser, open, settled, skip, until } from './support.mjs';
+import { browser, open, ownPort, settled, skip, until } from './support.mjs';
 
 const b = browser();
+const port = ownPort(); // nobody has it while the server is away
 const REFUSED = /ERR_CONNECTION_REFUSED|ERR_EMPTY_RESPONSE|ERR_INCOMPLETE_CHUNKED|ERR_CONNECTION_RESET/;
 
 /** What the log shows, oldest first. */
@@ -14,7 +15,7 @@ const told = (world) => world.events.map((x) => x.e).filter((e) => e.run === 'r_
 
 test('after the server was killed and started again the log has no gap and nothing twice', { skip }, async () => {
   const world = demoWorld();
-  let server = await serve(world);
+  let server = await serve(world, port());
   const { page, close } = await open(b(), `${server.url}/runs/r_01RUN?tab=events`, { allow: REFUSED });
   await settled(page);
   world.emit('round', 'round_sealed', 'r_01RUN', 'before the server died', { round: 12 });
@@ -25,7 +26,7 @@ test('after the server was killed and started again the log has no gap and nothi
   await until('the page to say that it is stale', async () => (await page.locator('#live').getAttribute('data-state')) === 'stale');
   assert.match(await page.locator('#live').innerText(), /^Stale since \d\d:\d\d:\d\d$/);
   for (let i = 0; i < 5; i++) world.emit('round', 'round_closed', 'r_01RUN', `while it was away ${i}`, { round: 12 });
-  server = await serve(world, server.port);
+  server = await serve(world, port());
   await until('the stream to come back', async () => (await page.locator('#live').getAttribute('data-state')) === 'live', 30_000);
   world.emit('round', 'round_opened', 'r_01RUN', 'after it came back', { round: 13 });
   await until('the last event', async () => (await messages(page)).includes('after it came back'));

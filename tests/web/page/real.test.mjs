@@ -2,14 +2,13 @@
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { accessSync, chmodSync, mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs';
-import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { after, before, test } from 'node:test';
 
 import { perplexity } from '../../../web/format.js';
 import { PALETTE } from '../../../web/theme.js';
-import { browser, open, painted, settled, skip as noBrowser, until } from './support.mjs';
+import { browser, open, ownPort, painted, settled, skip as noBrowser, until } from './support.mjs';
 
 const bin = path.resolve(process.env.PHOTON_BUILD || 'build/release', 'bin');
 const skip = noBrowser || (() => {
@@ -22,6 +21,7 @@ const skip = noBrowser || (() => {
 })();
 
 const b = browser();
+const ports = [ownPort(), ownPort()]; // of the server, and of the demo
 let dir;
 const children = new Set();
 
@@ -35,14 +35,6 @@ function start(name, args, log) {
   }));
   return child;
 }
-
-/** A port that was free a moment ago, and the one after it. */
-const freePort = () => new Promise((ok, no) => {
-  const s = createServer().once('error', no).listen(0, '127.0.0.1', () => {
-    const { port } = s.address();
-    s.close(() => ok(port));
-  });
-});
 
 before(() => {
   if (skip) return;
@@ -62,9 +54,9 @@ const SPEC = { name: 'page-1', experiment: 'pages', model: { d_model: 32, n_head
   federation: { rounds: 2, silos_per_round: 2, local_steps: 4 }, inner: { batch: 2 } };
 
 test('login, a run that waits, actions, a server that is killed: the log has no gap and nothing twice', { skip, timeout: 300_000 }, async () => {
-  const port = await freePort();
+  const port = ports[0]();
   const url = `http://127.0.0.1:${port}`;
-  const args = ['--data', path.join(dir, 'server'), '--listen', `127.0.0.1:${port}`, '--bulk-listen', `127.0.0.1:${await freePort()}`];
+  const args = ['--data', path.join(dir, 'server'), '--listen', `127.0.0.1:${port}`, '--bulk-listen', `127.0.0.1:${port + 1}`];
   const ready = async () => until('the server to be ready', () => fetch(`${url}/readyz`).then((r) => r.ok, () => false));
   let server = start('photon-server', args, 'server.log');
   await ready();
@@ -126,7 +118,7 @@ test('login, a run that waits, actions, a server that is killed: the log has no 
 });
 
 test('a federation of two silos draws its curve, and the page says what the API says', { skip, timeout: 600_000 }, async () => {
-  const port = await freePort();
+  const port = ports[1](); // the demo takes the next one too
   const demo = start('photon', ['demo', '--rounds', '2', '--silos', '2', '--port', String(port), '--state', path.join(dir, 'demo')], 'demo.log');
   const address = await until('the demo to print its address', () => /Dashboard:\s+(\S+)/.exec(readFileSync(path.join(dir, 'demo.log'), 'utf8'))?.[1], 300_000);
   const { page, close } = await open(b(), address, { allow: /422/ });

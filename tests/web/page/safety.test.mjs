@@ -4,8 +4,9 @@ import { readFile } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import { after, before, test } from 'node:test';
 
+import { PALETTE } from '../../../web/theme.js';
 import { demoWorld, HOSTILE, serve } from '../fixture.mjs';
-import { browser, open, settled, skip, until } from './support.mjs';
+import { browser, open, painted, settled, skip, until } from './support.mjs';
 
 const b = browser();
 let world;
@@ -193,6 +194,7 @@ test('by keyboard alone: into a run, through a chart, along the tabs', { skip },
   await tabTo('the run', () => document.activeElement.textContent === 'tiny-fedavg');
   await page.keyboard.press('Enter');
   await page.waitForURL(/runs\/r_01RUN/);
+  await until('the curve', async () => (await painted(page, 'eval_ppl', PALETTE.light[0])) > 0); // the page that was left was live and quiet too
   await settled(page);
   await tabTo('the chart', () => document.activeElement.className === 'over');
   assert.ok(await page.evaluate(() => getComputedStyle(document.activeElement).outlineStyle !== 'none'), 'the focus is seen');

@@ -95,12 +95,14 @@ test('runs are chosen, compared, and taken out again', { skip }, () => on(demoWo
   await page.getByLabel('Compare tiny-fednesterov').check();
   await page.getByRole('button', { name: 'Compare 2 runs' }).click();
   await page.waitForURL(/compare\?run=r_01/);
+  await page.locator('.diff tbody th').first().waitFor(); // the page that was left was live and quiet too
   await settled(page);
   assert.deepEqual(await page.locator('.diff tbody th').allInnerTexts(), ['seed', 'outer.name', 'outer.lr', 'outer.momentum']);
   await page.getByRole('button', { name: 'Show equal keys too' }).click();
   assert.ok((await page.locator('.diff tbody th').count()) > 15);
   await page.getByRole('button', { name: 'Remove tiny-fednesterov' }).click();
   await page.waitForURL((u) => u.searchParams.get('run') === 'r_01RUN');
+  await page.getByText('There is one run only.').waitFor();
   await settled(page);
 }));
 

@@ -1,7 +1,10 @@
 // support.mjs - a browser for page tests, and a page that remembers what went wrong in it.
 import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { accessSync, constants } from 'node:fs';
 import { after, before } from 'node:test';
+import { fileURLToPath } from 'node:url';
 
 const PLACES = [process.env.CHROMIUM, '/usr/bin/chromium', '/usr/bin/chromium-browser'].filter(Boolean);
 const executable = PLACES.find((p) => {
@@ -35,6 +38,19 @@ export function browser() {
     await b?.close();
   });
   return () => b;
+}
+
+/** A port that, with the one after it, no other test has while this file runs. @returns {() => number} */
+export function ownPort() {
+  let holder;
+  let port;
+  before(async () => {
+    if (skip) return;
+    holder = spawn('python3', ['-B', fileURLToPath(new URL('../../support/ports.py', import.meta.url))], { stdio: ['pipe', 'pipe', 'inherit'] });
+    port = Number(await once(holder.stdout, 'data'));
+  });
+  after(() => holder?.stdin.end());
+  return () => port;
 }
 
 /**

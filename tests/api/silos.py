@@ -976,6 +976,29 @@ def test_a_poll_waits_and_is_woken(server):
     assert got and got[0].status == 200, "the poll was not woken"
 
 
+def test_nobody_is_called_for_a_paused_run(server):
+    """A poll looks each second by itself, and at once when it is called. A task of a paused run must not call its silo each
+    time that something changes somewhere: all the silos of the run would ask all the time for what they may not have."""
+    run, (silo,) = begin(server)
+    mine = "FROM task WHERE run_id = '%s' AND kind = 'train' AND state = 'pending'" % run
+    until("the task", lambda: psql("SELECT 1 " + mine))
+    assert server.post("/api/v1/runs/%s/actions" % run, {"action": "pause"}).status == 200
+    got = []
+    poll = threading.Thread(target=lambda: got.append(silo.claim(20)))
+    began = time.monotonic()
+    poll.start()
+    looks = set()  # each locks the task, and so leaves the number of its transaction in the row
+    while not got and (len(looks) < 3 or time.monotonic() - began < 3):
+        psql("NOTIFY photon, 'tasks'")
+        time.sleep(0.02)
+        looks.add(psql("SELECT xmax " + mine)[0][0])
+    most = 2 + (time.monotonic() - began)  # the row as it was, the first look, one each second
+    assert len(looks) <= most and not got, (len(looks), most, got)
+    assert server.post("/api/v1/runs/%s/actions" % run, {"action": "resume"}).status == 200
+    poll.join(20)
+    assert got and got[0].status == 200, "the poll was not called when the run went on"
+
+
 def test_boundaries_are_the_clients(server):
     """A boundary that curl would draw works as well as ours."""
     _, (silo,) = begin(server)

@@ -121,6 +121,10 @@ mutant 'what was woken waits while there is something new' server/http_turn.c \
     's/FRESH_IN_A_ROW = 3/FRESH_IN_A_ROW = 3000/' tests/unit/test_http_turn
 mutant 'no worker is kept for what is new' server/http_turn.c \
     's/t->parked_busy < t->workers - .*;/true;/' tests/unit/test_http_turn
+mutant 'who waits for its turn already is not called to the front' server/http_work.c \
+    's/^        promote(w, &names);/        (void)promote;/' tests/unit/test_http_work
+mutant 'a paused run calls its silos all the time' server/http_herald.c \
+    "s/AND q.state = 'open' AND r.state = 'running'\"/AND q.state = 'open'\"/" tests/api silos.test_nobody_is_called_for_a_paused_run
 mutant 'a statement that finds no place has the place of another' server/db_prepared.c \
     's/^    return -1;/    return 0;/' tests/fault/test_db
 mutant 'evaluations that nobody made are complete' server/db_eval.c \

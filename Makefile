@@ -9,8 +9,8 @@
 #   make deps        packages that are missing   make format, lint  the house style
 #   make install     programs and page under PREFIX (/usr/local)
 #   make mutants     do tests see planted bugs   make test-fault    kills, cuts, full disks; LONG=1
-#   make config      what was detected
-#   make clean
+#   make config      what was detected           make clean, demo-clean  away with what was made
+#   make help        this
 #
 # The engine alone, for which a C compiler is enough: make engine, test-engine, bench-engine;
 # on a machine with a GPU, make check-gpu.
@@ -124,7 +124,7 @@ C_HEADERS    := $(shell find $(FOLDERS) -name '*.h')
 C_FILES      := $(shell find $(FOLDERS) -name '*.[ch]' -o -name '*.cu')
 
 # ---- programs -----------------------------------------------------------------------
-.PHONY: all engine web install deps demo demo-clean check-gpu test test-all test-c test-engine test-schema test-store test-api test-web test-page test-load test-e2e check check-all asan tsan \
+.PHONY: help all engine web install deps demo demo-clean check-gpu test test-all test-c test-engine test-schema test-store test-api test-web test-page test-load test-e2e check check-all asan tsan \
         cover mutants fuzz fuzz-all bench bench-engine bench-claims format format-check lint check-headers config clean FORCE
 all: $(B)/bin/photon-server $(B)/bin/photon-client $(B)/bin/photon $(PLUGIN)
 engine: $(ENGINE_TESTS) $(B)/tests/bench/bench_engine $(PLUGIN)
@@ -242,6 +242,8 @@ $(UPLOT)/uPlot.esm.js: web/package-lock.json
 	else echo 'make web: uPlot was not fetched; the dashboard will show tables instead of curves'; fi
 
 # ---- what people type ----------------------------------------------------------------
+help:
+	@sed -n '4,/^$$/s/^# \{0,1\}//p' Makefile
 # Programs, page and migrations where the programs look for them; then the units of docs/systemd.
 PREFIX ?= /usr/local
 install: all web

@@ -256,7 +256,8 @@ install: all web
 	install -d $(DESTDIR)$(PREFIX)/share/photon/web
 	install -m 644 web/*.html web/*.css web/*.js web/*.svg $(DESTDIR)$(PREFIX)/share/photon/web
 	[ ! -d web/vendor ] || cp -r web/vendor $(DESTDIR)$(PREFIX)/share/photon/web
-# On all cores, unless the person said how many.
+# On all cores, unless the person said how many. Recipes call it with a plus: make sees its own name in their text alone,
+# and else keeps its helpers to itself, so that a make in a make would compile one file at a time.
 SUBMAKE = $(MAKE) --no-print-directory $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(shell nproc))
 # What deps installs is detected when make starts: hence a second make, after it.
 deps:
@@ -264,7 +265,7 @@ deps:
 DEMO := $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(EXIT),--exit) $(if $(PORT),--port $(PORT)) \
         $(if $(STATE),--state $(STATE)) $(if $(DATA),--data $(DATA)) $(if $(SILOS),--silos $(SILOS))
 demo: deps
-	@$(SUBMAKE) all web
+	@+$(SUBMAKE) all web
 	@$(B)/bin/photon demo $(DEMO)
 # Where the demo keeps itself: see README.md; a demo that runs is not pulled from under itself.
 DEMO_DIRS := $(or $(STATE),photon-demo $(if $(filter 0,$(shell id -u)),/var/lib/photon-demo))
@@ -274,10 +275,10 @@ demo-clean:
 	  echo "rm -rf $$d" && rm -rf "$$d"; } || exit 1; done
 test:
 	@./deps.sh --test
-	@$(SUBMAKE) test-all
+	@+$(SUBMAKE) test-all
 check:
 	@./deps.sh --dev
-	@$(SUBMAKE) WERROR=1 check-all
+	@+$(SUBMAKE) WERROR=1 check-all
 check-all: format-check lint test-all asan
 
 # Each harness of the fault rig is one line here: quick within `make test`; with LONG=1 the counts of
@@ -285,7 +286,7 @@ check-all: format-check lint test-all asan
 RIG := build/fault/bin/photon-server build/fault/bin/photon-client
 .PHONY: rig-programs test-fault
 rig-programs:
-	@$(SUBMAKE) VARIANT=fault $(RIG)
+	@+$(SUBMAKE) VARIANT=fault $(RIG)
 SIMULATED = fault '$(if $(LONG),SIM_SEEDS=100000 )$(LOW) tests/run.sh $(FAULT_TESTS)'
 RIG_MODES = kills points power nth two race
 # half a minute or more, and as root alone
@@ -328,7 +329,7 @@ SERVED     = $(shell $(PKG_CONFIG) --exists libpq libmicrohttpd gnutls libcjson 
 gpu_part   = $(if $(or $(if $(ONLY),,all),$(filter $(1),$(ONLY))),$(1) "$(2)" --)
 check-gpu:
 	@test -n '$(PLUGIN)' || { echo 'make check-gpu: no nvcc with cuBLASLt here (CUDA=$(CUDA))'; exit 1; }
-	@$(SUBMAKE) $(GPU_TESTS) $(B)/tests/bench/bench_engine $(PLUGIN) $(if $(SERVED),all)
+	@+$(SUBMAKE) $(GPU_TESTS) $(B)/tests/bench/bench_engine $(PLUGIN) $(if $(SERVED),all)
 	@PHOTON_REQUIRE_CUDA=1 TEST_LIMIT_S=$${TEST_LIMIT_S:-300} tests/all.sh $(call gpu_part,engine,tests/run.sh $(GPU_RUNS)) \
 	  $(call gpu_part,tools,tests/gpu_tools.sh $(B)/tests/kernels/test_cuda) \
 	  $(call gpu_part,bench,tests/bench/gpu.sh $(B)/tests/bench/bench_engine) \
@@ -352,7 +353,7 @@ test-e2e: all rig-programs
 	  e2e 'tests/e2e/run.sh $(B) loop' -- policies 'tests/e2e/run.sh $(B) policies' -- \
 	  restore 'tests/e2e/run.sh $(B) restore'
 asan tsan:
-	@$(SUBMAKE) VARIANT=$@ test-c
+	@+$(SUBMAKE) VARIANT=$@ test-c
 cover:
 	@$(MAKE) --no-print-directory VARIANT=cover test-c
 	@tests/cover.sh build/cover
@@ -380,7 +381,7 @@ bench-claims: all
 	  $(if $(TOKENIZER),--tokenizer $(TOKENIZER))
 
 fuzz:
-	@$(SUBMAKE) VARIANT=fuzz CC=$(CLANG) fuzz-all
+	@+$(SUBMAKE) VARIANT=fuzz CC=$(CLANG) fuzz-all
 fuzz-all: $(FUZZERS)
 	@tests/fuzz/run.sh $(FUZZ_S) $(FUZZERS)
 

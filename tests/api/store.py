@@ -341,6 +341,7 @@ def test_damaged_parents_are_made_again_first(server):
     data, tokens = ash.update(task, seed=3)
     damage(paths[0])
     os.remove(paths[1])
+    os.chmod(paths[2], 0o600)
     os.truncate(paths[2], 100)
     upload = ash.send(task, data, tokens)  # its norm is compared with the base's, so that must be there again
     until("the update to count", lambda: ash.finish(task, upload).status == 200)

@@ -53,6 +53,7 @@ class Disk:
         self.follow()
         for path, ranges in self.dirty.items():
             try:
+                os.chmod(path, 0o600)  # a placed file is read-only, to its owner too
                 fd = os.open(path, os.O_WRONLY)
             except OSError:
                 continue

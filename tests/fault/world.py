@@ -180,7 +180,9 @@ class Scripted(silo_client.Silo):
     def harm(self, digest):
         folder, self.damage = self.damage, None
         try:
-            with open(os.path.join(folder, digest[:2], digest[2:4], digest), "r+b") as f:
+            path = os.path.join(folder, digest[:2], digest[2:4], digest)
+            os.chmod(path, 0o600)
+            with open(path, "r+b") as f:
                 f.seek(-1, 2)
                 f.write(b"\x55")
             return True

@@ -45,6 +45,8 @@ static const char SQL_OTHERS[] =
     "                      AND t.kind = 'train' AND t.state IN ('pending', 'leased', 'done'))"
     " ORDER BY q.created_at";
 
+#define SQL_TOKENS_FIT                                                                             \
+    " coalesce(s.tokenizer_sha256, '') = coalesce(r.spec -> 'tokenizer' ->> 'sha256', '')"
 #define SQL_ASIDE                                                                                  \
     " EXISTS (SELECT FROM run_silo x WHERE (x.run_id, x.silo_id) = (q.run_id, s.id)"               \
     "            AND x.aside_rounds > 0)"
@@ -58,7 +60,7 @@ static const char SQL_DRAWN[] =
     "  JOIN silo s ON s.name = d.name WHERE q.id = $1 ORDER BY d.place";
 static const char SQL_ROUND[] =
     "SELECT r.state, q.state, extract(epoch FROM q.deadline - clock_timestamp()), q.run_id,"
-    "       q.number, s.state = 'active'," SQL_ASIDE
+    "       q.number, s.state = 'active'," SQL_ASIDE "," SQL_TOKENS_FIT
     "  FROM round q JOIN run r ON r.id = q.run_id JOIN silo s ON s.id = $2 WHERE q.id = $1";
 
 static enum status read_seats(struct db *db, struct arena *a, struct claim_work *c,
@@ -116,6 +118,7 @@ static enum status judge_others(struct db *db, struct arena *a, struct claim_wor
     TRY(db_int32(&rows, 0, 4, &number, e));
     TRY(db_bool(&rows, 0, 5, &me.active, e));
     TRY(db_bool(&rows, 0, 6, &me.aside, e));
+    TRY(db_bool(&rows, 0, 7, &me.tokens_fit, e));
     struct deadline_estimate d;
     struct run_row run;
     TRY(db_run_read(db, a, db_text(&rows, 0, 3), &run, e));
@@ -294,9 +297,7 @@ static const char SQL_NEXT_BASE[] =
     "       FROM run r JOIN round q ON q.run_id = r.id AND q.state IN ('pending', 'open')"
     "       JOIN checkpoint c ON (c.run_id, c.number) = (r.id, q.base) AND c.kept"
     "       JOIN silo s ON s.id = $1 AND s.state = 'active' AND s.agent IS NOT NULL"
-    "        AND coalesce(s.tokenizer_sha256, '') = coalesce(r.spec -> 'tokenizer' ->> 'sha256', "
-    "'')"
-    "      WHERE r.state = 'running' ORDER BY r.id DESC LIMIT 1),"
+    "        AND" SQL_TOKENS_FIT " WHERE r.state = 'running' ORDER BY r.id DESC LIMIT 1),"
     " m AS (INSERT INTO run_silo (run_id, silo_id) SELECT id, silo_id FROM b ON CONFLICT DO "
     "NOTHING)"
     " SELECT encode(weights, 'hex'), weights_bytes, id, number FROM b";

@@ -72,8 +72,8 @@ static int spares_before(const struct seats *r, int silo, bool *drawn)
 
 int seats_claim_over(const struct seats *r, const struct claimant *c, double now)
 {
-    if (!c->active || c->aside || r->run != RUN_RUNNING || r->round != ROUND_IS_OPEN ||
-        has_seat(r, c->silo)) {
+    if (!c->active || !c->tokens_fit || c->aside || r->run != RUN_RUNNING ||
+        r->round != ROUND_IS_OPEN || has_seat(r, c->silo)) {
         return -1;
     }
     bool drawn = false;

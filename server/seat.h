@@ -82,7 +82,8 @@ struct seats {
 
 struct claimant {
     int silo;
-    bool active; /* else it keeps what it holds and gets nothing new */
+    bool active;     /* else it keeps what it holds and gets nothing new */
+    bool tokens_fit; /* its text is in the run's tokens; asked of who would take over */
     bool aside;
 };
 

@@ -55,6 +55,16 @@ def test_a_free_seat_goes_to_the_spares_in_the_order_of_the_draw(server):
     no_violations()
 
 
+def test_a_free_seat_is_for_silos_of_the_run_s_tokenizer(server):
+    run, silos = begin(server, 2, silos_per_round=1, min_silos=1, rounds=1)
+    first, spare = drawn(run, silos)
+    release(first, first.task(), "oom")
+    spare.hello(tokenizer_sha256="ab" * 32)  # it came back with other data
+    assert nothing_to_train(spare)
+    spare.hello()
+    assert spare.task()["round"] == 1
+
+
 def test_a_seat_whose_silo_never_polls_opens_after_two_lease_times(server):
     run, silos = begin(server, 2, silos_per_round=1, min_silos=1, rounds=1)
     silent, spare = drawn(run, silos)

@@ -54,6 +54,8 @@ mutant 'no bound on the norm of an update' server/accept.c \
 # ---- who may, and when ----
 mutant 'the epoch of a lease is not checked' server/seat.c \
     's/ \&\& s->epoch == epoch ? / ? /' tests/api silos.test_claiming_again_gives_the_same_task_and_ends_the_old_epoch
+mutant 'a seat goes to a silo of other tokens' server/seat.c \
+    's/ || !c->tokens_fit//' tests/api participation.test_a_free_seat_is_for_silos_of_the_run_s_tokenizer
 mutant 'accept does not lock the round' server/db_task.c \
     's/^    " FOR SHARE";/    "";/' tests/api silos.test_an_accept_waits_for_whoever_seals_the_round
 mutant 'a revoked token is accepted' server/auth.c \
@@ -94,7 +96,7 @@ mutant 'simulation: a repeated finish is refused' server/seat.c \
     '/^enum accept seat_accept/,/^}/s/if (counted)/if (0 \&\& counted)/' $sim
 mutant 'simulation: an upload counts before it is whole' server/seat.c 's/if (!placed)/if (0 \&\& !placed)/' $sim
 mutant 'simulation: a silo takes a second seat of the round' server/seat.c \
-    's/^        has_seat(r, c->silo)) {/        false) {/' $sim
+    's/ || has_seat(r, c->silo)) {/) {/' $sim
 mutant 'simulation: a lease is over at its end, not a lease time later' server/seat.c \
     's/return s->lease_until + ROUND_LEASE_S;/return s->lease_until;/' $sim
 mutant 'simulation: a seat is lost as soon as its silo is gone' server/seat.c \

@@ -127,7 +127,8 @@ bool sim_claim(struct sim_store *s, int silo, double now, struct sim_task *out)
     if (!q) {
         return false;
     }
-    struct claimant c = {.silo = silo, .active = true, .aside = s->silo[silo].aside > 0};
+    struct claimant c = {
+        .silo = silo, .active = true, .tokens_fit = true, .aside = s->silo[silo].aside > 0};
     int found = -1;
     for (int pass = 0; pass < 2 && found < 0; pass++) {
         for (int i = 0; i < q->seats && found < 0; i++) {

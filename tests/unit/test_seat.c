@@ -162,7 +162,7 @@ static void setup(struct fixture *f)
 
 static int over(const struct fixture *f, int silo, double now)
 {
-    struct claimant c = {.silo = silo, .active = true};
+    struct claimant c = {.silo = silo, .active = true, .tokens_fit = true};
     return seats_claim_over(&f->round, &c, now);
 }
 
@@ -218,9 +218,11 @@ static void nobody_takes_over_what_is_closed_done_or_not_for_him(void)
     struct fixture f;
     setup(&f);
     f.seat[0].open_at = 0.0;
-    struct claimant c = {.silo = CEDAR, .active = true, .aside = true};
+    struct claimant c = {.silo = CEDAR, .active = true, .tokens_fit = true, .aside = true};
     CHECK_INT(seats_claim_over(&f.round, &c, 1.0), -1);
-    c = (struct claimant){.silo = CEDAR, .active = false};
+    c = (struct claimant){.silo = CEDAR, .active = true, .tokens_fit = false};
+    CHECK_INT(seats_claim_over(&f.round, &c, 1.0), -1);
+    c = (struct claimant){.silo = CEDAR, .active = false, .tokens_fit = true};
     CHECK_INT(seats_claim_over(&f.round, &c, 1.0), -1);
     CHECK_INT(over(&f, BIRCH, 1.0), -1); // has a seat
     f.round.run = RUN_PAUSED;

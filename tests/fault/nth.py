@@ -82,24 +82,20 @@ class Nth:
         self.harm = None
         self.rig.start_client("alder")
 
-    def hurry(self):
-        self.rig.psql("UPDATE silo SET fails = 0; UPDATE run_silo SET aside_rounds = 0;"
-                      "UPDATE task SET free_at = clock_timestamp() WHERE state = 'pending'")
-
     def after(self):
-        self.hurry()
+        self.rig.hurry()
         self.revive()
         self.rig.check_rows()
         self.rig.check_acks()
 
     def progress(self):
-        self.hurry()
+        self.rig.hurry()
         before = {run: self.rig.round_of(run) for run in self.rig.runs}
         for run, number in before.items():
             def moved():
                 if self.rig.round_of(run) > number:
                     return True
-                self.hurry()
+                self.rig.hurry()
                 self.revive()
                 return False
             poll("run %s to go on" % self.rig.runs[run]["name"], moved, 90, 0.1)

@@ -124,12 +124,12 @@ class Walk:
     def progress(self):
         before = {run: self.rig.round_of(run) for run in self.rig.runs}
         for run, number in before.items():
-            poll("run %s to go on" % self.rig.runs[run]["name"], lambda: self.rig.round_of(run) > number, 60, 0.05)
-
-    def hurry(self):
-        """A silo that failed sits out for up to a minute: not here."""
-        self.rig.psql("UPDATE silo SET fails = 0; UPDATE run_silo SET aside_rounds = 0;"
-                      "UPDATE task SET free_at = clock_timestamp() WHERE state = 'pending'")
+            def moved():
+                if self.rig.round_of(run) > number:
+                    return True
+                self.rig.hurry()  # whatever fails later than the look before
+                return False
+            poll("run %s to go on" % self.rig.runs[run]["name"], moved, 60, 0.05)
 
     def at_server(self, name, action):
         if os.path.exists(self.log):
@@ -164,7 +164,7 @@ class Walk:
         hit = self.await_action(name, self.rig.clients["alder"], REACH_S)
         if hit:
             self.ended_well(self.rig.clients["alder"], action, "the silo")
-            self.hurry()
+            self.rig.hurry()
         if self.rig.clients["alder"].poll() is not None:
             self.rig.start_client("alder")
         return hit
@@ -176,7 +176,7 @@ class Walk:
         process = self.rig.clients["alder"]
 
         def ended():
-            self.hurry()
+            self.rig.hurry()
             return process.poll() is not None
         poll("the silo to give its device up", ended, 60, 0.1)
         if process.returncode != 7:

@@ -207,12 +207,12 @@ static enum status fetch(struct blob_store *s, const struct digest *d, struct er
     char id[ID_LEN + 1];
     char tmp[ID_LEN + 16];
     int fd = -1;
-    struct blob_object o;
+    int64_t bytes = 0;
     id_new('c', id);
     (void)snprintf(tmp, sizeof(tmp), "fetch-%s", id);
-    TRY(blob_bucket_find(s->bucket, d, &o, e));
-    TRY(blob_tmp_create(s, tmp, o.bytes, &fd, e));
-    enum status st = blob_bucket_fetch(s->bucket, d, &o, fd, e);
+    TRY(blob_bucket_stat(s->bucket, d, &bytes, e));
+    TRY(blob_tmp_create(s, tmp, bytes, &fd, e));
+    enum status st = blob_bucket_fetch(s->bucket, d, fd, bytes, e);
     (void)close(fd);
     st = st ? st : blob_folder_place(&s->blobs, s->tmp_fd, tmp, d, e);
     if (st) {
@@ -337,31 +337,35 @@ static enum status open_tmp(struct blob_store *s, const char *tmp_id, int *fd, s
                               tmp_id, strerror(errno));
 }
 
-enum status blob_stage(struct blob_store *s, const char *tmp_id, const struct digest *d,
-                       struct err *e)
+static enum status put(struct blob_store *s, const char *tmp_id, const struct digest *d,
+                       bool replace, struct err *e)
 {
     int fd = -1;
-    if (!s->bucket) {
-        return ST_OK;
-    }
     TRY(open_tmp(s, tmp_id, &fd, e));
-    enum status st = blob_bucket_put(s->bucket, fd, d, tmp_id, e);
+    enum status st = blob_bucket_put(s->bucket, fd, d, replace, e);
     (void)close(fd);
     return st;
 }
 
+enum status blob_stage(struct blob_store *s, const char *tmp_id, const struct digest *d,
+                       struct err *e)
+{
+    return s->bucket ? put(s, tmp_id, d, false, e) : ST_OK;
+}
+
 /* The object, then the same file as its copy here; a copy that cannot be is no loss. */
 static enum status place_in_bucket(struct blob_store *s, const char *tmp_id, const struct digest *d,
-                                   struct err *e)
+                                   bool replace, struct err *e)
 {
-    struct blob_object o;
+    int64_t bytes = 0;
     struct err why = {0};
-    enum status st = blob_stage(s, tmp_id, d, e);
-    if (st == ST_NOT_FOUND) { // placed before; its reply was lost
-        return blob_bucket_find(s->bucket, d, &o, e);
+    enum status st = put(s, tmp_id, d, replace, e);
+    if (st == ST_NOT_FOUND && !replace) { // placed before; its reply was lost
+        return blob_bucket_stat(s->bucket, d, &bytes, e);
     }
     TRY(st);
-    st = blob_folder_place(&s->blobs, s->tmp_fd, tmp_id, d, &why);
+    st = replace ? blob_folder_replace(&s->blobs, s->tmp_fd, tmp_id, d, &why)
+                 : blob_folder_place(&s->blobs, s->tmp_fd, tmp_id, d, &why);
     if (st) {
         log_warn("no copy is kept here: %s", why.msg);
         blob_tmp_remove(s, tmp_id);
@@ -375,8 +379,18 @@ enum status blob_place(struct blob_store *s, const char *tmp_id, const struct di
     if (!tmp_id_ok(tmp_id)) {
         return err_set(e, ST_INVALID, "not the name of a temporary file");
     }
-    return s->bucket ? place_in_bucket(s, tmp_id, d, e)
+    return s->bucket ? place_in_bucket(s, tmp_id, d, false, e)
                      : blob_folder_place(&s->blobs, s->tmp_fd, tmp_id, d, e);
+}
+
+enum status blob_replace(struct blob_store *s, const char *tmp_id, const struct digest *d,
+                         struct err *e)
+{
+    if (!tmp_id_ok(tmp_id)) {
+        return err_set(e, ST_INVALID, "not the name of a temporary file");
+    }
+    return s->bucket ? place_in_bucket(s, tmp_id, d, true, e)
+                     : blob_folder_replace(&s->blobs, s->tmp_fd, tmp_id, d, e);
 }
 
 enum status blob_open_within(struct blob_store *s, const struct digest *d, int64_t patience_ms,
@@ -406,13 +420,10 @@ enum status blob_open(struct blob_store *s, const struct digest *d, int *fd, int
 
 enum status blob_stat(struct blob_store *s, const struct digest *d, int64_t *bytes, struct err *e)
 {
-    int fd = -1;
-    struct blob_object o;
     if (s->bucket) {
-        TRY(blob_bucket_find(s->bucket, d, &o, e));
-        *bytes = o.bytes;
-        return ST_OK;
+        return blob_bucket_stat(s->bucket, d, bytes, e);
     }
+    int fd = -1;
     TRY(blob_folder_get(&s->blobs, d, &fd, bytes, e));
     (void)close(fd);
     return ST_OK;
@@ -482,7 +493,9 @@ bool blob_distrust(struct blob_store *s, const struct digest *d)
 
 enum status blob_remove(struct blob_store *s, const struct digest *d, struct err *e)
 {
-    assert(!s->bucket);
+    if (s->bucket) {
+        TRY(blob_bucket_remove(s->bucket, d, e));
+    }
     return blob_folder_remove(&s->blobs, d, e);
 }
 
@@ -500,15 +513,6 @@ bool blob_is_aside(const char *name, struct digest *d)
     return digest_parse(d, hex, NULL) == ST_OK;
 }
 
-static enum status name_object(struct blob_store *s, const struct digest *d,
-                               char name[BLOB_ASIDE_SIZE], struct err *e)
-{
-    struct blob_object o;
-    TRY(blob_bucket_clear(s->bucket, d, &o, e));
-    (void)snprintf(name, BLOB_ASIDE_SIZE, "%s", o.key);
-    return blob_folder_remove(&s->blobs, d, e); // of the cache
-}
-
 enum status blob_set_aside(struct blob_store *s, const struct digest *d, char name[BLOB_ASIDE_SIZE],
                            struct err *e)
 {
@@ -516,7 +520,7 @@ enum status blob_set_aside(struct blob_store *s, const struct digest *d, char na
     char id[ID_LEN + 1];
     name[0] = '\0';
     if (s->bucket) {
-        return name_object(s, d, name, e);
+        return blob_remove(s, d, e);
     }
     digest_hex(d, hex);
     id_new('g', id);
@@ -534,22 +538,10 @@ enum status blob_put_back(struct blob_store *s, const char *name, const struct d
                           struct err *e)
 {
     struct digest named;
-    if (s->bucket) {
-        return ST_OK; // it was not moved
-    }
     if (!blob_is_aside(name, &named) || !digest_equal(&named, d)) {
         return err_set(e, ST_INVALID, "not the name of a file that was set aside");
     }
     return blob_folder_put_back(&s->blobs, s->tmp_fd, name, d, e);
-}
-
-enum status blob_drop(struct blob_store *s, const char *name, struct err *e)
-{
-    if (s->bucket && name[0]) {
-        return s3_delete(s->bucket, name, e);
-    }
-    blob_tmp_remove(s, name);
-    return ST_OK;
 }
 
 struct aside_walk {

@@ -5,13 +5,13 @@
  *     tmp/<upload id>          an upload or a checkpoint being written
  *     tmp/gone-<64 hex>-<id>   a blob that was set aside to be removed
  *
- * or, with a bucket, objects of the same names and more (server/blob_bucket.h), tmp/ as before, and
- * cache/aa/bb/<64 hex>, of which nothing is needed.
+ * or, with a bucket, objects of the same names, tmp/ as before, and cache/aa/bb/<64 hex>, of which
+ * nothing is needed.
  *
- * Order, always: create in tmp, write, fsync, rename into place, fsync the folder; only then is the
- * row committed that refers to it (protocol: rows never name a file that may be lost). Putting the
- * same content twice is harmless, and heals a file that is damaged. Paths are made of digests and
- * ids that were checked by pattern; nothing else from a request reaches a path.
+ * Order, always: create in tmp, write, fsync, rename into place without replacing, fsync the
+ * folder; only then is the row committed that refers to it (protocol: rows never name a file that
+ * may be lost). Putting the same content twice is harmless. Paths are made of digests and ids that
+ * were checked by pattern; nothing else from a request reaches a path.
  */
 #ifndef SERVER_BLOB_H
 #define SERVER_BLOB_H
@@ -82,12 +82,16 @@ enum status blob_tmp_size(struct blob_store *s, const char *id, int64_t *bytes,
 enum status blob_stage(struct blob_store *s, const char *tmp_id, const struct digest *d,
                        struct err *e) MUST_CHECK;
 
-/*
- * Sync the temporary file, whose content is known to be that of the digest, and give it its name.
- * What had the name is replaced in one step; who has it open keeps it. Idempotent.
- */
+/* Sync the temporary file and give it its name. Idempotent: if the blob exists, tmp is dropped. */
 enum status blob_place(struct blob_store *s, const char *tmp_id, const struct digest *d,
                        struct err *e) MUST_CHECK;
+
+/*
+ * The same for a file whose content is known to be that of the digest, while what has the name is
+ * damaged: it is replaced in one step. Who has the damaged one open keeps it.
+ */
+enum status blob_replace(struct blob_store *s, const char *tmp_id, const struct digest *d,
+                         struct err *e) MUST_CHECK;
 
 /* ST_NOT_FOUND when there is no such blob. */
 enum status blob_stat(struct blob_store *s, const struct digest *d, int64_t *bytes,
@@ -121,23 +125,20 @@ bool blob_distrust(struct blob_store *s, const struct digest *d);
 enum status blob_verify(struct blob_store *s, const struct digest *d, int64_t *bytes,
                         struct err *e) MUST_CHECK;
 
-/* Remove a blob nobody refers to, of a store without a bucket; absent is fine. */
+/* Remove a blob nobody refers to; absent is fine. */
 enum status blob_remove(struct blob_store *s, const struct digest *d, struct err *e) MUST_CHECK;
 
 /*
  * Removing under a lock that may lapse (server/db_blob.h): the blob is set aside under a name that
- * is this call's alone, and then either dropped or put back, unless there is a blob of its digest
- * again. name is set before anything is done and is "" when nothing was there. In a bucket nothing
- * is moved: name is the object's key, which nobody uses for another placing, so that one that was
- * placed meanwhile is not touched.
+ * is this call's alone, and then either removed by blob_tmp_remove() or put back, unless there is a
+ * blob of its digest again. name is set before anything is done and is "" when nothing was there. A
+ * bucket cannot set aside: there it is removed, and name is "".
  */
-enum { BLOB_ASIDE_SIZE = 200 };
+enum { BLOB_ASIDE_SIZE = 120 };
 enum status blob_set_aside(struct blob_store *s, const struct digest *d, char name[BLOB_ASIDE_SIZE],
                            struct err *e) MUST_CHECK;
 enum status blob_put_back(struct blob_store *s, const char *name, const struct digest *d,
                           struct err *e) MUST_CHECK;
-/* Absent is fine. What cannot be dropped now is a file that no row knows. */
-enum status blob_drop(struct blob_store *s, const char *name, struct err *e) MUST_CHECK;
 /* Is it the name of one? Then *d is whose. */
 bool blob_is_aside(const char *name, struct digest *d);
 
@@ -145,7 +146,6 @@ bool blob_is_aside(const char *name, struct digest *d);
 struct blob_entry {
     bool tmp;         /* a temporary file */
     bool strange;     /* no name of ours: digest is not set */
-    bool superseded;  /* of a bucket: there is a younger one of that digest, which counts */
     const char *name; /* of a temporary file, else where it lies; for the call alone */
     struct digest digest;
     int64_t bytes;

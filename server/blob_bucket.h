@@ -1,18 +1,11 @@
 /*
  * blob_bucket.h - blobs as objects of a bucket, with a folder of this machine's own as cache.
  *
- * The other half of blob.h. An object is <prefix>/blobs/aa/bb/<64 hex>-<id>, where id is that of
- * the temporary file it was made of: no key is ever used for a second placing. For a request that
- * removes an object may be carried out long after it was given up and tried again, behind the back
- * of whoever has put the same content there since; that one's object has another key. Of several
- * with one content the youngest is the one, and the others go with it, or when they are old: a
- * damaged one that was placed anew, a checkpoint that two servers made. (Without "-<id>" it was put
- * there by hand.)
- *
- * What is placed goes to the bucket first and then, as the same file, into the cache, so that who
- * made it need not fetch it. What is fetched is compared with its digest before it is in the cache.
- * The cache gives way, oldest use first: what was not used for a while as soon as the disk comes
- * near the floor, the rest when there is no other room. Nothing in it is needed.
+ * The other half of blob.h. An object is <prefix>/blobs/aa/bb/<64 hex>. What is placed goes to the
+ * bucket first and then, as the same file, into the cache, so that who made it need not fetch it.
+ * What is fetched is compared with its digest before it is in the cache. The cache gives way,
+ * oldest use first: what was not used for a while as soon as the disk comes near the floor, the
+ * rest when there is no other room. Nothing in it is needed.
  */
 #ifndef SERVER_BLOB_BUCKET_H
 #define SERVER_BLOB_BUCKET_H
@@ -21,27 +14,18 @@
 #include "server/blob_folder.h"
 #include "server/s3.h"
 
-struct blob_object {
-    char key[BLOB_ASIDE_SIZE];
-    int64_t bytes, age_s;
-    bool found;
-};
-
-/* The object of that content and id is there, with what this file has. */
-enum status blob_bucket_put(struct s3 *s3, int fd, const struct digest *d, const char *id,
+/* The object is there with the content of this file. */
+enum status blob_bucket_put(struct s3 *s3, int fd, const struct digest *d, bool replace,
                             struct err *e) MUST_CHECK;
-/* The youngest of that content. ST_NOT_FOUND. */
-enum status blob_bucket_find(struct s3 *s3, const struct digest *d, struct blob_object *out,
+enum status blob_bucket_stat(struct s3 *s3, const struct digest *d, int64_t *bytes,
                              struct err *e) MUST_CHECK;
-/* The same, "" when there is none; the others of that content are removed, which nobody needs. */
-enum status blob_bucket_clear(struct s3 *s3, const struct digest *d, struct blob_object *out,
-                              struct err *e) MUST_CHECK;
+enum status blob_bucket_remove(struct s3 *s3, const struct digest *d, struct err *e) MUST_CHECK;
 enum status blob_bucket_scan(struct s3 *s3, const struct digest *d, blob_scan_fn *fn, void *ctx,
                              struct err *e) MUST_CHECK;
 
 /* Into fd, whose size is the object's. ST_CORRUPT: it is not what its name says. */
-enum status blob_bucket_fetch(struct s3 *s3, const struct digest *d, const struct blob_object *o,
-                              int fd, struct err *e) MUST_CHECK;
+enum status blob_bucket_fetch(struct s3 *s3, const struct digest *d, int fd, int64_t bytes,
+                              struct err *e) MUST_CHECK;
 enum status blob_bucket_walk(struct s3 *s3, blob_walk_fn *fn, void *ctx, struct err *e) MUST_CHECK;
 
 /*

@@ -135,11 +135,30 @@ enum status blob_folder_place(const struct blob_folder *f, int tmp_fd, const cha
     TRY(st);
     FAULT("blob.synced");
     TRY(make_folders(f, &n, e));
-    if (FAULT_ERR("blob.rename") || renameat(tmp_fd, tmp_id, f->fd, n.path)) {
-        return err_set(e, errno == ENOSPC ? ST_LIMIT : ST_IO, "cannot place blobs/%s: %s", n.path,
-                       strerror(errno));
+    if (FAULT_ERR("blob.rename") || rename_noreplace(f, tmp_fd, tmp_id, n.path)) {
+        if (errno != EEXIST) {
+            return err_set(e, errno == ENOSPC ? ST_LIMIT : ST_IO, "cannot place blobs/%s: %s",
+                           n.path, strerror(errno));
+        }
+        if (size_of(f->fd, n.path) != size_of(tmp_fd, tmp_id)) { // ours is whole, that one is not
+            return blob_folder_replace(f, tmp_fd, tmp_id, d, e);
+        }
+        (void)unlinkat(tmp_fd, tmp_id, 0); // the same content is there under the same name
     }
     FAULT("blob.renamed");
+    return blob_folder_sync(f->fd, n.inner, e);
+}
+
+enum status blob_folder_replace(const struct blob_folder *f, int tmp_fd, const char *tmp_id,
+                                const struct digest *d, struct err *e)
+{
+    struct blob_name n = name_of(d);
+    TRY(sync_file(tmp_fd, tmp_id, e));
+    TRY(make_folders(f, &n, e));
+    if (FAULT_ERR("blob.replace") || renameat(tmp_fd, tmp_id, f->fd, n.path)) {
+        return err_set(e, errno == ENOSPC ? ST_LIMIT : ST_IO, "cannot replace blobs/%s: %s", n.path,
+                       strerror(errno));
+    }
     return blob_folder_sync(f->fd, n.inner, e);
 }
 

@@ -21,12 +21,13 @@ void blob_folder_close(struct blob_folder *f);
 /* fsync of a folder: names in it are durable. */
 enum status blob_folder_sync(int at, const char *path, struct err *e) MUST_CHECK;
 
-/*
- * Sync the temporary file, give it its name, sync the folder. What had the name is replaced:
- * readers that have the old file open keep it.
- */
+/* Sync the temporary file, give it its name unless that is taken, sync the folder. */
 enum status blob_folder_place(const struct blob_folder *f, int tmp_fd, const char *tmp_id,
                               const struct digest *d, struct err *e) MUST_CHECK;
+
+/* The same, in place of what has the name: readers that have the old file open keep it. */
+enum status blob_folder_replace(const struct blob_folder *f, int tmp_fd, const char *tmp_id,
+                                const struct digest *d, struct err *e) MUST_CHECK;
 
 enum status blob_folder_get(const struct blob_folder *f, const struct digest *d, int *fd,
                             int64_t *bytes, struct err *e) MUST_CHECK;

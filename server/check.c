@@ -319,10 +319,9 @@ static enum status say_orphan(void *ctx, const struct blob_entry *f, struct err 
     char name[340];
     (void)snprintf(name, sizeof(name), "%s%s", f->tmp ? "tmp/" : "", f->name);
     (void)snprintf(what, sizeof(what), "%s (%" PRId64 " bytes, %" PRId64 " h old)",
-                   f->strange      ? "is none of the store's files"
-                   : f->superseded ? "another one has its content"
-                   : f->tmp        ? "belongs to no upload under way"
-                                   : "no row knows it",
+                   f->strange ? "is none of the store's files"
+                   : f->tmp   ? "belongs to no upload under way"
+                              : "no row knows it",
                    f->bytes, f->age_s / 3600);
     say(t, "I9", name, what);
     return ST_OK;

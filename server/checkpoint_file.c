@@ -136,7 +136,7 @@ enum status checkpoint_out_place_as(struct checkpoint_out *o, const struct diges
     if (o->want && !digest_equal(d, o->want)) {
         return err_set(e, ST_CORRUPT, "what it was made of gives another file now");
     }
-    TRY(blob_place(o->blobs, o->tmp, d, e));
+    TRY(o->want ? blob_replace(o->blobs, o->tmp, d, e) : blob_place(o->blobs, o->tmp, d, e));
     FAULT("checkpoint.placed");
     return ST_OK;
 }

@@ -7,6 +7,7 @@
 
 #include "common/fault.h"
 #include "common/log.h"
+#include "server/mend.h"
 
 enum {
     PAGE = 200,      // rows of one result
@@ -60,6 +61,7 @@ static const char SQL_REVIVE[] =
     "UPDATE blob SET state = 'live', used_at = clock_timestamp() WHERE digest = $1";
 static const char SQL_DELETE[] = "DELETE FROM blob WHERE digest = $1";
 
+static const char SQL_IS_LIVE[] = "SELECT 1 FROM blob WHERE digest = $1 AND state = 'live'";
 /*
  * Where there is no row to lock one is made: an insert waits for another one of the same digest, be
  * it that of whoever places this content right now, and that one waits for ours.
@@ -72,6 +74,7 @@ struct removal {
     struct digest digest;
     int64_t bytes;
     char aside[BLOB_ASIDE_SIZE]; // where the file is; "": where it was
+    bool taken;                  // it was taken away, or that was tried
     bool removed;
 };
 
@@ -90,17 +93,33 @@ static enum status settle_aside(struct db *db, struct arena *a, struct removal *
     return ST_OK;
 }
 
+static enum status take_away(struct removal *r, struct err *e)
+{
+    r->taken = true;
+    return blob_set_aside(r->blobs, &r->digest, r->aside, e);
+}
+
 /* Only a COMMIT that is known to have succeeded removes; putting back what nobody needs is
  * harmless: it is found again as a file that no row knows. */
 static enum status removal_run(struct db *db, db_tx_fn *fn, struct removal *r, struct err *e)
 {
     struct err why = {0};
     enum status st = db_tx(db, fn, r, e);
-    if (!st && blob_drop(r->blobs, r->aside, &why)) {
-        log_warn("a file that no row knows stays for now: %s", why.msg);
+    if (!st) {
+        blob_tmp_remove(r->blobs, r->aside);
+        return ST_OK;
     }
-    if (st && r->aside[0] && blob_put_back(r->blobs, r->aside, &r->digest, &why)) {
+    if (r->aside[0] && blob_put_back(r->blobs, r->aside, &r->digest, &why)) {
         log_warn("%s; the next collection tries again", why.msg);
+    }
+    if (r->taken && blob_is_remote(r->blobs)) {
+        struct arena *a = arena_new(PAGE_ARENA);
+        struct db_rows rows = {0};
+        const char *argv[] = {db_arg_digest(a, &r->digest)};
+        if (db_query(db, a, SQL_IS_LIVE, 1, argv, &rows, &why) == ST_OK && rows.count > 0) {
+            mend_want(&r->digest);
+        }
+        arena_free(a);
     }
     return st;
 }
@@ -131,7 +150,7 @@ static enum status remove_tx(struct db *db, struct arena *a, void *ctx, struct e
     }
     TRY(db_exec(db, SQL_DELETE, 1, argv, NULL, e)); // a reference of any kind refuses this
     FAULT("gc.deleted");
-    TRY(blob_set_aside(r->blobs, &r->digest, r->aside, e));
+    TRY(take_away(r, e));
     FAULT("gc.removed");
     return ST_OK;
 }
@@ -173,7 +192,7 @@ static enum status settle_one(void *ctx, const struct blob_entry *f, struct err 
     const struct leftovers *l = ctx;
     struct removal r = {.blobs = l->blobs, .digest = f->digest, .bytes = f->bytes};
     struct err why = {0};
-    (void)snprintf(r.aside, sizeof(r.aside), "%.199s", f->name);
+    (void)snprintf(r.aside, sizeof(r.aside), "%.119s", f->name);
     enum status st = db_tx(l->db, remove_tx, &r, &why);
     if (!st) {
         blob_tmp_remove(l->blobs, r.aside);
@@ -255,7 +274,7 @@ static enum status on_entry(void *ctx, const struct blob_entry *f, struct err *e
     if (f->age_s < s->age_s) {
         return ST_OK;
     }
-    if (f->strange || f->superseded || (f->tmp && strlen(f->name) >= NAME_SIZE)) {
+    if (f->strange || (f->tmp && strlen(f->name) >= NAME_SIZE)) {
         return s->fn(s->ctx, f, e);
     }
     struct batch *b = f->tmp ? &s->tmp : &s->blobs;
@@ -293,7 +312,7 @@ static enum status reap_tx(struct db *db, struct arena *a, void *ctx, struct err
     }
     FAULT("reap.claimed");
     TRY(db_exec(db, SQL_DELETE, 1, argv, NULL, e)); // a reference without its row refuses this
-    TRY(blob_set_aside(r->blobs, &r->digest, r->aside, e));
+    TRY(take_away(r, e));
     r->removed = true;
     return ST_OK;
 }
@@ -343,11 +362,9 @@ static enum status reap_one(void *ctx, const struct blob_entry *f, struct err *e
         w->older++;
         return ST_OK;
     }
-    struct removal r = {
-        .blobs = w->blobs, .digest = f->digest, .bytes = f->bytes, .removed = f->superseded};
+    struct removal r = {.blobs = w->blobs, .digest = f->digest, .bytes = f->bytes};
     struct err why = {0};
-    enum status st =
-        f->superseded ? blob_drop(w->blobs, f->name, &why) : removal_run(w->db, reap_tx, &r, &why);
+    enum status st = removal_run(w->db, reap_tx, &r, &why);
     if (st && st != ST_RETRY) { // one that cannot be removed must not keep the others
         log_warn("%s stays for now: %s", f->name, why.msg);
         st = ST_OK;

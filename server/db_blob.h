@@ -6,8 +6,7 @@
  * wait for each other, in however many servers. A cleaner goes in three steps: mark the row dead;
  * lock it; ask again whether anybody needs the file, with the lock held, and only then take it
  * away. Who wants the content meanwhile makes the row live again under the same lock and finds, or
- * places, the file. (A row may be dead because its file is damaged: who has the content replaces
- * it.)
+ * places, the file.
  *
  * A lock ends with its session, and PostgreSQL ends that of a machine that stands still for ten
  * seconds; waking, it would take away what somebody has found meanwhile. So a file is set aside
@@ -20,8 +19,8 @@
  *     dies before COMMIT                     the row is there: the file is put back
  *     dies after COMMIT                      there is no row: the file is removed
  *
- * A bucket cannot rename, and need not: there each placing has an object of its own, and after
- * COMMIT the one goes that was there before it (server/blob_bucket.h).
+ * A bucket cannot rename. There the object is removed under the lock, and when COMMIT fails and the
+ * row is live, the file is looked at and mended, as far as it can be (server/mend.h).
  *
  * Files that no row knows (a crash between placing and commit, an upload nobody finished) are
  * reaped once they are old (a day: a checkpoint being made has no row yet), under the lock of a row

@@ -270,6 +270,7 @@ enum status db_fold_publish(struct db *db, struct blob_store *blobs, const struc
 /* ---- damaged inputs ---- */
 
 struct damage {
+    struct blob_store *blobs;
     const struct fold *f;
     int index;
     bool fail;
@@ -292,16 +293,18 @@ static const char SQL_COUNT_LEFT[] =
     "  FROM round q WHERE q.id = $1";
 
 /*
- * Nobody needs the damaged file any longer: the next collection removes it, and the same update,
- * sent again before that, replaces it. Nothing is removed here: a transaction that fails must leave
- * what its rows name, and the file may be another one by then, if this machine was asleep.
+ * The damaged file goes, under its row's lock: else the same update, sent again, would be taken for
+ * the file that is already there.
  */
-static enum status let_go(struct db *db, struct arena *a, const struct damage *d, struct err *e)
+static enum status drop_damaged(struct db *db, struct arena *a, const struct damage *d,
+                                struct err *e)
 {
-    const char *argv[] = {db_arg_digest(a, &d->f->updates[d->index].sha256)};
+    const struct digest *digest = &d->f->updates[d->index].sha256;
+    const char *argv[] = {db_arg_digest(a, digest)};
     // Nor do the attempts before, from which it may have been carried over, keep it any longer.
     TRY(db_exec(db, "UPDATE update SET kept = false WHERE kept_digest = $1", 1, argv, NULL, e));
-    return db_exec(db, "UPDATE blob SET state = 'dead' WHERE digest = $1", 1, argv, NULL, e);
+    TRY(db_exec(db, "UPDATE blob SET state = 'dead' WHERE digest = $1", 1, argv, NULL, e));
+    return blob_remove(d->blobs, digest, e);
 }
 
 static enum status corrupt_tx(struct db *db, struct arena *a, void *ctx, struct err *e)
@@ -321,8 +324,8 @@ static enum status corrupt_tx(struct db *db, struct arena *a, void *ctx, struct 
     int32_t quorum = 0;
     TRY(db_exec(db, SQL_CORRUPT, 4, argv, NULL, e));
     FAULT("corrupt.marked");
-    TRY(let_go(db, a, d, e));
-    FAULT("corrupt.let.go");
+    TRY(drop_damaged(db, a, d, e));
+    FAULT("corrupt.removed");
     TRY(db_query(db, a, SQL_COUNT_LEFT, 1, round, &rows, e));
     TRY(db_int32(&rows, 0, 0, &left, e));
     TRY(db_int32(&rows, 0, 1, &quorum, e));
@@ -331,11 +334,11 @@ static enum status corrupt_tx(struct db *db, struct arena *a, void *ctx, struct 
                                                              "a stored update was damaged", e);
 }
 
-enum status db_fold_corrupt(struct db *db, const struct fold *f, int i, const char *why,
-                            struct err *e)
+enum status db_fold_corrupt(struct db *db, struct blob_store *blobs, const struct fold *f, int i,
+                            const char *why, struct err *e)
 {
     assert(i >= 0 && i < f->update_count);
-    struct damage d = {.f = f, .index = i, .why = why};
+    struct damage d = {.blobs = blobs, .f = f, .index = i, .why = why};
     return db_tx(db, corrupt_tx, &d, e);
 }
 

@@ -82,12 +82,12 @@ enum status db_fold_publish(struct db *db, struct blob_store *blobs, const struc
                             struct err *e) MUST_CHECK;
 
 /*
- * Update number i of the fold is damaged: it no longer counts and its file is let go. With a
+ * Update number i of the fold is damaged: it no longer counts and its file is removed. With a
  * quorum left the round gets a new manifest, else it is aborted and its sound
  * updates are carried over.
  */
-enum status db_fold_corrupt(struct db *db, const struct fold *f, int i, const char *why,
-                            struct err *e) MUST_CHECK;
+enum status db_fold_corrupt(struct db *db, struct blob_store *blobs, const struct fold *f, int i,
+                            const char *why, struct err *e) MUST_CHECK;
 
 /* The round cannot be aggregated by any repetition: the run fails, or pauses for a person. */
 enum status db_fold_give_up(struct db *db, const struct fold *f, bool fail, const char *why,

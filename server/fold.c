@@ -98,7 +98,7 @@ static enum status fold_failed(const struct folder *c, const struct fold *f, enu
     (void)snprintf(why, sizeof(why), "%s", e->msg);
     log_error("round %" PRId32 " of %s cannot be aggregated: %s", f->number, f->run_id, why);
     if (st == ST_CORRUPT && corrupt >= 0) {
-        return db_fold_corrupt(c->db, f, corrupt, why, e);
+        return db_fold_corrupt(c->db, c->blobs, f, corrupt, why, e);
     }
     if (st == ST_CORRUPT) {
         return mend_base(c, f, why, e);

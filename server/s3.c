@@ -205,6 +205,9 @@ static struct curl_slist *make_headers(const struct s3_call *c, const struct s3_
         (void)snprintf(line, sizeof(line), "x-amz-security-token: %s", keys->session);
         list = add_header(list, line);
     }
+    if (c->if_none_match) {
+        list = add_header(list, "If-None-Match: *");
+    }
     if (c->body) {
         list = add_header(list, "Content-Type: application/xml");
     }

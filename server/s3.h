@@ -43,10 +43,11 @@ void s3_close(struct s3 *s); /* NULL is allowed */
 /*
  * For all calls below: ST_RETRY, it may work later; ST_IO, the store says no and why.
  *
- * The object is there with these bytes, whose digest this is. A key is for one content.
+ * The object is there with these bytes, whose digest this is. Without replace one of that size that
+ * is there already is left alone.
  */
 enum status s3_put(struct s3 *s, const char *key, int fd, int64_t bytes, const struct digest *d,
-                   struct err *e) MUST_CHECK;
+                   bool replace, struct err *e) MUST_CHECK;
 
 /* ST_NOT_FOUND. */
 enum status s3_head(struct s3 *s, const char *key, int64_t *bytes, struct err *e) MUST_CHECK;
@@ -57,16 +58,12 @@ typedef enum status s3_sink_fn(void *ctx, const void *data, size_t len, struct e
 enum status s3_get(struct s3 *s, const char *key, int64_t offset, int64_t len, s3_sink_fn *fn,
                    void *ctx, struct err *e) MUST_CHECK;
 
-/*
- * Absent is fine. Beware: a request that got no answer in time may be carried out later, when
- * another one has succeeded long since.
- */
+/* Absent is fine. */
 enum status s3_delete(struct s3 *s, const char *key, struct err *e) MUST_CHECK;
 
-/* Every object whose key, which is without the store's prefix, begins like that; sorted by it. */
+/* Every object below the prefix; key without it. */
 typedef enum status s3_list_fn(void *ctx, const char *key, int64_t bytes, int64_t age_s,
                                struct err *e);
-enum status s3_list(struct s3 *s, const char *below, s3_list_fn *fn, void *ctx,
-                    struct err *e) MUST_CHECK;
+enum status s3_list(struct s3 *s, s3_list_fn *fn, void *ctx, struct err *e) MUST_CHECK;
 
 #endif

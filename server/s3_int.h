@@ -37,6 +37,7 @@ struct s3 {
     pthread_mutex_t lock;
     void *handles[S3_HANDLES_KEPT]; // libcurl's
     int handle_count;
+    bool no_condition; // the store does not know If-None-Match
 };
 
 /* One request and its answer. */
@@ -48,7 +49,8 @@ struct s3_call {
     const char *body;   // small, or NULL
     int fd;             // a body that is read from a file, or -1
     int64_t offset, bytes;
-    const struct digest *sha256;  // of the body
+    const struct digest *sha256; // of the body
+    bool if_none_match;
     int64_t range_from, range_to; // -1: no range
     s3_sink_fn *sink;             // where a 2xx body goes; NULL: reply
     void *sink_ctx;

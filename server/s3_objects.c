@@ -158,14 +158,15 @@ static enum status digest_of_part(int fd, int64_t offset, int64_t bytes, struct 
     return st;
 }
 
-/* One request with the whole file. */
+/* One request with the whole file. ST_CONFLICT: the condition says that it is there. */
 static enum status put_whole(struct s3 *s, const char *key, int fd, int64_t bytes,
-                             const struct digest *d, struct err *e)
+                             const struct digest *d, bool condition, struct err *e)
 {
     struct s3_call c = s3_call_new(s, "PUT", key);
     c.fd = fd;
     c.bytes = bytes;
     c.sha256 = d;
+    c.if_none_match = condition;
     c.patience_s = s->patience_body_s;
     enum status st = s3_perform(&c, e);
     buf_release(&c.reply);
@@ -245,7 +246,7 @@ static enum status put_part(struct parts *p, int number, struct err *e)
  * ST_CORRUPT: all over again. An error may come with status 200, when the store found out after it
  * had begun to answer.
  */
-static enum status finish_parts(struct parts *p, struct err *e)
+static enum status finish_parts(struct parts *p, bool condition, struct err *e)
 {
     char code[80];
     char tag[200];
@@ -255,6 +256,7 @@ static enum status finish_parts(struct parts *p, struct err *e)
                        "<CompleteMultipartUpload xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">"
                        "%s</CompleteMultipartUpload>",
                        p->list.data ? p->list.data : "");
+    c.if_none_match = condition;
     c.patience_s = p->s->patience_body_s;
     enum status st = s3_perform(&c, e);
     const char *at = c.reply.data ? c.reply.data : "";
@@ -281,7 +283,8 @@ static void drop_parts(struct parts *p)
     }
 }
 
-static enum status put_parts(struct s3 *s, const char *key, int fd, int64_t bytes, struct err *e)
+static enum status put_parts(struct s3 *s, const char *key, int fd, int64_t bytes, bool condition,
+                             struct err *e)
 {
     int64_t least = bytes / PARTS_MAX + 1;
     struct parts p = {.s = s,
@@ -296,7 +299,7 @@ static enum status put_parts(struct s3 *s, const char *key, int fd, int64_t byte
     for (int n = 1; n <= count && !st; n++) {
         st = put_part(&p, n, e);
     }
-    st = st ? st : finish_parts(&p, e);
+    st = st ? st : finish_parts(&p, condition, e);
     if (st && p.id) {
         drop_parts(&p);
     }
@@ -305,19 +308,43 @@ static enum status put_parts(struct s3 *s, const char *key, int fd, int64_t byte
     return st;
 }
 
-enum status s3_put(struct s3 *s, const char *key, int fd, int64_t bytes, const struct digest *d,
-                   struct err *e)
+static enum status put_once(struct s3 *s, const char *key, int fd, int64_t bytes,
+                            const struct digest *d, bool condition, struct err *e)
 {
+    return bytes > s->part_bytes ? put_parts(s, key, fd, bytes, condition, e)
+                                 : put_whole(s, key, fd, bytes, d, condition, e);
+}
+
+/* What an error of the store means to whoever wanted the object there: again, and how. */
+static bool again(struct s3 *s, enum status st, bool *condition)
+{
+    if (st == ST_IO && *condition) { // some stores do not know the condition
+        s->no_condition = true;
+        *condition = false;
+        return true;
+    }
+    if (st == ST_CONFLICT) { // what is there is not what its name says
+        *condition = false;
+        return true;
+    }
+    return st == ST_CORRUPT;
+}
+
+enum status s3_put(struct s3 *s, const char *key, int fd, int64_t bytes, const struct digest *d,
+                   bool replace, struct err *e)
+{
+    bool condition = !replace && !s->no_condition;
     struct err why = {0};
-    enum status st = ST_CORRUPT;
-    for (int tries = 0; tries < PUT_TRIES && st == ST_CORRUPT; tries++) {
+    enum status st = ST_RETRY;
+    for (int tries = 0; tries < PUT_TRIES; tries++) {
         int64_t there = -1;
-        st = bytes > s->part_bytes ? put_parts(s, key, fd, bytes, &why)
-                                   : put_whole(s, key, fd, bytes, d, &why);
-        // The answer of a request that did its work may have been lost.
-        bool unknown = st == ST_CORRUPT || st == ST_RETRY;
-        if (!st || (unknown && s3_head(s, key, &there, NULL) == ST_OK && there == bytes)) {
+        st = put_once(s, key, fd, bytes, d, condition, &why);
+        // The answer of a request that did its work may have been lost, or another was faster.
+        if (!st || (!replace && s3_head(s, key, &there, NULL) == ST_OK && there == bytes)) {
             return ST_OK;
+        }
+        if (!again(s, st, &condition)) {
+            break;
         }
     }
     st = st == ST_CONFLICT || st == ST_CORRUPT || st == ST_NOT_FOUND ? ST_RETRY : as_disk(st);
@@ -326,51 +353,42 @@ enum status s3_put(struct s3 *s, const char *key, int fd, int64_t bytes, const s
 
 /* ---- listing ---- */
 
-struct listing {
-    struct s3 *s;
-    const char *below; // keys that begin so, after the prefix of the store
-    s3_list_fn *fn;    // NULL: the first answer is enough
-    void *ctx;
-    int64_t now_s; // one for all pages, so that ages can be compared
-    char token[1200];
-};
-
-static enum status list_page(struct listing *l, struct arena *a, struct err *e)
+static enum status list_page(struct s3 *s, struct arena *a, char token[1200], s3_list_fn *fn,
+                             void *ctx, struct err *e)
 {
-    struct s3 *s = l->s;
     struct s3_call c = s3_call_new(s, "GET", "");
     const char *prefix = s->prefix[0] ? arena_fmt(a, "%s/", s->prefix) : "";
-    c.query =
-        arena_fmt(a, "%s%s%slist-type=2&max-keys=1000&prefix=%s%s",
-                  l->token[0] ? "continuation-token=" : "", l->token[0] ? encoded(a, l->token) : "",
-                  l->token[0] ? "&" : "", encoded(a, prefix), encoded(a, l->below));
-    c.patience_s = l->below[0] ? s->patience_s : s->patience_body_s;
+    c.query = arena_fmt(a, "%s%s%slist-type=2&max-keys=1000&prefix=%s",
+                        token[0] ? "continuation-token=" : "", token[0] ? encoded(a, token) : "",
+                        token[0] ? "&" : "", encoded(a, prefix));
+    c.patience_s = s->patience_body_s;
     enum status st = s3_perform(&c, e);
     const char *at = c.reply.data ? c.reply.data : "";
     struct s3_object o;
-    while (!st && l->fn && s3_xml_object(&at, &o)) {
+    int64_t now = (int64_t)time(NULL);
+    while (!st && fn && s3_xml_object(&at, &o)) {
         size_t lead = strlen(prefix);
         bool below = strncmp(o.key, prefix, lead) == 0;
-        int64_t age = l->now_s - o.modified_s;
-        st = below ? l->fn(l->ctx, o.key + lead, o.bytes, age > 0 ? age : 0, e) : ST_OK;
+        int64_t age = now - o.modified_s;
+        st = below ? fn(ctx, o.key + lead, o.bytes, age > 0 ? age : 0, e) : ST_OK;
     }
     at = c.reply.data ? c.reply.data : "";
-    if (!s3_xml_text(&at, "NextContinuationToken", l->token, sizeof(l->token))) {
-        l->token[0] = '\0';
+    if (!s3_xml_text(&at, "NextContinuationToken", token, 1200)) {
+        token[0] = '\0';
     }
     buf_release(&c.reply);
     return st;
 }
 
-enum status s3_list(struct s3 *s, const char *below, s3_list_fn *fn, void *ctx, struct err *e)
+enum status s3_list(struct s3 *s, s3_list_fn *fn, void *ctx, struct err *e)
 {
-    struct listing l = {.s = s, .below = below, .fn = fn, .ctx = ctx, .now_s = (int64_t)time(NULL)};
+    char token[1200] = "";
     enum status st = ST_OK;
     do {
         struct arena *a = arena_new((size_t)1 << 20);
-        st = list_page(&l, a, e);
+        st = list_page(s, a, token, fn, ctx, e);
         arena_free(a);
-    } while (!st && l.token[0]);
+    } while (!st && token[0]);
     return as_disk(st);
 }
 
@@ -378,6 +396,7 @@ enum status s3_list(struct s3 *s, const char *below, s3_list_fn *fn, void *ctx, 
 
 enum status s3_open(struct s3 **out, const struct s3_config *c, struct err *e)
 {
+    char token[1200] = "";
     s3_start_library();
     struct arena *a = arena_new((size_t)1 << 20);
     struct s3 *s = mem_alloc(sizeof(*s));
@@ -385,8 +404,7 @@ enum status s3_open(struct s3 **out, const struct s3_config *c, struct err *e)
     s->ca_file = c->ca_file ? arena_fmt(a, "%s", c->ca_file) : NULL;
     (void)pthread_mutex_init(&s->lock, NULL);
     enum status st = configure(s, c, e);
-    struct listing l = {.s = s, .below = ""};
-    st = st ? st : list_page(&l, a, e); // bucket, key and clock are in order?
+    st = st ? st : list_page(s, a, token, NULL, NULL, e); // bucket, key and clock are in order?
     if (st) {
         s3_close(s);
         return st == ST_NOT_FOUND || st == ST_IO ? ST_INVALID : st;

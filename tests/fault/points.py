@@ -7,12 +7,11 @@ import random
 import subprocess
 import time
 
-from world import REAL, SCRIPTED, Broken, Bucketed, Rig, poll
+from world import REAL, SCRIPTED, Broken, Rig, poll
 
 ERRNOS = ["EIO", "ENOSPC"]
 REACH_S = 60.0
-IN_BUCKET = ("bucket.", "s3.", "blob.unlink")  # the last: of its cache
-ELSEWHERE = ("migrate.", *IN_BUCKET)  # at a first start; in a walk of their own
+ELSEWHERE = ("migrate.", "bucket.", "s3.")  # at a first start; with a bucket: there is none here
 
 
 def listed(program):
@@ -69,7 +68,7 @@ class Walk:
             f.write("left by a server that died")
         os.utime(path, (1, 1))
 
-    TRIGGERS = {"gc.": old_files, "blob.aside": old_files, "blob.unlink": old_files, "run.": another_run, "abort.": another_run,
+    TRIGGERS = {"gc.": old_files, "blob.aside": old_files, "blob.unlink": damaged_update, "run.": another_run, "abort.": another_run,
                 "refuse.": bad_update, "corrupt.": damaged_update, "expire.": silent_silo, "reap.": orphan}
 
     def trigger(self, name):
@@ -135,7 +134,7 @@ class Walk:
         if os.path.exists(self.log):
             os.unlink(self.log)
         self.rig.kill_server()
-        if name.startswith(("gc.", "blob.aside", "blob.unlink")):
+        if name.startswith("gc.") or name.startswith("blob.aside"):
             self.old_files()
         env = {"PHOTON_FAULT_LOG": self.log}
         begin = time.monotonic()
@@ -195,9 +194,9 @@ class Walk:
         self.rig.check_acks()
 
 
-def walk(build, plain, text, seed, share, bucket=False, say=print):
-    """share: of all combinations, so many; 1.0 is all of them. bucket: those that need one, over one."""
-    with (Bucketed if bucket else Rig)(build, plain) as rig:
+def walk(build, plain, text, seed, share, say=print):
+    """share: of all combinations, so many; 1.0 is all of them."""
+    with Rig(build, plain) as rig:
         rig.start_server()
         rig.enrol(["alder"], text)
         real = rig.submit(REAL, name="real", eval={"every": 3, "windows": 1},
@@ -208,9 +207,8 @@ def walk(build, plain, text, seed, share, bucket=False, say=print):
         w = Walk(rig, seed)
         w.progress()
         todo = [("server", n, a) for n, a in combinations(listed(rig.program("photon-server")))
-                if (n.startswith(IN_BUCKET) if bucket else not n.startswith(ELSEWHERE))]
-        if not bucket:
-            todo += [("silo", n, a) for n, a in combinations(listed(rig.program("photon-client")))]
+                if not n.startswith(ELSEWHERE)]
+        todo += [("silo", n, a) for n, a in combinations(listed(rig.program("photon-client")))]
         whole = len(todo)
         if share < 1.0:
             todo = w.rng.sample([t for t in todo if not slow(t[1])], max(1, int(share * len(todo))))
@@ -220,23 +218,19 @@ def walk(build, plain, text, seed, share, bucket=False, say=print):
                 w.step(side, name, action)
             except Broken as error:
                 raise Broken("%s=%s: %s" % (name, action, error)) from error
-        if bucket:
-            rig.kill_server()  # the last one may dawdle at each request yet
-            rig.start_server()
-        else:
-            w.lost_device()
-        same = rig.same_bits(real, 8 if bucket or share < 1.0 else 100)
+        w.lost_device()
+        same = rig.same_bits(real, 8 if share < 1.0 else 100)
         line = rig.verify()
-        say("       %s%d of %d combinations of %d places acted in %.0f s, %d were not reached%s;"
+        say("       %d of %d combinations of %d places acted in %.0f s, %d were not reached%s;"
             " %d checkpoints as undisturbed; %s" %
-            ("over a bucket: " if bucket else "", sum(map(len, w.reached.values())), whole, len(w.reached), time.monotonic() - begin, len(w.missed),
+            (sum(map(len, w.reached.values())), whole, len(w.reached), time.monotonic() - begin, len(w.missed),
              " (%s)" % ", ".join(w.missed) if w.missed else "", same, line))
         if len(w.missed) > 0.15 * len(todo) + 1:
             raise Broken("too many places were not reached")
 
 
 def slow(name):
-    return any(name.startswith(p) for p in ("gc.", "blob.aside", "blob.unlink", "corrupt.", "expire.", "abort.",
+    return any(name.startswith(p) for p in ("gc.", "blob.aside", "blob.unlink", "blob.replace", "corrupt.", "expire.", "abort.",
                                             "run.", "refuse.", "reap.", "snapshot.", "acks.", "blob.mkdir", "base."))
 
 

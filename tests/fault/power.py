@@ -40,13 +40,12 @@ class Disk:
             elif words[0] == "S":
                 self.dirty.pop(words[1], None)
                 self.names = [n for n in self.names if os.path.dirname(n[1]) != words[1]]
-            elif words[0] in ("R", "O") and len(words) == 3:
+            elif words[0] == "R" and len(words) == 3:
                 if words[1] in self.dirty:
                     self.dirty[words[2]] = self.dirty.pop(words[1])
                 else:
                     self.dirty.pop(words[2], None)
-                if words[0] == "R":  # over another file: that one's name is durable
-                    self.names.append((words[1], words[2]))
+                self.names.append((words[1], words[2]))
 
     def cut(self, fresh_names):
         """Worst of all that may happen. fresh_names: a name that was given may be gone again."""

@@ -28,7 +28,6 @@ def random_kills(a):
 
 def walk_points(a):
     points.walk(a.build, a.plain, TEXT, a.seed, 1.0 if a.long else 0.03)
-    points.walk(a.build, a.plain, TEXT, a.seed, 1.0 if a.long else 0.1, bucket=True)
     if a.long:
         points.first_start(a.build, a.plain)
 

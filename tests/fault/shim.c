@@ -4,9 +4,9 @@
  *     LD_PRELOAD=shim.so SHIM_UNDER=/data photon-server …
  *
  * SHIM_FAIL="fsync 3 EIO": the third fsync or fdatasync on a file under SHIM_UNDER fails; so do
- * write (pwrite too), rename (renameat, renameat2), open (with O_CREAT), fallocate, malloc (calloc,
- * realloc) and pq, of which EIO cuts the connection and ENOMEM gives no result. A failed fsync
- * loses what was written since the last one, as a kernel may.
+ * write (pwrite too), rename (renameat2), open (with O_CREAT), fallocate, malloc (calloc, realloc)
+ * and pq, of which EIO cuts the connection and ENOMEM gives no result. A failed fsync loses what
+ * was written since the last one, as a kernel may.
  *
  * SHIM_FAIL_LOG=FILE gets a line when the failure was made.
  *
@@ -15,8 +15,7 @@
  * SHIM_CLOCK="3600 500": CLOCK_REALTIME is so many seconds off, from so many ms after the start.
  *
  * SHIM_LOG=FILE: one line a call, for who cuts the power later (tests/fault/power.py): W path
- * offset bytes, S path, H path of a sync that is held, R from to, O from to where another file had
- * the name; a file is what SHIM_UNDER holds.
+ * offset bytes, S path, H path of a sync that is held, R from to; a file is what SHIM_UNDER holds.
  */
 #include <dlfcn.h>
 #include <errno.h>
@@ -320,18 +319,11 @@ int renameat2(int from_at, const char *from, int to_at, const char *to, unsigned
         return -1;
     }
     absolute(from_at, from, a);
-    bool over =
-        ours && flags == 0 && faccessat(to_at, to, F_OK, 0) == 0; // there is a file in any case
     int rc = REAL(renameat2)(from_at, from, to_at, to, flags);
     if (rc == 0 && ours) {
-        say("%s %s %s\n", over ? "O" : "R", a, b);
+        say("R %s %s\n", a, b);
     }
     return rc;
-}
-
-int renameat(int from_at, const char *from, int to_at, const char *to)
-{
-    return renameat2(from_at, from, to_at, to, 0);
 }
 
 int rename(const char *from, const char *to)

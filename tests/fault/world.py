@@ -194,7 +194,6 @@ class Rig:
     """A data folder, what serves it and who talks to it."""
 
     template = None
-    where = ()  # options that say where the blobs are
 
     def __init__(self, build, plain=None, dir=None):
         self.laid_out = False
@@ -255,7 +254,7 @@ class Rig:
             more["PHOTON_FAULT"] = faults
         self.server = subprocess.Popen(
             [self.program("photon-server"), "--data", self.path("data"), "--listen", "127.0.0.1:%d" % self.port,
-             "--bulk-listen", "127.0.0.1:%d" % self.bulk_port, "--log-level", "info", *self.where, *options],
+             "--bulk-listen", "127.0.0.1:%d" % self.bulk_port, "--log-level", "info", *options],
             stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=more, start_new_session=True, cwd=ROOT)
         log.close()
         return self.server
@@ -448,7 +447,7 @@ class Rig:
     def check_store(self):
         """photon-server check, beside a server that serves or without one."""
         options = [] if "PHOTON_DATABASE" not in self.env else ["--database", self.env["PHOTON_DATABASE"]]
-        done = subprocess.run([self.program("photon-server"), "check", "--data", self.path("data"), *self.where, *options],
+        done = subprocess.run([self.program("photon-server"), "check", "--data", self.path("data"), *options],
                               capture_output=True, text=True, env=self.env, timeout=300, cwd=ROOT)
         if done.returncode != 0:
             raise Broken("photon-server check: status %d\n%s%s" % (done.returncode, done.stdout[-600:], done.stderr[-600:]))
@@ -461,13 +460,10 @@ class Rig:
             raise Broken("%s is missing: make test-fault builds it" % path)
         return path
 
-    def stored(self, digest):
-        with open(self.path("data", "store", "blobs", digest[:2], digest[2:4], digest), "rb") as f:
-            return f.read()
-
     def file(self, digest):
         """A stored safetensors file: its header and its data."""
-        data = self.stored(digest)
+        with open(self.path("data", "store", "blobs", digest[:2], digest[2:4], digest), "rb") as f:
+            data = f.read()
         if hashlib.sha256(data).hexdigest() != digest:
             raise Broken("a stored file is not what its name says: " + digest)
         (n,) = struct.unpack("<Q", data[:8])
@@ -552,27 +548,3 @@ class Rig:
         done = sum(self.recompute(run) for run in self.runs)
         line = self.check_store() if store else ""
         return "%d acknowledged, %d checkpoints recomputed%s" % (self.acknowledged(), done, "; " + line if line else "")
-
-
-class Bucketed(Rig):
-    """The same with its blobs in a bucket, which tests/support/s3_stub.py plays and nobody harms."""
-
-    def __init__(self, build, plain=None, dir=None):
-        super().__init__(build, plain, dir)
-        self.stub = subprocess.Popen([sys.executable, "-B", os.path.join(ROOT, "tests", "support", "s3_stub.py")],
-                                     stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
-        self.stub_port = int(self.stub.stdout.readline())
-        self.env.update(AWS_ACCESS_KEY_ID="AKIATEST", AWS_SECRET_ACCESS_KEY="not/a+secret=",
-                        AWS_SESSION_TOKEN="a-session-token", AWS_REGION="eu-north-1")
-        self.where = ("--store", "s3://bucket-1/rig", "--s3-endpoint", "http://127.0.0.1:%d" % self.stub_port)
-
-    def close(self, show=False):
-        super().close(show)
-        self.stub.stdin.close()
-        self.stub.wait(10)
-
-    def stored(self, digest):
-        got = Door(self.stub_port, self.stub_port).call("GET", "/_stub/object/" + digest, token=None, check=False)
-        if got.status != 200:
-            raise FileNotFoundError(digest)
-        return got.body

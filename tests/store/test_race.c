@@ -421,32 +421,6 @@ static void a_cleaner_asks_before_it_takes(void)
     end(&w);
 }
 
-/* What was let go because it is damaged is not taken for the same content, sent again. */
-static void who_revives_a_file_replaces_it(void)
-{
-    struct worker w;
-    struct step s;
-    struct err e = {0};
-    char id[64];
-    char hex[DIGEST_HEX + 1];
-    char path[128];
-    begin(&w, &s, true);
-    digest_hex(&s.d, hex);
-    (void)snprintf(path, sizeof(path), "blobs/%.2s/%.2s/%s", hex, hex + 2, hex);
-    CHECK_INT(unlink(tempdir_at(&folder, path)), 0);
-    tempdir_put(&folder, path, (char[BYTES]){0}, BYTES);
-    CHECK(!is_whole(w.blobs, &s.d));
-    let_go(&w);
-    (void)ask(w.db, "WITH b AS (UPDATE blob SET state = 'dead') SELECT 0");
-    write_tmp(&w, 0, id, &s.d);
-    s.tmp = id;
-    CHECK_INT(db_tx(w.db, place_tx, &s, &e), ST_OK);
-    CHECK(is_whole(w.blobs, &s.d));
-    CHECK_INT(db_blob_collect(w.db, w.blobs, &e), ST_OK);
-    CHECK(is_whole(w.blobs, &s.d));
-    end(&w);
-}
-
 static void a_cleaner_whose_lock_has_lapsed_takes_nothing(void)
 {
     struct db *db = NULL;
@@ -502,7 +476,6 @@ int main(void)
     }
     RUN(what_a_row_needs_is_there_whatever_runs_beside);
     RUN(a_cleaner_asks_before_it_takes);
-    RUN(who_revives_a_file_replaces_it);
     RUN(a_cleaner_whose_lock_has_lapsed_takes_nothing);
     RUN(what_a_dead_cleaner_set_aside_goes_by_its_row);
     return check_end();

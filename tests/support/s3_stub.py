@@ -1,8 +1,8 @@
 """An object store for tests: the S3 calls we make, signatures checked by rules written anew here, faults on purpose.
 
 s3_stub.py [--faults SHARE] [--seed N] [--page N]: prints its port, serves until its stdin ends. GET /_stub tells what it
-holds. The fault rate can be set by /_stub/faults/SHARE; from /_stub/hold on each GET of an object waits until /_stub/go. GET /_stub/object/DIGEST
-is the youngest object of that name. After /_stub/late the next DELETE of an object gets no answer and is carried out at /_stub/arrive. Objects come into being whole, by their last request.
+holds. The fault rate can be set by /_stub/faults/SHARE; from /_stub/hold on each GET of an object waits until /_stub/go. Objects come
+into being whole, by their last request.
 """
 
 import argparse
@@ -22,8 +22,7 @@ lock = threading.Lock()
 objects = {}   # path -> (bytes, when)
 uploads = {}   # id -> (path, {number: bytes})
 gets = {}      # path -> how often it was asked for
-counts = {"refused": 0, "faults": 0, "requests": 0, "multipart": 0}
-late = []      # False: the next one that removes an object will be late; paths of those that are
+counts = {"refused": 0, "faults": 0, "requests": 0, "conditions": 0, "multipart": 0}
 options = None
 chance = None
 going = threading.Event()
@@ -138,10 +137,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
             with lock:
                 gets[parts.path] = gets.get(parts.path, 0) + 1
             going.wait()
-        if self.command == "DELETE" and "uploadId" not in query and late == [False]:
-            late[:] = [parts.path]
-            self.close_connection = True
-            return None
         status, answer, headers = self.work(parts.path, query, body)
         after = self.fault(["lost", "short", "short"])
         if after == "lost" or (after == "short" and len(answer) < 2):
@@ -160,24 +155,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
             going.clear()
         if path == "/_stub/go":
             going.set()
-        if path == "/_stub/late":
-            late[:] = [False]
-        if path == "/_stub/arrive":
-            with lock:
-                for name in late:
-                    objects.pop(name, None)
         if path.startswith("/_stub/damage/"):
             with lock:
                 for name, (data, when) in objects.items():
-                    if path.rsplit("/", 1)[1] in name:
+                    if name.endswith(path.rsplit("/", 1)[1]):
                         objects[name] = (bytes([data[0] ^ 1]) + data[1:], when)
-        if path.startswith("/_stub/object/"):
-            with lock:
-                found = [(when, data) for name, (data, when) in objects.items() if path.rsplit("/", 1)[1] in name]
-            return self.answer(200, max(found)[1]) if found else self.error(404, "NoSuchKey")
         with lock:
-            state = {"objects": {p: [when, hashlib.sha256(b).hexdigest()] for p, (b, when) in objects.items()},
-                     "uploads": len(uploads), "gets": gets, "late": late, **counts}
+            state = {"objects": {p: [len(b), hashlib.sha256(b).hexdigest()] for p, (b, _) in objects.items()},
+                     "uploads": len(uploads), "gets": gets, **counts}
         self.answer(200, json.dumps(state).encode())
 
     def work(self, path, query, body):
@@ -210,6 +195,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.read(objects[path][0])
 
     def place(self, path, body):
+        if self.headers.get("If-None-Match") == "*":
+            counts["conditions"] += 1
+            if path in objects:
+                return 412, b"<Error><Code>PreconditionFailed</Code></Error>", ()
         objects[path] = (body, time.time())
         return 200, b"", [("ETag", '"%s"' % hashlib.md5(body).hexdigest())]
 

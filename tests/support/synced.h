@@ -107,9 +107,4 @@ int renameat2(int from_dir, const char *from, int to_dir, const char *to, unsign
     return (int)syscall(SYS_renameat2, from_dir, from, to_dir, to, flags);
 }
 
-int renameat(int from_dir, const char *from, int to_dir, const char *to)
-{
-    return renameat2(from_dir, from, to_dir, to, 0);
-}
-
 #endif

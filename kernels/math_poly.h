@@ -4,7 +4,7 @@
  * libm's functions are neither vectorised without -ffast-math nor the same on every machine. These
  * are written over POLY_FMA, so that host vectors (kernels/cpu/simd.h) and device code can use the
  * same coefficients with a real fused multiply-add; with it each is within 2 ulp, without it
- * within 3.
+ * within 3. What is for results in bf16 alone is shorter, and says how exact it is.
  */
 #ifndef KERNELS_MATH_POLY_H
 #define KERNELS_MATH_POLY_H
@@ -49,9 +49,9 @@
 /*
  * GELU where the result is rounded to bf16. The tail Phi(-t) of the normal distribution, t >= 0, is
  * 2^T(t), and Phi(-t) - t phi(t), the slope of h Phi(h) at -t, is (ZERO - t) S(t) Phi(-t): phi /
- * Phi is smooth, so nothing needs a second exponential. Minimax on [0, 5.5], T and S within 7e-6;
- * from there to FAR both only fall, and at FAR the tail is zero in fp32. Take the smaller of t and
- * FAR.
+ * Phi is smooth, so nothing needs a second exponential. Minimax on [0, 5.5], 2^T and S within
+ * 7e-6; beyond, what is left is less than 1e-6, and at FAR it is zero in fp32. Take the smaller of
+ * t and FAR.
  */
 #define POLY_TAIL_FAR  16.0f
 #define POLY_TAIL_T0   -9.99995465e-1f

@@ -20,8 +20,7 @@ enum { CPU_THREADS_MAX = 1024 };
 /* Rows whose column sums are one partial sum (norm_bwd, bias_bwd). */
 enum { ROW_BLOCK = 64 };
 
-/* Columns a thread takes at a time: enough for the prefetcher, their sums fit the first-level
- * cache. */
+/* Columns a thread takes at a time: enough for the prefetcher, few enough for sums in L1. */
 enum { COLUMN_BLOCK = 256 };
 
 /* Queries and keys of an attention tile; a multiple of every MR and of every 2 VL. */

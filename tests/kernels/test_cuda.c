@@ -1,8 +1,9 @@
 /*
  * The CUDA backend on a device, op by op against the reference. Without a device the tests are
  * skipped, unless PHOTON_REQUIRE_CUDA is set (make check-gpu): then its absence is a failure.
- * PHOTON_QUICK leaves the large shapes out, for tools under which everything is slow. Where it has
- * Hopper's attention too, that is tried as an owner would have it tried, and tested again:
+ * PHOTON_QUICK leaves the large shapes and the timing of products out, for tools under which
+ * everything is slow. Where it has Hopper's attention too, that is tried as an owner would have it
+ * tried, and tested again:
  *
  *     test_cuda [all|hopper]
  *

@@ -50,6 +50,27 @@ static void a_recording_holds_while_the_working_space_stays(void)
     backend_close(gpu);
 }
 
+/* A call that no recording takes: there is none, and the same done without it is no error. */
+static void what_fails_in_a_recording_is_over_with_it(void)
+{
+    const char *why = "";
+    gpu = photon_backend(0, &why);
+    CHECK(gpu != NULL);
+    float *memory = gpu->ops->alloc(gpu, 4096);
+    float host[8];
+    for (int i = 0; i < 2; i++) { // the second time there is working space already
+        gpu->ops->record(gpu);
+        sums(memory);
+        gpu->ops->get(gpu, host, memory, sizeof(host));
+        CHECK(gpu->ops->recorded(gpu) == NULL);
+        sums(memory);
+        gpu->ops->get(gpu, host, memory, sizeof(host));
+        CHECK(gpu->ops->sync(gpu) == NULL);
+    }
+    gpu->ops->release(gpu, memory);
+    backend_close(gpu);
+}
+
 // ---- ranks that wait for each other -------------------------------------------------------------
 
 /* A rank of a pretended NCCL: what it shows, and what was done to it. */
@@ -310,6 +331,7 @@ int main(void)
     const char *why = "";
     (void)setenv("PHOTON_CUDA_GRAPHS", "1", 1);
     RUN(a_recording_holds_while_the_working_space_stays);
+    RUN(what_fails_in_a_recording_is_over_with_it);
     gpu = photon_backend(0, &why);
     if (!gpu) {
         (void)fprintf(stderr, "%s\n", why);

@@ -2,7 +2,7 @@
  * backend.h - what a compute backend must do, and the door to each of them.
  *
  * One table of functions per backend: "ref" is plain C, written to be read and
- * to judge the others; "cpu" is oneDNN (or our own blocked products) and OpenMP;
+ * to judge the others; "cpu" is our own products or oneDNN's, and OpenMP;
  * "cuda" is a shared object loaded when asked for. Model, trainer and checkpoint
  * code see nothing but this header.
  *

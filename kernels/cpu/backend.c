@@ -1,5 +1,4 @@
 /* Opening the CPU backend: which lanes, how many threads, where memory comes from. */
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,6 +12,13 @@
 #include "kernels/group.h"
 #include "kernels/host.h"
 #include "kernels/ref/ops.h" // the memory of this machine is the same for both
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 /* From here on an allocation asks for huge pages: at 4 KiB a page the TLB misses on every row. */
 #define HUGE_PAGE ((size_t)2 << 20)
@@ -168,6 +174,15 @@ static const struct backend_ops CPU_OPS = {
 };
 
 #if defined(__x86_64__)
+/* Tiles and their products of bf16 (Intel, Software Developer's Manual, CPUID leaf 7); clang 14
+ * knows no name for them. */
+static bool has_tiles(void)
+{
+    enum { BF16 = 1 << 22, TILE = 1 << 24 };
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & BF16) && (d & TILE);
+}
+
 /* Linux lets a process use the tiles when it has asked (Documentation/arch/x86/xstate.rst). */
 static bool tiles_allowed(void)
 {
@@ -184,8 +199,7 @@ static const struct lanes *best_lanes(void)
     bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     if (avx512 && __builtin_cpu_supports("avx512bf16")) {
-        bool amx = __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16");
-        return amx && tiles_allowed() ? &lanes_amx : &lanes_bf16;
+        return has_tiles() && tiles_allowed() ? &lanes_amx : &lanes_bf16;
     }
     if (avx512) {
         return &lanes_avx512;
@@ -200,11 +214,15 @@ static const struct lanes *best_lanes(void)
 /*
  * The cores this process may use: under taskset or a cpuset fewer than the machine has, and in a
  * container with a quota (cgroup v2, "quota period"; "max" is no number) as many as it pays for.
+ * OpenMP counts them, as with OMP_PROC_BIND this very thread is bound to one of them.
  */
 static int cores(void)
 {
-    cpu_set_t set;
-    int n = sched_getaffinity(0, sizeof(set), &set) ? 1 : CPU_COUNT(&set);
+#ifdef _OPENMP
+    int n = omp_get_num_procs();
+#else
+    int n = 1;
+#endif
     FILE *f = fopen("/sys/fs/cgroup/cpu.max", "r");
     if (f) {
         char text[64] = "";
@@ -232,6 +250,7 @@ enum status cpu_open(struct backend **out, int threads, struct err *e)
     c->be.threads = 1;
 #endif
     c->lanes = best_lanes();
+    c->own_bf16 = c->lanes->own_bf16;
     enum status st = cpu_gemm_open(c, e);
     if (st) {
         mem_free(c);

@@ -1,7 +1,7 @@
 /*
  * cpu.h - the inside of the CPU backend: its state, and what one instruction set offers it.
  *
- * Three layers. lanes_*.c compile the same kernels (rows.h, attn.h, tile.h, step.h) once per
+ * Three layers. lanes_*.c compile the same kernels (rows.h, attn.h, gemm.h, step.h) once per
  * instruction set into a table `struct lanes`; a kernel works on a range, alone, without threads.
  * ops_*.c cut each op into ranges and spread them over threads with OpenMP. backend.c chooses the
  * lanes once, at open, and fills in the op table.
@@ -52,24 +52,52 @@ enum attn_memory { ATTN_FORWARD, ATTN_HEAD, ATTN_WORK };
 /* A head is packed in this many parts, in any order. */
 enum { ATTN_PACK_PARTS = 5 };
 
-/* A packed product, see tile.h. Units are 4 bytes: one float, or two bf16
- * along the inner dimension. */
-struct tile_task {
+/* Rows and columns of a block of a product's output, */
+enum { GEMM_SIDE = 128 };
+/* and how much of the inner dimension is packed at a time, units. */
+enum { GEMM_CHUNK = 1024 };
+
+/* A before packing, or B: rows of the output, or columns of it, by the dimension summed over. */
+struct gemm_operand {
+    const void *p;
+    int64_t outer;
+    int64_t ld;            /* elements, */
+    bool inner_contiguous; /* between rows, or between the elements of the sum */
+};
+
+/* A product of our own, see gemm.h. Units are 4 bytes: one float, or two bf16 along the inner
+ * dimension. */
+struct gemm_task {
     bool bf16; /* units are pairs */
-    const uint32_t *a;
-    const uint32_t *b;
-    int64_t units;
+    int64_t inner, units;
+    int64_t pitch; /* units from one packed row to the next: odd, so that groups do not all lie in
+                      the same sets of a cache */
     void *out;
     enum dtype out_type;
     bool accumulate;
     const void *bias; /* or NULL */
     enum dtype bias_type;
-    int64_t m, n; /* of the whole output */
+    int64_t n; /* columns of the whole output */
+};
+
+/* What is packed: rows or columns [first, first + count) and units [unit, end), `group` rows beside
+ * each other. */
+struct gemm_part {
+    int64_t first, count, unit, end, group;
+};
+
+/* A block of the output, and units [unit, end) of its operands, packed. */
+struct gemm_block {
+    int64_t row, rows, col, cols;
+    int64_t unit, end;
+    const uint32_t *a, *b;
+    float *sums; /* (GEMM_SIDE, GEMM_SIDE), kept from one chunk of units to the next */
 };
 
 struct lanes {
     const char *name;
-    bool bf16; /* multiplies bf16 natively, hence offers that dtype */
+    bool bf16;     /* multiplies bf16 natively, hence offers that dtype */
+    bool own_bf16; /* our own product of bf16 is faster than oneDNN's (docs/BENCHMARKS.md) */
 
     void (*embed_fwd)(enum dtype at, void *x, const int32_t *tokens, const void *wte,
                       const void *wpe, int64_t T, int64_t C, int64_t row0, int64_t row1);
@@ -104,16 +132,11 @@ struct lanes {
     void (*attn_bwd)(const struct attn *x, int64_t item, const struct attn_range *range, void *head,
                      void *work);
 
-    /* Our own product: group sizes of the packed operands, packing of one
-     * group, one output tile. */
-    int64_t mr, nr, tile_m, tile_n;
-    /* out[unit][group]: `count` rows of src, ld apart, inner dimension contiguous */
-    void (*pack_inner)(bool bf16, uint32_t *out, int64_t group, const void *src, int64_t ld,
-                       int64_t count, int64_t inner);
-    /* the same where the outer dimension is contiguous: src[inner][ld] */
-    void (*pack_outer)(bool bf16, uint32_t *out, int64_t group, const void *src, int64_t ld,
-                       int64_t count, int64_t inner);
-    void (*tile)(const struct tile_task *t, int64_t row0, int64_t col0, float *sums);
+    /* Our own product: how many rows of A, columns of B are packed beside each other. */
+    int64_t a_group, b_group;
+    void (*gemm_pack)(const struct gemm_task *t, const struct gemm_operand *x,
+                      const struct gemm_part *part, uint32_t *out);
+    void (*gemm_block)(const struct gemm_task *t, const struct gemm_block *b);
 };
 
 extern const struct lanes lanes_base;
@@ -129,6 +152,7 @@ struct gemm_plans; /* what gemm_dnnl.c or gemm_own.c remembers between calls */
 struct cpu {
     struct backend be;
     const struct lanes *lanes;
+    bool own_bf16; /* the lanes', until a test or a bench wants oneDNN's */
     struct gemm_plans *plans;
     void
         *scratch; /* grows to the largest op seen, so that a step in its stride allocates nothing */
@@ -146,9 +170,11 @@ void cpu_gemm_close(struct cpu *c);
 const char *cpu_plan_gemm(struct backend *be, const struct gemm *g);
 void cpu_gemm(struct backend *be, const struct gemm *g, void *out, const void *a, const void *b,
               const void *bias);
-extern const char cpu_gemm_name[]; /* who multiplies, for benches */
+extern const char cpu_gemm_name[]; /* who multiplies where own_bf16 does not say so, for benches */
 
-/* gemm_blocked.c: our own product, for every shape and either build. */
+/* gemm_blocked.c: our own product, for every shape and either build. Same bits on any number of
+ * threads. */
+const char *cpu_plan_gemm_blocked(struct backend *be, const struct gemm *g);
 void cpu_gemm_blocked(struct backend *be, const struct gemm *g, void *out, const void *a,
                       const void *b, const void *bias);
 

@@ -3,8 +3,8 @@
  *
  * A primitive is made once per shape, which compiles code for it, and kept with its memory handles.
  * oneDNN works in the caller's OpenMP threads and may split a long inner dimension among them over
- * a small output, so the bits hold for one number of threads: the one given at open. Where it has
- * only its reference in plain C for a shape, our own product does it.
+ * a small output, so the bits hold for one number of threads: the one given at open. Where our own
+ * product is faster, or oneDNN has only its reference in plain C for a shape, ours does it.
  */
 #include <dnnl.h>
 #include <string.h>
@@ -217,9 +217,17 @@ static struct plan *plan_for(struct backend *be, const struct gemm *g)
     return p;
 }
 
+static bool is_ours(struct backend *be, const struct gemm *g)
+{
+    return ((const struct cpu *)be)->own_bf16 && g->a_type == DTYPE_BF16;
+}
+
 const char *cpu_plan_gemm(struct backend *be, const struct gemm *g)
 {
-    struct plan *p = plan_for(be, g);
+    struct plan *p = is_ours(be, g) ? NULL : plan_for(be, g);
+    if (is_ours(be, g) || (p && !p->prim)) {
+        return cpu_plan_gemm_blocked(be, g);
+    }
     if (!p) {
         return "oneDNN could not prepare a matrix product";
     }
@@ -239,6 +247,10 @@ void cpu_gemm(struct backend *be, const struct gemm *g, void *out, const void *a
               const void *bias)
 {
     struct cpu *c = (struct cpu *)be;
+    if (is_ours(be, g)) {
+        cpu_gemm_blocked(be, g, out, a, b, bias);
+        return;
+    }
     struct plan *p = plan_for(be, g);
     if (!p) {
         cpu_fail(c, "oneDNN could not prepare a matrix product");

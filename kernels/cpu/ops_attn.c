@@ -1,4 +1,8 @@
-/* Attention: heads of sequences spread over threads, and tiles of heads where those are few. */
+/*
+ * Attention: heads of sequences spread over threads, and tiles of heads where those are few. Whole
+ * heads are dealt in order, so that most of what a thread reads it wrote itself in the op before:
+ * between the dies of a processor that is worth more than who is done first helping the others.
+ */
 #include "kernels/cpu/cpu.h"
 
 #ifdef _OPENMP
@@ -27,7 +31,7 @@ void cpu_attn_fwd(struct backend *be, enum dtype at, void *o, void *lse, const v
     if (!scratch) {
         return;
     }
-#pragma omp parallel for num_threads(be->threads) schedule(dynamic)
+#pragma omp parallel for num_threads(be->threads) schedule(static)
     for (int64_t i = 0; i < B * H * x.parts; i++) {
         c->lanes->attn_fwd(&x, i / x.parts, i % x.parts,
                            scratch + each * (size_t)omp_get_thread_num());
@@ -57,7 +61,7 @@ static void bwd_whole(struct cpu *c, const struct attn *x, int64_t tiles)
         return;
     }
     const struct attn_range all = {0, tiles, 0, tiles, true, true};
-#pragma omp parallel for num_threads(c->be.threads) schedule(dynamic)
+#pragma omp parallel for num_threads(c->be.threads) schedule(static)
     for (int64_t i = 0; i < x->B * x->H; i++) {
         char *head = m.heads + m.head * (size_t)omp_get_thread_num();
         char *work = m.works + m.work * (size_t)omp_get_thread_num();

@@ -288,6 +288,40 @@ INL float s_get(const enum dtype at, const void *p, int64_t i)
     return f;
 }
 
+// ---- a square of units ------------------------------------------------------------------------
+
+/* a[0] b[0] a[1] b[1] ... of the first halves, and of the second ones */
+#if VL == 16
+#define V_ZIP_LOW(a, b)                                                                            \
+    __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
+#define V_ZIP_HIGH(a, b)                                                                           \
+    __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+#elif VL == 8
+#define V_ZIP_LOW(a, b)  __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11)
+#define V_ZIP_HIGH(a, b) __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15)
+#else
+#define V_ZIP_LOW(a, b)  __builtin_shufflevector(a, b, 0, 4, 1, 5)
+#define V_ZIP_HIGH(a, b) __builtin_shufflevector(a, b, 2, 6, 3, 7)
+#endif
+
+/* Rows become columns. A row zipped with the one half a square further, log2 VL times. */
+INL void v_turn(vu x[VL])
+{
+#pragma GCC unroll 4
+    for (int step = 1; step < VL; step *= 2) {
+        vu y[VL];
+#pragma GCC unroll 8
+        for (int i = 0; i < VL / 2; i++) {
+            y[2 * i] = V_ZIP_LOW(x[i], x[i + VL / 2]);
+            y[2 * i + 1] = V_ZIP_HIGH(x[i], x[i + VL / 2]);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < VL; i++) {
+            x[i] = y[i];
+        }
+    }
+}
+
 // ---- exp2, exp, erf -------------------------------------------------------------------------
 
 INL vf v_nearest(vf x)

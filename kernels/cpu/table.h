@@ -7,15 +7,18 @@
 #define KERNELS_CPU_TABLE_H
 
 #include "kernels/cpu/attn.h"
+#include "kernels/cpu/gemm.h"
 #include "kernels/cpu/rows.h"
 #include "kernels/cpu/step.h"
-#include "kernels/cpu/tile.h"
 
 #ifdef LANES
 const struct lanes LANES = {
     .name = LANES_NAME,
 #ifdef ISA_BF16
     .bf16 = true,
+#ifndef ISA_AMX
+    .own_bf16 = true,
+#endif
 #endif
     .embed_fwd = embed_fwd,
     .embed_bwd = embed_bwd,
@@ -32,13 +35,10 @@ const struct lanes LANES = {
     .attn_fwd = attn_fwd,
     .attn_pack = attn_pack,
     .attn_bwd = attn_bwd,
-    .mr = MR,
-    .nr = NR,
-    .tile_m = TILE_M,
-    .tile_n = TILE_N,
-    .pack_inner = pack_inner,
-    .pack_outer = pack_outer,
-    .tile = tile,
+    .a_group = VL,
+    .b_group = NR,
+    .gemm_pack = gemm_pack,
+    .gemm_block = gemm_block,
 };
 #endif
 

@@ -25,6 +25,7 @@
 #include "common/rng.h"
 #include "kernels/attn_skip.h"
 #include "kernels/backend.h"
+#include "kernels/cpu/cpu.h"
 #include "tests/bench/rates.h"
 
 struct size {
@@ -57,6 +58,7 @@ static struct {
 
 static struct {
     double product, copy; /* operations and bytes a second */
+    double block;         /* operations a second of the multiply instruction; or 0 */
 } ceiling;
 
 // ---- one op -----------------------------------------------------------------------------------
@@ -235,12 +237,33 @@ struct shape {
     int times;
 };
 
-/*
- * Seconds that the products of one step take by themselves. A large vocabulary is multiplied in
- * chunks of rows, as the model does it.
- */
-static double bench_products(struct bench_op *b, double seconds, bool print)
+/* Seconds that the products of one step take by themselves, and oneDNN's; 0 where that is not there
+ * beside our own. */
+struct alone {
+    double products_s, onednn_s;
+};
+
+/* A CPU backend that multiplies this itself, though oneDNN could. */
+static struct cpu *beside_onednn(const struct bench_op *b)
 {
+    struct cpu *c = strcmp(b->be->ops->name, "cpu") == 0 ? (struct cpu *)b->be : NULL;
+    bool own = c && c->own_bf16 && b->at == DTYPE_BF16;
+    return own && strcmp(cpu_gemm_name, "oneDNN") == 0 ? c : NULL;
+}
+
+static double bench_product(struct bench_op *b, const char *name, double seconds, bool print)
+{
+    struct times t = measure(b, op_gemm, seconds);
+    if (print) {
+        report_op(b, name, &t);
+    }
+    return quantile(&t, 0.5);
+}
+
+/* A large vocabulary is multiplied in chunks of rows, as the model does it. */
+static struct alone bench_products(struct bench_op *b, double seconds, bool print)
+{
+    struct cpu *other = beside_onednn(b);
     const struct model_spec *m = &b->size->m;
     int64_t d = m->d_model;
     const struct shape shapes[] = {
@@ -249,7 +272,7 @@ static double bench_products(struct bench_op *b, double seconds, bool print)
         {"head", m->vocab_size, d, 1},
     };
     static const char *const uses[] = {"fwd", "dgrad", "wgrad"};
-    double total = 0;
+    struct alone alone = {0};
     for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++) {
         for (int use = 0; use < GEMM_USE_COUNT; use++) {
             b->g = (struct gemm){.use = (enum gemm_use)use,
@@ -260,16 +283,18 @@ static double bench_products(struct bench_op *b, double seconds, bool print)
                                  .K = shapes[i].K};
             b->flops = 2.0 * (double)b->N * (double)shapes[i].N * (double)shapes[i].K;
             b->bytes = 0;
-            struct times t = measure(b, op_gemm, seconds);
-            total += quantile(&t, 0.5) * shapes[i].times;
-            if (print) {
-                char name[64];
-                (void)snprintf(name, sizeof(name), "gemm %s %s", shapes[i].name, uses[use]);
-                report_op(b, name, &t);
+            char name[64];
+            (void)snprintf(name, sizeof(name), "gemm %s %s", shapes[i].name, uses[use]);
+            alone.products_s += shapes[i].times * bench_product(b, name, seconds, print);
+            if (other) {
+                other->own_bf16 = false;
+                (void)snprintf(name, sizeof(name), "  by oneDNN");
+                alone.onednn_s += shapes[i].times * bench_product(b, name, seconds, print);
+                other->own_bf16 = true;
             }
         }
     }
-    return total;
+    return alone;
 }
 
 static double step_gemm_flops(const struct size *s)
@@ -558,8 +583,7 @@ static enum status run_steps(struct trainer *t, struct times *times, struct time
     return ST_OK;
 }
 
-/* products_s: what the step's products take alone. */
-static enum status bench_steps(const struct size *size, double products_s, struct err *e)
+static enum status bench_steps(const struct size *size, struct alone alone, struct err *e)
 {
     struct size s = *size; // the row source's context is not const
     struct trainer_config c = config_of(&s);
@@ -591,8 +615,12 @@ static enum status bench_steps(const struct size *size, double products_s, struc
         "%s step, %s: %.1f ms [%.1f %.1f], %.0f tokens/s, %.1f GFLOP/s of products, %.0f %% "
         "of their own rate, %.1f GiB planned, loss %.3f, load %.1f%s\n",
         s.name, what, p50 * 1e3, p10 * 1e3, p90 * 1e3, tokens / p50, flops / p50 * 1e-9,
-        100 * products_s / p50, planned / (1 << 30), loss, load,
+        100 * alone.products_s / p50, planned / (1 << 30), loss, load,
         load > 1.2 * (double)sysconf(_SC_NPROCESSORS_ONLN) ? ": UNRELIABLE" : "");
+    if (alone.onednn_s > 0) {
+        (void)printf("  %.0f %% of the rate at which oneDNN does these products alone\n",
+                     100 * alone.onednn_s / p50);
+    }
     (void)printf(
         "  MFU of a large product's rate here: %.1f %% with causal attention (6 L d T a token), "
         "%.1f %% with all of it (12 L d T)\n",
@@ -601,11 +629,13 @@ static enum status bench_steps(const struct size *size, double products_s, struc
         "{\"bench\":\"step\",\"size\":\"%s\",\"what\":\"%s\",\"n\":%d,\"median_s\":%.6g,"
         "\"p10_s\":%.6g,\"p90_s\":%.6g,\"cpu_s\":%.6g,\"tokens_per_s\":%.6g,\"gemm_gflops\":%.5g,"
         "\"model_gflops_causal\":%.5g,\"model_gflops_full\":%.5g,\"mfu_causal\":%.4f,"
-        "\"mfu_full\":%.4f,\"gemm_own_s\":%.6g,\"share\":%.4f,\"planned_bytes\":%.0f,"
+        "\"mfu_full\":%.4f,\"gemm_own_s\":%.6g,\"share\":%.4f,\"onednn_s\":%.6g,\"planned_bytes\":%"
+        ".0f,"
         "\"loss\":%.5g,\"load\":%.2f}\n",
         s.name, what, times.n, p50, p10, p90, quantile(&cpu, 0.5), tokens / p50, flops / p50 * 1e-9,
         causal / p50 * 1e-9, full / p50 * 1e-9, causal / p50 / ceiling.product,
-        full / p50 / ceiling.product, products_s, products_s / p50, planned, loss, load);
+        full / p50 / ceiling.product, alone.products_s, alone.products_s / p50, alone.onednn_s,
+        planned, loss, load);
     return ST_OK;
 }
 
@@ -617,16 +647,23 @@ static enum status bench_size(struct backend *be, enum dtype at, const struct si
         operands_free(&b);
         return err_set(e, ST_NOMEM, "no memory for the operands of %s", s->name);
     }
-    double products_s = opt.attn ? 0 : bench_products(&b, 0.1, opt.ops);
+    struct alone alone = {0};
+    if (!opt.attn) {
+        alone = bench_products(&b, 0.1, opt.ops);
+    }
     if (!opt.attn) {
         (void)printf("%s: the products of a step alone: %.1f ms, %.1f GFLOP/s\n", s->name,
-                     products_s * 1e3, step_gemm_flops(s) / products_s * 1e-9);
+                     alone.products_s * 1e3, step_gemm_flops(s) / alone.products_s * 1e-9);
+    }
+    if (alone.onednn_s > 0) {
+        (void)printf("%s: the same by oneDNN: %.1f ms, %.1f GFLOP/s\n", s->name,
+                     alone.onednn_s * 1e3, step_gemm_flops(s) / alone.onednn_s * 1e-9);
     }
     if (opt.ops) {
         bench_ops(&b);
     }
     operands_free(&b);
-    return opt.steps ? bench_steps(s, products_s, e) : ST_OK;
+    return opt.steps ? bench_steps(s, alone, e) : ST_OK;
 }
 
 // ---- command line -------------------------------------------------------------------------------
@@ -683,16 +720,20 @@ static enum status bench_all(struct err *e)
     const char *wait = getenv("OMP_WAIT_POLICY");
     const char *attention = getenv("PHOTON_CUDA_ATTN");
     ceiling.copy = copy_rate(be);
+    ceiling.block = block_rate(be, bf16 ? DTYPE_BF16 : DTYPE_F32);
     enum status st = mfu_peak(opt.device, opt.threads, opt.dtype, &ceiling.product, e);
     (void)printf(
         "device %s, %d threads, %s, a large product %.1f GFLOP/s, copy %.1f GB/s, load %.1f, "
         "OMP_WAIT_POLICY %s\n",
         be->ops->name, be->threads, bf16 ? "bf16" : "f32", ceiling.product * 1e-9,
         ceiling.copy * 1e-9, load_now(), wait ? wait : "unset");
+    if (ceiling.block > 0) {
+        (void)printf("  products from the first cache alone %.1f GFLOP/s\n", ceiling.block * 1e-9);
+    }
     (void)printf("{\"bench\":\"machine\",\"device\":\"%s\",\"threads\":%d,\"product_gflops\":%.5g,"
-                 "\"copy_gbps\":%.4g,\"load\":%.2f,\"attention\":\"%s\"}\n",
-                 be->ops->name, be->threads, ceiling.product * 1e-9, ceiling.copy * 1e-9,
-                 load_now(), attention ? attention : "");
+                 "\"block_gflops\":%.5g,\"copy_gbps\":%.4g,\"load\":%.2f,\"attention\":\"%s\"}\n",
+                 be->ops->name, be->threads, ceiling.product * 1e-9, ceiling.block * 1e-9,
+                 ceiling.copy * 1e-9, load_now(), attention ? attention : "");
     for (int k = 0; k < SIZE_COUNT && !st; k++) {
         if (opt.size[k]) {
             st = bench_size(be, bf16 ? DTYPE_BF16 : DTYPE_F32, &SIZES[k], e);

@@ -6,6 +6,8 @@
 #include <time.h>
 
 #include "common/clock.h"
+#include "common/mem.h"
+#include "kernels/cpu/cpu.h"
 
 static int by_value(const void *a, const void *b)
 {
@@ -114,4 +116,64 @@ double copy_rate(struct backend *be)
     be->ops->release(be, a);
     be->ops->release(be, b);
     return t.n ? 2.0 * (double)size / quantile(&t, 0.5) : 0;
+}
+
+struct block_run {
+    const struct lanes *l;
+    bool bf16;
+    double rate;
+};
+
+static void *block_run(void *arg)
+{
+    enum { UNITS = 128, SECONDS = 1, TURNS = 1000 };
+    struct block_run *run = arg;
+    const struct lanes *l = run->l;
+    float *sums = mem_alloc((size_t)GEMM_SIDE * GEMM_SIDE * sizeof(float));
+    uint32_t *operands = mem_alloc((size_t)(l->a_group + l->b_group) * UNITS * sizeof(*operands));
+    const struct gemm_task t = {.bf16 = run->bf16, .units = UNITS + 1, .pitch = UNITS + 1};
+    const struct gemm_block b = {.rows = l->a_group,
+                                 .cols = l->b_group,
+                                 .end = UNITS, // of one more: sums are kept, and no output written
+                                 .a = operands,
+                                 .b = operands + l->a_group * UNITS,
+                                 .sums = sums};
+    double each = 2.0 * (run->bf16 ? 2 : 1) * UNITS * (double)(l->a_group * l->b_group);
+    double end = clock_mono_s() + SECONDS;
+    for (double start = clock_mono_s(); start < end;) {
+        for (int i = 0; i < TURNS; i++) {
+            l->gemm_block(&t, &b);
+        }
+        double now = clock_mono_s();
+        double rate = TURNS * each / (now - start);
+        run->rate = rate > run->rate ? rate : run->rate;
+        start = now;
+    }
+    mem_free(sums);
+    mem_free(operands);
+    return NULL;
+}
+
+double block_rate(struct backend *be, enum dtype at)
+{
+    enum { THREADS_MAX = 64 };
+    const struct cpu *c = strcmp(be->ops->name, "cpu") == 0 ? (const struct cpu *)be : NULL;
+    if (!c || (at == DTYPE_BF16 && !c->own_bf16)) {
+        return 0;
+    }
+    int n = be->threads < THREADS_MAX ? be->threads : THREADS_MAX;
+    struct block_run runs[THREADS_MAX] = {{0}};
+    pthread_t threads[THREADS_MAX];
+    double sum = 0;
+    for (int i = 0; i < n; i++) {
+        runs[i] = (struct block_run){.l = c->lanes, .bf16 = at == DTYPE_BF16};
+        if (pthread_create(&threads[i], NULL, block_run, &runs[i])) {
+            abort();
+        }
+    }
+    for (int i = 0; i < n; i++) {
+        (void)pthread_join(threads[i], NULL);
+        sum += runs[i].rate;
+    }
+    return sum * be->threads / n;
 }

@@ -24,4 +24,9 @@ double load_now(void); /* of the last minute; -1: not known */
 /* Bytes read plus written in a second, with as many threads as the backend has; 0: no room. */
 double copy_rate(struct backend *be);
 
+/* Operations in a second of our own products whose operands stay in the first cache, on all
+ * threads: what the multiply instruction gives. 0: these are not what the backend multiplies with.
+ */
+double block_rate(struct backend *be, enum dtype at);
+
 #endif

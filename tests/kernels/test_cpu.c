@@ -25,6 +25,53 @@ static void our_own_product_is_right_too(void)
     op_parity_gemms(cpu_gemm_blocked, "blocked", 130, 129, 600);
     op_parity_gemms(cpu_gemm_blocked, "blocked", 2, 50368, 8);
     op_parity_gemms(cpu_gemm_blocked, "blocked", 3, 768, 3072);
+    op_parity_gemms(cpu_gemm_blocked, "blocked", 150, 160, 2 * GEMM_CHUNK + 451);
+}
+
+/* and where op_parity() has seen our own, oneDNN's */
+static void the_other_product_is_right_too(void)
+{
+    struct cpu *c = (struct cpu *)cpu;
+    bool own = c->own_bf16;
+    c->own_bf16 = false;
+    op_parity_gemms(cpu_gemm, cpu_gemm_name, 7, 13, 29);
+    op_parity_gemms(cpu_gemm, cpu_gemm_name, 130, 129, 600);
+    c->own_bf16 = own;
+}
+
+/* However many threads cut the output, and whatever of it is left to the last. */
+static void our_own_product_has_the_same_bits_on_any_threads(void)
+{
+    static const int64_t shapes[][3] = {
+        {1, 1, 1}, {33, 70, 9}, {300, 257, 131}, {140, 520, 2 * GEMM_CHUNK + 10}};
+    static const int crowds[] = {2, 3, 7, 16};
+    bool same = true;
+    for (int i = 0; i < 4 * GEMM_USE_COUNT * op_dtype_count; i++) {
+        enum dtype t = op_dtypes[i / (4 * GEMM_USE_COUNT)];
+        const int64_t *n = shapes[i % 4];
+        struct gemm g = {
+            (enum gemm_use)(i / 4 % GEMM_USE_COUNT), t, false, false, false, n[0], n[1], n[2]};
+        int64_t most = n[0] * n[1] > n[1] * n[2] ? n[0] * n[1] : n[1] * n[2];
+        most = most > n[0] * n[2] ? most : n[0] * n[2];
+        struct pair x = draw(t, most, 0, 1, 1);
+        struct pair y = draw(t, most, 0, 1, 2);
+        char *want = mem_alloc((size_t)most * sizeof(float));
+        char *got = mem_alloc((size_t)most * sizeof(float));
+        cpu_gemm_blocked(one, &g, want, x.a, y.a, NULL);
+        for (int k = 0; k < 4; k++) {
+            struct backend *be = NULL;
+            CHECK_INT(cpu_open(&be, crowds[k], NULL), ST_OK);
+            memset(got, 0, (size_t)most * sizeof(float));
+            cpu_gemm_blocked(be, &g, got, x.a, y.a, NULL);
+            same = same && memcmp(got, want, (size_t)most * sizeof(float)) == 0;
+            backend_close(be);
+        }
+        mem_free(want);
+        mem_free(got);
+        drop(&x);
+        drop(&y);
+    }
+    CHECK(same);
 }
 
 static void every_instruction_set_gives_a_right_product(void)
@@ -211,6 +258,8 @@ int main(void)
     op_parity();
     attention_without_tiles();
     RUN(our_own_product_is_right_too);
+    RUN(the_other_product_is_right_too);
+    RUN(our_own_product_has_the_same_bits_on_any_threads);
     RUN(every_instruction_set_gives_a_right_product);
     RUN(every_instruction_set_steps_to_the_same_bits);
     RUN(the_number_of_threads_does_not_change_a_bit);

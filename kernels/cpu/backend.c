@@ -246,7 +246,11 @@ enum status cpu_open(struct backend **out, int threads, struct err *e)
     struct cpu *c = mem_alloc(sizeof(*c));
     c->be.ops = &CPU_OPS;
     c->be.threads = threads ? threads : cores();
-#ifndef _OPENMP
+#ifdef _OPENMP
+    if (c->be.threads > omp_get_thread_limit()) { // OMP_THREAD_LIMIT
+        c->be.threads = omp_get_thread_limit();
+    }
+#else
     c->be.threads = 1;
 #endif
     c->lanes = best_lanes();

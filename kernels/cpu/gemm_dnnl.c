@@ -32,12 +32,19 @@ struct gemm_plans {
     struct plan *first;
 };
 
-/* The OpenMP threads of the calling thread are what oneDNN looks at, whenever it looks. */
+/*
+ * The OpenMP threads of the calling thread are what oneDNN looks at, whenever it looks. It shares
+ * the work among that many: a team that turns out smaller, as OMP_DYNAMIC lets it, leaves some of
+ * it undone.
+ */
 static void use_threads(const struct backend *be)
 {
 #ifdef _OPENMP
     if (omp_get_max_threads() != be->threads) {
         omp_set_num_threads(be->threads);
+    }
+    if (omp_get_dynamic()) {
+        omp_set_dynamic(0);
     }
 #else
     (void)be;

@@ -3,7 +3,7 @@
  *
  * Included by lanes_*.c. Rows of A are packed in groups of VL, columns of B in groups of NR; a
  * group has its units one after the other, [unit][row or column], zeros past the edges, so that
- * tile.h reads both without a stride. Every element of the output is one chain of sums over the
+ * tile.h reads both from one place. Every element of the output is one chain of sums over the
  * whole inner dimension in ascending order, begun at zero, however the output is cut: bits do not
  * depend on it.
  */
@@ -16,7 +16,8 @@
 
 _Static_assert(VL % MR == 0 && GEMM_SIDE % NR == 0, "blocks are whole groups");
 
-/* Units that are multiplied before the next rows: B's then stay in the first cache. */
+/* Units that are multiplied before the next rows: once in so many the sums go to memory and back.
+ */
 enum { GEMM_UNITS = 256 };
 
 /* Rows that are fetched before they are packed as columns: each is in another place. */

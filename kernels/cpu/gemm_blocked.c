@@ -1,22 +1,13 @@
 /*
  * Our own matrix product: each thread has a region of the output, packs some of its columns into
  * the order in which tile.h reads them, then some of its rows, which stay in its cache while it
- * multiplies them by the columns. Threads share nothing that is written: on a processor of several
+ * multiplies them by the columns. Threads share no packed operand: on a processor of several
  * dies that costs more than packing twice.
  *
  * It serves where it is faster than oneDNN's (`own_bf16`), where oneDNN is absent, and where that
  * has only its reference in plain C for a shape.
  */
 #include "kernels/cpu/cpu.h"
-
-#ifdef _OPENMP
-#include <omp.h>
-#else
-static int omp_get_thread_num(void)
-{
-    return 0;
-}
-#endif
 
 struct product {
     struct gemm_operand a, b;
@@ -54,9 +45,9 @@ struct cuts {
 };
 
 /*
- * Regions side by side share no packed operand, hence no line of a cache, but pack the same rows or
- * columns: the grid is the one with the least to do for a thread. To pack a row costs as much as
- * PACKING elements of the output.
+ * Regions side by side pack the same rows or columns: the grid is the one with the least to do for
+ * a thread, where to pack a row costs as much as PACKING elements of the output. Packed columns are
+ * at most B_UNITS (2 MiB): they come from the last cache, once for all of a block's rows.
  */
 static struct cuts cuts_of(const struct lanes *l, const struct product *x, int64_t pitch,
                            int64_t threads)
@@ -98,7 +89,7 @@ static struct sizes sizes_of(const struct gemm_task *t, struct cuts cut)
 {
     int64_t block = (int64_t)GEMM_SIDE * GEMM_SIDE;
     struct sizes s = {
-        .a = whole(GEMM_SIDE * t->pitch, 16),
+        .a = whole(least(cut.rows, GEMM_SIDE) * t->pitch, 16),
         .b = whole(cut.chunk * t->pitch, 16),
         .sums = block,
     };
@@ -156,11 +147,12 @@ static void multiply(const struct region *r)
     }
 }
 
-/* Everything but the operands' addresses. */
+/* A product and how it is cut; out and bias are not set yet. */
 struct job {
     struct gemm_task task;
     struct product x;
     struct cuts cut;
+    int64_t down, across; /* regions */
     struct sizes size;
 };
 
@@ -181,13 +173,15 @@ static struct job job_of(const struct backend *be, const struct gemm *g, const v
     };
     j.task.pitch = least(j.task.units, GEMM_CHUNK) | 1;
     j.cut = cuts_of(((const struct cpu *)be)->lanes, &j.x, j.task.pitch, be->threads);
+    j.down = (j.x.a.outer + j.cut.rows - 1) / j.cut.rows;
+    j.across = (j.x.b.outer + j.cut.cols - 1) / j.cut.cols;
     j.size = sizes_of(&j.task, j.cut);
     return j;
 }
 
 static float *memory_for(struct backend *be, const struct job *j)
 {
-    size_t floats = (size_t)(j->size.all * be->threads);
+    size_t floats = (size_t)(j->size.all * j->down * j->across);
     return cpu_scratch((struct cpu *)be, floats * sizeof(float));
 }
 
@@ -207,27 +201,23 @@ void cpu_gemm_blocked(struct backend *be, const struct gemm *g, void *out, const
     if (!memory) {
         return;
     }
-    const int64_t m = j.x.a.outer;
-    const int64_t n = j.x.b.outer;
-    const int64_t down = (m + j.cut.rows - 1) / j.cut.rows;
-    const int64_t across = (n + j.cut.cols - 1) / j.cut.cols;
 #pragma omp parallel for num_threads(be->threads) schedule(static)
-    for (int64_t i = 0; i < down * across; i++) {
-        float *own = memory + j.size.all * omp_get_thread_num();
+    for (int64_t i = 0; i < j.down * j.across; i++) {
+        float *own = memory + j.size.all * i;
         void *packed = own + j.size.sums;
         struct region r = {
             .l = ((const struct cpu *)be)->lanes,
             .t = &j.task,
             .x = &j.x,
             .cut = j.cut,
-            .row = i / across * j.cut.rows,
-            .col = i % across * j.cut.cols,
+            .row = i / j.across * j.cut.rows,
+            .col = i % j.across * j.cut.cols,
             .a = packed,
             .b = (uint32_t *)packed + j.size.a,
             .sums = own,
         };
-        r.rows = least(m - r.row, j.cut.rows);
-        r.cols = least(n - r.col, j.cut.cols);
+        r.rows = least(j.x.a.outer - r.row, j.cut.rows);
+        r.cols = least(j.x.b.outer - r.col, j.cut.cols);
         multiply(&r);
     }
 }

@@ -1,10 +1,11 @@
 /*
  * ops.h - the CPU backend: the op table of kernels/backend.h, fast, on the machine's own cores.
  *
- * Matrix products are our own where the processor multiplies bf16 without tiles, as they are faster
- * than oneDNN's there; oneDNN's with AMX and in fp32, where it was found at build time; the rest is
- * OpenMP over kernels that exist once per instruction set, of which the best is taken at open. BF16
- * is offered where the processor multiplies it (avx512_bf16), F32 everywhere.
+ * Matrix products are our own in bf16 where the processor has no AMX (faster than oneDNN's on two
+ * cores of Zen 4; more were not measured), else oneDNN's, or our own where that was not found at
+ * build time; the rest is OpenMP over kernels that exist once per instruction set, of which the
+ * best is taken at open. BF16 is offered where the processor multiplies it (avx512_bf16), F32
+ * everywhere.
  *
  * Bits: they do not depend on the number of threads, save where oneDNN splits a long sum over a
  * small output; hence the number is fixed at open and belongs to a silo's saved state. Between

@@ -1,8 +1,4 @@
-/*
- * Attention: heads of sequences spread over threads, and tiles of heads where those are few. Whole
- * heads are dealt in order, so that most of what a thread reads it wrote itself in the op before:
- * between the dies of a processor that is worth more than who is done first helping the others.
- */
+/* Attention: heads of sequences spread over threads, and tiles of heads where those are few. */
 #include "kernels/cpu/cpu.h"
 
 #ifdef _OPENMP
@@ -13,6 +9,20 @@ static int omp_get_thread_num(void)
     return 0;
 }
 #endif
+
+/*
+ * Heads that cost alike are dealt in order: a thread then reads rows that it wrote in the op
+ * before, which between the dies of a processor is worth more than that who is done helps the
+ * others. With ALiBi steep heads skip most of their tiles, so whoever is free takes the next.
+ */
+static void deal(const struct attn *x)
+{
+#ifdef _OPENMP
+    omp_set_schedule(x->slopes ? omp_sched_dynamic : omp_sched_static, x->slopes ? 1 : 0);
+#else
+    (void)x;
+#endif
+}
 
 void cpu_attn_fwd(struct backend *be, enum dtype at, void *o, void *lse, const void *qkv,
                   const float *slopes, int64_t B, int64_t T, int64_t H, int64_t D)
@@ -31,7 +41,8 @@ void cpu_attn_fwd(struct backend *be, enum dtype at, void *o, void *lse, const v
     if (!scratch) {
         return;
     }
-#pragma omp parallel for num_threads(be->threads) schedule(static)
+    deal(&x);
+#pragma omp parallel for num_threads(be->threads) schedule(runtime)
     for (int64_t i = 0; i < B * H * x.parts; i++) {
         c->lanes->attn_fwd(&x, i / x.parts, i % x.parts,
                            scratch + each * (size_t)omp_get_thread_num());
@@ -61,7 +72,8 @@ static void bwd_whole(struct cpu *c, const struct attn *x, int64_t tiles)
         return;
     }
     const struct attn_range all = {0, tiles, 0, tiles, true, true};
-#pragma omp parallel for num_threads(c->be.threads) schedule(static)
+    deal(x);
+#pragma omp parallel for num_threads(c->be.threads) schedule(runtime)
     for (int64_t i = 0; i < x->B * x->H; i++) {
         char *head = m.heads + m.head * (size_t)omp_get_thread_num();
         char *work = m.works + m.work * (size_t)omp_get_thread_num();

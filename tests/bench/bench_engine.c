@@ -288,7 +288,8 @@ static struct alone bench_products(struct bench_op *b, double seconds, bool prin
             alone.products_s += shapes[i].times * bench_product(b, name, seconds, print);
             if (other) {
                 other->own_bf16 = false;
-                (void)snprintf(name, sizeof(name), "  by oneDNN");
+                (void)snprintf(name, sizeof(name), "gemm %s %s by oneDNN", shapes[i].name,
+                               uses[use]);
                 alone.onednn_s += shapes[i].times * bench_product(b, name, seconds, print);
                 other->own_bf16 = true;
             }

@@ -7,6 +7,7 @@
 
 #include "common/clock.h"
 #include "common/mem.h"
+#include "common/rng.h"
 #include "kernels/cpu/cpu.h"
 
 static int by_value(const void *a, const void *b)
@@ -131,6 +132,10 @@ static void *block_run(void *arg)
     const struct lanes *l = run->l;
     float *sums = mem_alloc((size_t)GEMM_SIDE * GEMM_SIDE * sizeof(float));
     uint32_t *operands = mem_alloc((size_t)(l->a_group + l->b_group) * UNITS * sizeof(*operands));
+    for (int64_t i = 0; i < (l->a_group + l->b_group) * UNITS; i++) {
+        uint32_t drawn = (uint32_t)rng_u64(1, (uint64_t)i);
+        operands[i] = (drawn & 0x80ff80ffu) | 0x3f003f00u; // +-0.5 to 2, two or one of them
+    }
     const struct gemm_task t = {.bf16 = run->bf16, .units = UNITS + 1, .pitch = UNITS + 1};
     const struct gemm_block b = {.rows = l->a_group,
                                  .cols = l->b_group,
@@ -158,7 +163,7 @@ double block_rate(struct backend *be, enum dtype at)
 {
     enum { THREADS_MAX = 64 };
     const struct cpu *c = strcmp(be->ops->name, "cpu") == 0 ? (const struct cpu *)be : NULL;
-    if (!c || (at == DTYPE_BF16 && !c->own_bf16)) {
+    if (!c || (strcmp(cpu_gemm_name, "own") != 0 && !(at == DTYPE_BF16 && c->own_bf16))) {
         return 0;
     }
     int n = be->threads < THREADS_MAX ? be->threads : THREADS_MAX;

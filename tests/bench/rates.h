@@ -25,8 +25,7 @@ double load_now(void); /* of the last minute; -1: not known */
 double copy_rate(struct backend *be);
 
 /* Operations in a second of our own products whose operands stay in the first cache, on all
- * threads: what the multiply instruction gives. 0: these are not what the backend multiplies with.
- */
+ * threads: what the multiply instruction gives. 0: the backend multiplies otherwise. */
 double block_rate(struct backend *be, enum dtype at);
 
 #endif

@@ -4,7 +4,10 @@
  */
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "common/mem.h"
 #include "common/rng.h"
@@ -16,6 +19,7 @@
 
 static struct backend *cpu; /* two threads */
 static struct backend *one; /* one thread  */
+static const char *program;
 
 /* op_parity() has seen the product that the backend chose, which may be this one. */
 static void our_own_product_is_right_too(void)
@@ -25,7 +29,8 @@ static void our_own_product_is_right_too(void)
     op_parity_gemms(cpu_gemm_blocked, "blocked", 130, 129, 600);
     op_parity_gemms(cpu_gemm_blocked, "blocked", 2, 50368, 8);
     op_parity_gemms(cpu_gemm_blocked, "blocked", 3, 768, 3072);
-    op_parity_gemms(cpu_gemm_blocked, "blocked", 150, 160, 2 * GEMM_CHUNK + 451);
+    op_parity_gemms(cpu_gemm_blocked, "blocked", 300, 160, 2 * GEMM_CHUNK + 451);
+    op_parity_gemms(cpu_gemm_blocked, "blocked", 2 * GEMM_CHUNK + 451, 300, 140);
 }
 
 /* and where op_parity() has seen our own, oneDNN's */
@@ -36,21 +41,24 @@ static void the_other_product_is_right_too(void)
     c->own_bf16 = false;
     op_parity_gemms(cpu_gemm, cpu_gemm_name, 7, 13, 29);
     op_parity_gemms(cpu_gemm, cpu_gemm_name, 130, 129, 600);
+    op_parity_gemms(cpu_gemm, cpu_gemm_name, 2, 50368, 8);
+    op_parity_gemms(cpu_gemm, cpu_gemm_name, 8, 768, 3072);
     c->own_bf16 = own;
 }
 
 /* However many threads cut the output, and whatever of it is left to the last. */
 static void our_own_product_has_the_same_bits_on_any_threads(void)
 {
-    static const int64_t shapes[][3] = {
-        {1, 1, 1}, {33, 70, 9}, {300, 257, 131}, {140, 520, 2 * GEMM_CHUNK + 10}};
+    enum { SHAPES = 5, LONG = 2 * GEMM_CHUNK + 11 };
+    static const int64_t shapes[SHAPES][3] = {
+        {1, 1, 1}, {33, 70, 9}, {300, 257, 131}, {140, 520, LONG}, {LONG, 140, 300}};
     static const int crowds[] = {2, 3, 7, 16};
     bool same = true;
-    for (int i = 0; i < 4 * GEMM_USE_COUNT * op_dtype_count; i++) {
-        enum dtype t = op_dtypes[i / (4 * GEMM_USE_COUNT)];
-        const int64_t *n = shapes[i % 4];
+    for (int i = 0; i < SHAPES * GEMM_USE_COUNT * op_dtype_count; i++) {
+        enum dtype t = op_dtypes[i / (SHAPES * GEMM_USE_COUNT)];
+        const int64_t *n = shapes[i % SHAPES];
         struct gemm g = {
-            (enum gemm_use)(i / 4 % GEMM_USE_COUNT), t, false, false, false, n[0], n[1], n[2]};
+            (enum gemm_use)(i / SHAPES % GEMM_USE_COUNT), t, false, false, false, n[0], n[1], n[2]};
         int64_t most = n[0] * n[1] > n[1] * n[2] ? n[0] * n[1] : n[1] * n[2];
         most = most > n[0] * n[2] ? most : n[0] * n[2];
         struct pair x = draw(t, most, 0, 1, 1);
@@ -238,6 +246,24 @@ static void threads_that_share_the_tiles_of_a_head_change_no_bit(void)
     CHECK(same);
 }
 
+/* With these in the environment OpenMP may give fewer threads than are asked for. */
+static void a_smaller_team_multiplies_rightly(void)
+{
+    static const char *const settings[][2] = {
+        {"OMP_THREAD_LIMIT", "1"}, {"OMP_DYNAMIC", "true"}, {"OMP_PROC_BIND", "true"}};
+    for (int i = 0; i < 3; i++) {
+        int status = -1;
+        pid_t child = fork();
+        if (child == 0) {
+            (void)setenv(settings[i][0], settings[i][1], 1);
+            (void)execl("/proc/self/exe", program, "products", (char *)NULL);
+            _exit(127);
+        }
+        CHECK(child > 0 && waitpid(child, &status, 0) == child);
+        CHECK_INT(status, 0);
+    }
+}
+
 static void too_many_threads_are_refused(void)
 {
     struct backend *be = NULL;
@@ -247,14 +273,20 @@ static void too_many_threads_are_refused(void)
     CHECK(be == NULL);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+    program = argv[0];
     struct err e;
     if (cpu_open(&cpu, 2, &e) || cpu_open(&one, 1, &e)) {
         (void)fprintf(stderr, "%s\n", e.msg);
         return 1;
     }
     op_parity_open(cpu, OP_MEDIUM);
+    if (argc > 1) { // a child of a_smaller_team_multiplies_rightly()
+        RUN(our_own_product_is_right_too);
+        RUN(the_other_product_is_right_too);
+        return check_end();
+    }
     op_parity();
     attention_without_tiles();
     RUN(our_own_product_is_right_too);
@@ -264,6 +296,7 @@ int main(void)
     RUN(every_instruction_set_steps_to_the_same_bits);
     RUN(the_number_of_threads_does_not_change_a_bit);
     RUN(threads_that_share_the_tiles_of_a_head_change_no_bit);
+    RUN(a_smaller_team_multiplies_rightly);
     RUN(too_many_threads_are_refused);
     op_parity_close();
     backend_close(cpu);

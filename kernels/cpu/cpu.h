@@ -7,7 +7,7 @@
  * lanes once, at open, and fills in the op table.
  *
  * Which thread does which range never changes the bits: a range is either independent of the others
- * or leaves a partial sum that is added in range order, and ranges are cut by size alone.
+ * or leaves a partial sum that is added in range order, and those are cut by size alone.
  */
 #ifndef KERNELS_CPU_CPU_H
 #define KERNELS_CPU_CPU_H

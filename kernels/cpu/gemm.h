@@ -16,8 +16,7 @@
 
 _Static_assert(VL % MR == 0 && GEMM_SIDE % NR == 0, "blocks are whole groups");
 
-/* Units that are multiplied before the next rows: once in so many the sums go to memory and back.
- */
+/* Units that are multiplied before the next rows: once in so many, sums go to memory and back. */
 enum { GEMM_UNITS = 256 };
 
 /* Rows that are fetched before they are packed as columns: each is in another place. */

@@ -651,8 +651,6 @@ static enum status bench_size(struct backend *be, enum dtype at, const struct si
     struct alone alone = {0};
     if (!opt.attn) {
         alone = bench_products(&b, 0.1, opt.ops);
-    }
-    if (!opt.attn) {
         (void)printf("%s: the products of a step alone: %.1f ms, %.1f GFLOP/s\n", s->name,
                      alone.products_s * 1e3, step_gemm_flops(s) / alone.products_s * 1e-9);
     }

@@ -246,17 +246,38 @@ static void threads_that_share_the_tiles_of_a_head_change_no_bit(void)
     CHECK(same);
 }
 
-/* With these in the environment OpenMP may give fewer threads than are asked for. */
+/* So many threads a backend has that is asked for as many as there are cores. */
+static int all_threads(void)
+{
+    struct backend *be = NULL;
+    CHECK_INT(cpu_open(&be, 0, NULL), ST_OK);
+    int n = be->threads;
+    backend_close(be);
+    return n;
+}
+
+static int expected_threads;
+
+static void every_core_is_counted(void)
+{
+    CHECK_INT(all_threads(), expected_threads);
+}
+
+/* With these in the environment OpenMP may give fewer threads than are asked for, or bind the one
+ * that asks how many cores there are. */
 static void a_smaller_team_multiplies_rightly(void)
 {
+    const int cores = all_threads();
     static const char *const settings[][2] = {
         {"OMP_THREAD_LIMIT", "1"}, {"OMP_DYNAMIC", "true"}, {"OMP_PROC_BIND", "true"}};
     for (int i = 0; i < 3; i++) {
         int status = -1;
+        char threads[16];
+        (void)snprintf(threads, sizeof(threads), "%d", i == 0 ? 1 : cores);
         pid_t child = fork();
         if (child == 0) {
             (void)setenv(settings[i][0], settings[i][1], 1);
-            (void)execl("/proc/self/exe", program, "products", (char *)NULL);
+            (void)execl("/proc/self/exe", program, "products", threads, (char *)NULL);
             _exit(127);
         }
         CHECK(child > 0 && waitpid(child, &status, 0) == child);
@@ -282,7 +303,9 @@ int main(int argc, char **argv)
         return 1;
     }
     op_parity_open(cpu, OP_MEDIUM);
-    if (argc > 1) { // a child of a_smaller_team_multiplies_rightly()
+    if (argc > 2) { // a child of a_smaller_team_multiplies_rightly()
+        expected_threads = (int)strtol(argv[2], NULL, 10);
+        RUN(every_core_is_counted);
         RUN(our_own_product_is_right_too);
         RUN(the_other_product_is_right_too);
         return check_end();

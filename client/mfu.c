@@ -92,8 +92,8 @@ enum status mfu_peak(const char *device, int threads, const char *dtype, double 
     }
     TRY(backend_open(&be, first, threads, e));
     bool gpu = strcmp(be->ops->name, "cuda") == 0;
-    bool bf16 = strcmp(dtype, "auto") ? !strcmp(dtype, "bf16") : be->ops->supports(be, DTYPE_BF16);
-    enum status st = measure(be, bf16 ? DTYPE_BF16 : DTYPE_F32, gpu ? GPU_SIZE : CPU_SIZE, out, e);
+    enum status st =
+        measure(be, backend_dtype(be, dtype), gpu ? GPU_SIZE : CPU_SIZE, out, e);
     backend_close(be);
     if (!st && gpu) {
         *out *= many;

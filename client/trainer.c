@@ -13,8 +13,6 @@
 #include "common/log.h"
 #include "common/mem.h"
 
-static const char *const DTYPE_NAMES[DTYPE_COUNT] = {"f32", "bf16", "f64"};
-
 /* ---- opening ---- */
 
 void trainer_choices_in(const char *dir)
@@ -22,23 +20,6 @@ void trainer_choices_in(const char *dir)
     char path[1024];
     (void)snprintf(path, sizeof(path), "%.900s/cuda-choices", dir);
     (void)setenv("PHOTON_CUDA_ALGOS", path, 0);
-}
-
-static enum status choose_dtype(struct trainer *t, struct err *e)
-{
-    struct rank *r = lead(t);
-    bool bf16 = r->ops->supports(r->be, DTYPE_BF16);
-    if (strcmp(t->config.dtype, "f32") == 0) {
-        t->dtype = DTYPE_F32;
-    } else if (strcmp(t->config.dtype, "auto") == 0) {
-        t->dtype = bf16 ? DTYPE_BF16 : DTYPE_F32;
-    } else if (!bf16) {
-        return err_set(e, ST_INVALID, "%s does not compute in bf16 here; try auto or f32",
-                       r->ops->name);
-    } else {
-        t->dtype = DTYPE_BF16;
-    }
-    return ST_OK;
 }
 
 static enum status choose_batch(struct trainer *t, struct err *e)
@@ -175,7 +156,7 @@ static void plan_buckets(struct trainer *t)
 static enum status build(struct trainer *t, struct err *e)
 {
     TRY(ranks_open(t, e));
-    TRY(choose_dtype(t, e));
+    t->dtype = backend_dtype(lead(t)->be, t->config.dtype);
     TRY(choose_batch(t, e));
     TRY(ranks_run(t, build_rank, NULL, e));
     void *p = NULL;
@@ -207,7 +188,7 @@ enum status trainer_open(struct trainer **out, const struct trainer_config *c, s
     }
     // The names are the caller's; from here on they are the backend's own.
     t->config.device = lead(t)->ops->name;
-    t->config.dtype = DTYPE_NAMES[t->dtype];
+    t->config.dtype = dtype_name(t->dtype);
     *out = t;
     return ST_OK;
 }
@@ -254,7 +235,7 @@ void trainer_describe(const struct trainer *t, char out[96])
         (void)snprintf(many, sizeof(many), "%d x ", t->count);
     }
     (void)snprintf(out, 96, "%s%s, %d thread%s, %s", many, r->ops->name, r->be->threads,
-                   r->be->threads == 1 ? "" : "s", DTYPE_NAMES[t->dtype]);
+                   r->be->threads == 1 ? "" : "s", dtype_name(t->dtype));
 }
 
 const struct param_table *trainer_params(const struct trainer *t)

@@ -54,7 +54,7 @@ struct trainer_config {
         freeze; /* tensors that no step moves; they are no part of the gradient's norm */
     struct row_source rows;
     const char *device; /* auto, cpu, ref, cuda, or several: "cuda:0,1,2" */
-    const char *dtype;  /* auto (bf16 where the backend has it), f32, bf16 */
+    const char *dtype;  /* auto (the backend's own choice), f32, bf16 */
     int threads;        /* 0: all cores; shared by the ranks */
     bool ahead;         /* for tests: run ahead on a host too, see trainer_run_until() */
     bool whole;         /* for tests: each rank keeps all of the optimizer's state, see below */

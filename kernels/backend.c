@@ -138,6 +138,13 @@ void backend_close(struct backend *be)
     }
 }
 
+enum dtype backend_dtype(struct backend *be, const char *name)
+{
+    struct backend_caps caps = {0};
+    be->ops->caps(be, &caps);
+    return strcmp(name, "f32") == 0 ? DTYPE_F32 : strcmp(name, "bf16") == 0 ? DTYPE_BF16 : caps.dtype;
+}
+
 enum status backend_sync(struct backend *be, struct err *e)
 {
     const char *text = be->ops->sync(be);

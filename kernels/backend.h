@@ -43,6 +43,12 @@ static inline size_t dtype_size(enum dtype t)
     return t == DTYPE_BF16 ? 2 : t == DTYPE_F64 ? 8 : 4;
 }
 
+/* Its word, for people and options. */
+static inline const char *dtype_name(enum dtype t)
+{
+    return t == DTYPE_BF16 ? "bf16" : t == DTYPE_F64 ? "f64" : "f32";
+}
+
 enum gemm_use {
     GEMM_FWD = 0, /* Y (M, N) = X (M, K) W (N, K)^T [+ bias (N)]; out = R(sum + bias)      */
     GEMM_DGRAD,   /* dX (M, K) = dY (M, N) W (N, K)               out = R(sum)             */
@@ -112,6 +118,7 @@ enum { NORM_CHUNK = 65536 };
 struct backend_caps {
     int64_t memory;      /* bytes a training may take                            */
     int64_t pass_tokens; /* tokens in one pass beyond which it gains no speed    */
+    enum dtype dtype;    /* what it computes in when the choice is its own       */
     bool records;        /* record() works: what is enqueued can be kept and done again */
     bool apart;          /* its memory is not the host's: what can be done there is done there */
 };
@@ -359,6 +366,9 @@ void backend_close(struct backend *be); /* NULL is allowed */
  * and why not. The text is static.
  */
 typedef struct backend *backend_cuda_fn(int device, const char **why);
+
+/* The dtype of that name, "f32" or "bf16"; of any other word, "auto", the backend's own choice. */
+enum dtype backend_dtype(struct backend *be, const char *name);
 
 /* sync() as a status: ST_DEVICE with the backend's own words. */
 enum status backend_sync(struct backend *be, struct err *e) MUST_CHECK;

@@ -35,13 +35,13 @@ struct head {
     float inner;    /* 1 / sqrt D: the slope of a score in its product */
 };
 
-INL struct head head_of(const bool bf16, const struct attn *x, int64_t item)
+INL struct head head_of(const bool pairs, const struct attn *x, int64_t item)
 {
     struct head h = {.T = x->T, .D = x->D};
     h.Tp = (x->T + ATTN_TILE - 1) / ATTN_TILE * ATTN_TILE;
     h.Dp = (x->D + VL - 1) / VL * VL;
-    h.ku = bf16 ? (x->D + 1) / 2 : x->D;
-    h.tu = bf16 ? ATTN_TILE / 2 : ATTN_TILE;
+    h.ku = pairs ? (x->D + 1) / 2 : x->D;
+    h.tu = pairs ? ATTN_TILE / 2 : ATTN_TILE;
     h.inner = 1.0f / sqrtf((float)x->D);
     h.scale = LOG2E * h.inner;
     h.slope = x->slopes ? x->slopes[item % x->H] * LOG2E : 0.0f;
@@ -63,17 +63,38 @@ INL struct slice head_slice(const enum dtype at, const void *base, int64_t item,
     return (struct slice){(const char *)base + (size_t)start * dtype_size(at), of * H * D};
 }
 
+/* Units of an operand of this type. */
+INL bool has_pairs(const enum dtype at)
+{
+    return unit_is_pair(at == DTYPE_BF16);
+}
+
+/* n elements from element i on, as units of one float each */
+INL void pack_floats(const enum dtype at, uint32_t *to, const void *p, int64_t i, int64_t n)
+{
+    if (at == DTYPE_F32) {
+        memcpy(to, (const float *)p + i, (size_t)n * 4);
+        return;
+    }
+    const uint16_t *from = (const uint16_t *)p + i;
+    for (int64_t d = 0; d < n; d++) {
+        to[d] = (uint32_t)from[d] << 16;
+    }
+}
+
 /* rows[t][unit] */
 INL void pack_rows(const enum dtype at, uint32_t *rows, struct slice s, const struct head *h)
 {
-    size_t size = dtype_size(at);
-    size_t row = (size_t)h->ku * 4;
     for (int64_t t = 0; t < h->T; t++) {
-        char *to = (char *)rows + (size_t)t * row;
-        memset(to + row - 4, 0, 4); // the other half of an odd D's last pair
-        memcpy(to, s.p + (size_t)(t * s.ld) * size, (size_t)h->D * size);
+        uint32_t *to = rows + t * h->ku;
+        if (has_pairs(at)) {
+            to[h->ku - 1] = 0; // the other half of an odd D's last pair
+            memcpy(to, s.p + t * s.ld * 2, (size_t)h->D * 2);
+        } else {
+            pack_floats(at, to, s.p, t * s.ld, h->D);
+        }
     }
-    memset((char *)rows + (size_t)h->T * row, 0, (size_t)(h->Tp - h->T) * row);
+    memset(rows + h->T * h->ku, 0, (size_t)((h->Tp - h->T) * h->ku) * 4);
 }
 
 /* cols[unit][t], from rows */
@@ -94,15 +115,15 @@ INL void pack_cols(uint32_t *cols, const uint32_t *rows, const struct head *h)
 /* mix[unit of t][d] */
 INL void pack_mix(const enum dtype at, uint32_t *mix, struct slice s, const struct head *h)
 {
-    int64_t step = at == DTYPE_BF16 ? 2 : 1;
+    int64_t step = has_pairs(at) ? 2 : 1;
     for (int64_t t = 0; t < h->Tp; t += step) {
         uint32_t *to = mix + t / step * h->Dp;
         memset(to, 0, (size_t)h->Dp * 4);
         if (t >= h->T) {
             continue;
         }
-        if (at == DTYPE_F32) {
-            memcpy(to, s.p + (size_t)(t * s.ld) * 4, (size_t)h->D * 4);
+        if (!has_pairs(at)) {
+            pack_floats(at, to, s.p, t * s.ld, h->D);
             continue;
         }
         const uint16_t *p0 = (const uint16_t *)(const void *)s.p + t * s.ld;
@@ -223,6 +244,12 @@ INL vf prob(const enum dtype at, vf x)
     return at == DTYPE_F32 ? v_exp2(x) : v_exp2_short(v_max(v_set(POLY_EXP2_SMALLEST), x));
 }
 
+/* What probabilities and their gradients are kept as between two products: they are operands. */
+INL enum dtype unit_type(const enum dtype at)
+{
+    return has_pairs(at) ? DTYPE_BF16 : DTYPE_F32;
+}
+
 /* p = exp2(s scale - m) as units of the A operand, and the unrounded sums of the lanes into l */
 INL void row_probs(const enum dtype at, const float *s, uint32_t *p, float scale, float m, float *l,
                    int64_t cols)
@@ -233,7 +260,7 @@ INL void row_probs(const enum dtype at, const float *s, uint32_t *p, float scale
     for (int64_t c = 0; c < cols; c += VL) {
         vf e = prob(at, v_fma(v_load(s + c), factor, shift));
         sum += e;
-        v_put(at, p, c, e);
+        v_put(unit_type(at), p, c, e);
     }
     v_store(l, sum);
 }
@@ -249,7 +276,7 @@ INL void row_scale(float *o, float factor, int64_t Dp)
 /* What a tile of queries carries from one tile of keys to the next. */
 struct attn_fwd_tile {
     float *s;    /* (TILE, TILE) */
-    uint32_t *p; /* (TILE, TILE), dtype A */
+    uint32_t *p; /* (TILE, TILE), units of two or one along the row */
     float *o;    /* (TILE, Dp) */
     float *m;    /* (TILE), what is subtracted from a row's scores */
     float *l;    /* (TILE, VL), sums of the lanes */
@@ -288,12 +315,12 @@ INL void attn_fwd_keys(const enum dtype at, const struct head *h, struct attn_fw
                        const uint32_t *q, const uint32_t *kcols, const uint32_t *vmix, int64_t i0,
                        int64_t j0)
 {
-    const bool bf16 = at == DTYPE_BF16;
+    const bool pairs = has_pairs(at);
     for (int64_t r = 0; r < ATTN_TILE; r += TILE_ROWS) {
         int64_t cols = seen_cols(i0 == j0, r);
         float *s = t->s + r * ATTN_TILE;
         struct a_view a = {q + r * h->ku, h->ku, 1};
-        tile_rows(bf16, false, s, ATTN_TILE, a, kcols + j0, h->Tp, cols, h->ku);
+        tile_rows(pairs, false, s, ATTN_TILE, a, kcols + j0, h->Tp, cols, h->ku);
         for (int64_t k = r; k < r + TILE_ROWS; k++) {
             s = t->s + k * ATTN_TILE;
             float top = row_scores(s, h, i0 + k, j0, cols);
@@ -301,16 +328,15 @@ INL void attn_fwd_keys(const enum dtype at, const struct head *h, struct attn_fw
             row_probs(at, s, t->p + k * h->tu, h->scale, t->m[k], t->l + k * VL, cols);
         }
         struct a_view p = {t->p + r * h->tu, h->tu, 1};
-        tile_rows(bf16, true, t->o + r * h->Dp, h->Dp, p, vmix + j0 * h->tu / ATTN_TILE * h->Dp,
-                  h->Dp, h->Dp, bf16 ? cols / 2 : cols);
+        tile_rows(pairs, true, t->o + r * h->Dp, h->Dp, p, vmix + j0 * h->tu / ATTN_TILE * h->Dp,
+                  h->Dp, h->Dp, pairs ? cols / 2 : cols);
     }
 }
 
 INL void attn_fwd_at(const enum dtype at, const struct attn *x, int64_t item, int64_t part,
                      char *scratch)
 {
-    const bool bf16 = at == DTYPE_BF16;
-    struct head h = head_of(bf16, x, item);
+    struct head h = head_of(has_pairs(at), x, item);
     uint32_t *q = carve(&scratch, h.Tp * h.Dp);
     uint32_t *k = carve(&scratch, h.Tp * h.Dp);
     uint32_t *kcols = carve(&scratch, h.Tp * h.Dp);
@@ -395,8 +421,8 @@ struct attn_bwd_work {
 };
 
 /*
- * Two rows of P and dS at a time, since a unit of the transposed operands holds two queries; fp32
- * has one query in a unit and each row goes by itself.
+ * Two rows of P and dS at a time where a unit of the transposed operands holds two queries; else
+ * each row goes by itself.
  */
 INL void attn_bwd_rows(const enum dtype at, const struct attn_bwd_head *b,
                        const struct attn_bwd_work *w, int64_t r, int64_t i, int64_t j0,
@@ -405,7 +431,7 @@ INL void attn_bwd_rows(const enum dtype at, const struct attn_bwd_head *b,
     vf scale = v_set(b->h.scale);
     vf slope = v_set(b->h.slope);
     vf inner = v_set(b->h.inner);
-    const int rows = at == DTYPE_BF16 ? 2 : 1;
+    const int rows = has_pairs(at) ? 2 : 1;
     bool hides = j0 + cols - 1 > i;
     bool biased = b->h.slope != 0.0f;
     for (int64_t c = 0; c < cols; c += VL) {
@@ -419,7 +445,7 @@ INL void attn_bwd_rows(const enum dtype at, const struct attn_bwd_head *b,
             p[k] = hides ? v_hide(p[k], gap, 0.0f) : p[k];
             ds[k] = p[k] * v_fma(v_load(w->dp + at0), inner, v_set(-b->delta[i + k]));
         }
-        if (at == DTYPE_F32) {
+        if (!has_pairs(at)) {
             memcpy(w->p_t + r * ATTN_TILE + c, &p[0], sizeof(p[0]));
             memcpy(w->ds_t + r * ATTN_TILE + c, &ds[0], sizeof(ds[0]));
         } else {
@@ -440,26 +466,26 @@ INL void attn_bwd_rows(const enum dtype at, const struct attn_bwd_head *b,
 INL void attn_bwd_pair(const enum dtype at, const struct attn_bwd_head *b,
                        const struct attn_bwd_work *w, float *dq, bool keys, int64_t i0, int64_t j0)
 {
-    const bool bf16 = at == DTYPE_BF16;
+    const bool pairs = has_pairs(at);
     const struct head *h = &b->h;
     const bool diagonal = i0 == j0;
-    const int64_t rows = bf16 ? 2 : 1;
+    const int64_t rows = pairs ? 2 : 1;
     const uint32_t *kmix = b->kmix + j0 / rows * h->Dp;
 
     for (int64_t r = 0; r < ATTN_TILE; r += TILE_ROWS) {
         int64_t cols = seen_cols(diagonal, r);
         struct a_view q = {b->q + (i0 + r) * h->ku, h->ku, 1};
         struct a_view dout = {b->dout + (i0 + r) * h->ku, h->ku, 1};
-        tile_rows(bf16, false, w->s + r * ATTN_TILE, ATTN_TILE, q, b->kcols + j0, h->Tp, cols,
+        tile_rows(pairs, false, w->s + r * ATTN_TILE, ATTN_TILE, q, b->kcols + j0, h->Tp, cols,
                   h->ku);
-        tile_rows(bf16, false, w->dp + r * ATTN_TILE, ATTN_TILE, dout, b->vcols + j0, h->Tp, cols,
+        tile_rows(pairs, false, w->dp + r * ATTN_TILE, ATTN_TILE, dout, b->vcols + j0, h->Tp, cols,
                   h->ku);
         for (int64_t k = r; k < r + TILE_ROWS; k += rows) {
             attn_bwd_rows(at, b, w, k, i0 + k, j0, cols);
         }
         if (dq) {
             struct a_view ds = {w->ds + r * h->tu, h->tu, 1};
-            tile_rows(bf16, true, dq + r * h->Dp, h->Dp, ds, kmix, h->Dp, h->Dp, cols / rows);
+            tile_rows(pairs, true, dq + r * h->Dp, h->Dp, ds, kmix, h->Dp, h->Dp, cols / rows);
         }
     }
     for (int64_t c = 0; keys && c < ATTN_TILE; c += TILE_ROWS) {
@@ -469,8 +495,8 @@ INL void attn_bwd_pair(const enum dtype at, const struct attn_bwd_head *b,
         struct a_view p = {w->p_t + u0 * ATTN_TILE + c, 1, ATTN_TILE};
         struct a_view ds = {w->ds_t + u0 * ATTN_TILE + c, 1, ATTN_TILE};
         int64_t mix = (i0 / rows + u0) * h->Dp;
-        tile_rows(bf16, true, w->dv + c * h->Dp, h->Dp, p, b->domix + mix, h->Dp, h->Dp, units);
-        tile_rows(bf16, true, w->dk + c * h->Dp, h->Dp, ds, b->qmix + mix, h->Dp, h->Dp, units);
+        tile_rows(pairs, true, w->dv + c * h->Dp, h->Dp, p, b->domix + mix, h->Dp, h->Dp, units);
+        tile_rows(pairs, true, w->dk + c * h->Dp, h->Dp, ds, b->qmix + mix, h->Dp, h->Dp, units);
     }
 }
 
@@ -511,10 +537,10 @@ INL void attn_bwd_consts(const enum dtype at, const struct attn *x, int64_t item
     }
 }
 
-INL struct attn_bwd_head bwd_head_of(const bool bf16, const struct attn *x, int64_t item,
+INL struct attn_bwd_head bwd_head_of(const bool pairs, const struct attn *x, int64_t item,
                                      char *memory)
 {
-    struct attn_bwd_head b = {.h = head_of(bf16, x, item)};
+    struct attn_bwd_head b = {.h = head_of(pairs, x, item)};
     int64_t all = b.h.Tp * b.h.Dp;
     b.q = carve(&memory, all);
     b.dout = carve(&memory, all);
@@ -530,7 +556,7 @@ INL struct attn_bwd_head bwd_head_of(const bool bf16, const struct attn *x, int6
     return b;
 }
 
-INL struct attn_bwd_work bwd_work_of(const bool bf16, const struct head *h, char *memory)
+INL struct attn_bwd_work bwd_work_of(const bool pairs, const struct head *h, char *memory)
 {
     int64_t square = (int64_t)ATTN_TILE * ATTN_TILE;
     struct attn_bwd_work w = {.rows = carve(&memory, h->Tp * h->Dp)};
@@ -539,7 +565,7 @@ INL struct attn_bwd_work bwd_work_of(const bool bf16, const struct head *h, char
     w.dp = carve(&memory, square);
     w.p_t = carve(&memory, square);
     w.ds_t = carve(&memory, square);
-    w.ds = bf16 ? carve(&memory, square / 2) : w.ds_t;
+    w.ds = pairs ? carve(&memory, square / 2) : w.ds_t;
     w.dk = carve(&memory, ATTN_TILE * h->Dp);
     w.dv = carve(&memory, ATTN_TILE * h->Dp);
     return w;
@@ -548,8 +574,8 @@ INL struct attn_bwd_work bwd_work_of(const bool bf16, const struct head *h, char
 INL void attn_pack_at(const enum dtype at, const struct attn *x, int64_t item, int part, char *head,
                       char *work)
 {
-    struct attn_bwd_head b = bwd_head_of(at == DTYPE_BF16, x, item, head);
-    struct attn_bwd_work w = bwd_work_of(at == DTYPE_BF16, &b.h, work);
+    struct attn_bwd_head b = bwd_head_of(has_pairs(at), x, item, head);
+    struct attn_bwd_work w = bwd_work_of(has_pairs(at), &b.h, work);
     struct slice q = head_slice(at, x->qkv, item, x->T, x->H, x->D, 3, 0);
     struct slice k = head_slice(at, x->qkv, item, x->T, x->H, x->D, 3, 1);
     struct slice v = head_slice(at, x->qkv, item, x->T, x->H, x->D, 3, 2);
@@ -596,8 +622,8 @@ KERNEL void attn_pack(const struct attn *x, int64_t item, int part, void *head, 
 INL void attn_bwd_at(const enum dtype at, const struct attn *x, int64_t item,
                      const struct attn_range *range, char *head, char *work)
 {
-    struct attn_bwd_head b = bwd_head_of(at == DTYPE_BF16, x, item, head);
-    struct attn_bwd_work w = bwd_work_of(at == DTYPE_BF16, &b.h, work);
+    struct attn_bwd_head b = bwd_head_of(has_pairs(at), x, item, head);
+    struct attn_bwd_work w = bwd_work_of(has_pairs(at), &b.h, work);
     const struct head *h = &b.h;
     struct norms n = {h->slope == 0.0f ? NULL : b.nq, b.nk};
     int64_t i_first = range->query0 * ATTN_TILE;

@@ -66,9 +66,9 @@ struct gemm_operand {
 };
 
 /* A product of our own, see gemm.h. Units are 4 bytes: one float, or two bf16 along the inner
- * dimension. */
+ * dimension where the lanes have `pairs`. */
 struct gemm_task {
-    bool bf16; /* units are pairs */
+    bool bf16; /* the operands */
     int64_t inner, units;
     int64_t pitch; /* units from one packed row to the next: odd, so that groups do not all lie in
                       the same sets of a cache */
@@ -96,8 +96,9 @@ struct gemm_block {
 
 struct lanes {
     const char *name;
-    bool bf16;     /* multiplies bf16 natively, hence offers that dtype */
-    bool own_bf16; /* our own product of bf16 serves: on Zen 4 faster than oneDNN's */
+    enum dtype best; /* what a training computes in that leaves the choice to us */
+    bool own_bf16;   /* our own product of bf16 serves: oneDNN's is slower */
+    bool pairs;      /* and multiplies pairs of them; else each was widened to a float */
 
     void (*embed_fwd)(enum dtype at, void *x, const int32_t *tokens, const void *wte,
                       const void *wpe, int64_t T, int64_t C, int64_t row0, int64_t row1);

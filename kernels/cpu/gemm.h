@@ -1,7 +1,8 @@
 /*
  * gemm.h - our own matrix product: packing of an operand, and a block of the output.
  *
- * Included by lanes_*.c. Rows of A are packed in groups of VL, columns of B in groups of NR; a
+ * Included by lanes_*.c. Operands are packed as units (tile.h): where those are floats, bf16 is
+ * widened as it is packed. Rows of A are packed in groups of VL, columns of B in groups of NR; a
  * group has its units one after the other, [unit][row or column], zeros past the edges, so that
  * tile.h reads both from one place. Every element of the output is one chain of sums over the
  * whole inner dimension in ascending order, begun at zero, however the output is cut: bits do not
@@ -24,9 +25,14 @@ enum { GEMM_AHEAD = 8 };
 
 // ---- packing ----------------------------------------------------------------------------------
 
-/* The first `bytes` of a vector of units, then zeros. */
-INL vu v_units_n(const void *p, int64_t bytes)
+/* VL units from what `bytes` of them are in memory, zeros behind. */
+INL vu v_units_from(const bool bf16, const void *p, int64_t bytes)
 {
+    if (bf16 && !unit_is_pair(bf16)) {
+        vh h = {0};
+        memcpy(&h, p, (size_t)bytes);
+        return (vu)v_from_bf16(h);
+    }
     vu x = {0};
     memcpy(&x, p, (size_t)bytes);
     return x;
@@ -40,21 +46,22 @@ INL void pack_rows_of(const bool bf16, uint32_t *to, const struct gemm_task *t,
                       int64_t count)
 {
     const int64_t size = bf16 ? 2 : 4;
+    const int64_t unit = unit_is_pair(bf16) ? 4 : size; // bytes in memory
     const char *src = (const char *)x->p + first * x->ld * size;
     for (int64_t k0 = part->unit; k0 < part->end; k0 += VL) {
         vu u[VL];
-        int64_t left = t->inner * size - k0 * 4;
-        if (count >= VL && left >= (int64_t)sizeof(vu)) {
+        int64_t left = t->inner * size - k0 * unit;
+        if (count >= VL && left >= VL * unit) {
             for (int64_t r = 0; r < VL; r++) {
-                const char *from = src + r * x->ld * size + k0 * 4;
+                const char *from = src + r * x->ld * size + k0 * unit;
                 __builtin_prefetch(from + VL * x->ld * size);
-                memcpy(&u[r], from, sizeof(vu));
+                u[r] = v_units_from(bf16, from, VL * unit);
             }
         } else {
-            int64_t bytes = left < (int64_t)sizeof(vu) ? left : (int64_t)sizeof(vu);
+            int64_t bytes = left < VL * unit ? left : VL * unit;
             for (int64_t r = 0; r < VL; r++) {
-                const char *from = src + r * x->ld * size + k0 * 4;
-                u[r] = r < count ? v_units_n(from, bytes) : (vu){0};
+                const char *from = src + r * x->ld * size + k0 * unit;
+                u[r] = r < count ? v_units_from(bf16, from, bytes) : (vu){0};
             }
         }
         v_turn(u);
@@ -107,19 +114,21 @@ INL vu v_column_units(const bool bf16, const struct gemm_task *t, const struct g
     if (c >= end) {
         return (vu){0};
     }
-    if (bf16) {
+    if (unit_is_pair(bf16)) {
         const uint16_t *p = (const uint16_t *)x->p + 2 * k * x->ld + c;
         return v_pairs(p, 2 * k + 1 < t->inner ? p + x->ld : NULL, end - c);
     }
-    const float *p = (const float *)x->p + k * x->ld + c;
-    return end - c >= VL ? (vu)v_load(p) : v_units_n(p, (end - c) * 4);
+    const int64_t size = bf16 ? 2 : 4;
+    const char *p = (const char *)x->p + (k * x->ld + c) * size;
+    return end - c >= VL ? v_units_from(bf16, p, VL * size)
+                         : v_units_from(bf16, p, (end - c) * size);
 }
 
 INL void pack_outer(const bool bf16, uint32_t *out, const struct gemm_task *t,
                     const struct gemm_operand *x, const struct gemm_part *part)
 {
     const int64_t size = bf16 ? 2 : 4;
-    const int64_t rows = bf16 ? 2 : 1;
+    const int64_t rows = unit_is_pair(bf16) ? 2 : 1;
     const int64_t end = part->first + part->count;
     for (int64_t k = part->unit; k < part->end; k++, out += part->group) {
         for (int64_t i = k * rows; i < (k + 1) * rows; i++) {
@@ -217,7 +226,7 @@ INL void gemm_finish(const struct gemm_task *t, const struct gemm_block *b, int6
     }
 }
 
-INL void gemm_block_at(const bool bf16, const struct gemm_task *t, const struct gemm_block *b)
+INL void gemm_block_at(const bool pairs, const struct gemm_task *t, const struct gemm_block *b)
 {
     for (int64_t k0 = b->unit; k0 < b->end; k0 += GEMM_UNITS) {
         int64_t units = b->end - k0 < GEMM_UNITS ? b->end - k0 : GEMM_UNITS;
@@ -233,7 +242,7 @@ INL void gemm_block_at(const bool bf16, const struct gemm_task *t, const struct 
                 } else {
                     tile_begin(2, false, s, kept, GEMM_SIDE);
                 }
-                tile_sums(bf16, 2, s, a, cols, NR, units);
+                tile_sums(pairs, 2, s, a, cols, NR, units);
                 if (k0 + units < t->units) {
                     tile_end(2, s, kept, GEMM_SIDE);
                 } else {
@@ -246,7 +255,7 @@ INL void gemm_block_at(const bool bf16, const struct gemm_task *t, const struct 
 
 KERNEL void gemm_block(const struct gemm_task *t, const struct gemm_block *b)
 {
-    if (t->bf16) {
+    if (unit_is_pair(t->bf16)) {
         gemm_block_at(true, t, b);
     } else {
         gemm_block_at(false, t, b);

@@ -160,19 +160,20 @@ static struct job job_of(const struct backend *be, const struct gemm *g, const v
                          const void *b)
 {
     struct job j = {.x = product_of(g, a, b)};
+    const struct lanes *l = ((const struct cpu *)be)->lanes;
     bool bf16 = g->a_type == DTYPE_BF16;
     bool f32_out = g->use == GEMM_WGRAD || g->out_f32 || !bf16;
     j.task = (struct gemm_task){
         .bf16 = bf16,
         .inner = j.x.inner,
-        .units = bf16 ? (j.x.inner + 1) / 2 : j.x.inner,
+        .units = bf16 && l->pairs ? (j.x.inner + 1) / 2 : j.x.inner,
         .out_type = f32_out ? DTYPE_F32 : DTYPE_BF16,
         .accumulate = g->accumulate,
         .bias_type = g->a_type,
         .n = j.x.b.outer,
     };
     j.task.pitch = least(j.task.units, GEMM_CHUNK) | 1;
-    j.cut = cuts_of(((const struct cpu *)be)->lanes, &j.x, j.task.pitch, be->threads);
+    j.cut = cuts_of(l, &j.x, j.task.pitch, be->threads);
     j.down = (j.x.a.outer + j.cut.rows - 1) / j.cut.rows;
     j.across = (j.x.b.outer + j.cut.cols - 1) / j.cut.cols;
     j.size = sizes_of(&j.task, j.cut);

@@ -15,10 +15,15 @@
 const struct lanes LANES = {
     .name = LANES_NAME,
 #ifdef ISA_BF16
-    .bf16 = true,
+    .pairs = true,
+#endif
+#ifdef ISA_AVX512
+    .best = DTYPE_BF16,
+#else
+    .best = DTYPE_F32,
+#endif
 #ifndef ISA_AMX
     .own_bf16 = true,
-#endif
 #endif
     .embed_fwd = embed_fwd,
     .embed_bwd = embed_bwd,

@@ -1,8 +1,8 @@
 /*
  * tile.h - the matrix product of a few rows by a few vectors, in registers.
  *
- * Operands come in units of 4 bytes: one float, or two bf16 that are neighbours along the inner
- * dimension, as vdpbf16ps wants them. A unit of A is broadcast, a vector of units of B is loaded:
+ * Operands come in units of 4 bytes: one float, or where the processor multiplies pairs two bf16 that
+ * are neighbours along the inner dimension, as vdpbf16ps wants them. A unit of A is broadcast, a vector of units of B is loaded:
  *
  *     C(r, lane) [+]= sum over units k of  A[r * ars + k * aks] . B[k * ldb + lane]
  *
@@ -42,22 +42,30 @@ INL vf v_unit(const uint32_t *p)
     return (vf)((vu){0} + *p);
 }
 
-/* s + a . b for floats, or for pairs of bf16 with an fp32 sum */
-INL vf v_dot(const bool bf16, vf s, vf a, vf b)
+/* A unit of operands in bf16; else they are widened to one float each. */
+INL bool unit_is_pair(const bool bf16)
 {
-    if (!bf16) {
-        return v_fma(a, b, s);
-    }
 #if defined(ISA_BF16)
-    return _mm512_dpbf16_ps(s, (__m512bh)a, (__m512bh)b);
+    return bf16;
 #else
-    vf low = v_fma((vf)((vu)a << 16), (vf)((vu)b << 16), s);
-    return v_fma((vf)((vu)a & 0xffff0000u), (vf)((vu)b & 0xffff0000u), low);
+    return bf16 && false;
 #endif
 }
 
-/* s[row][vector] += A B, nv vectors wide; bf16 and nv are constants wherever this is inlined */
-INL void tile_sums(const bool bf16, const int nv, vf s[MR][2], struct a_view a, const uint32_t *b,
+/* s + a . b for floats, or for pairs of bf16 with an fp32 sum */
+INL vf v_dot(const bool pairs, vf s, vf a, vf b)
+{
+#if defined(ISA_BF16)
+    if (pairs) {
+        return _mm512_dpbf16_ps(s, (__m512bh)a, (__m512bh)b);
+    }
+#endif
+    (void)pairs;
+    return v_fma(a, b, s);
+}
+
+/* s[row][vector] += A B, nv vectors wide; pairs and nv are constants wherever this is inlined */
+INL void tile_sums(const bool pairs, const int nv, vf s[MR][2], struct a_view a, const uint32_t *b,
                    int64_t ldb, int64_t units)
 {
     for (int64_t k = 0; k < units; k++) {
@@ -66,9 +74,9 @@ INL void tile_sums(const bool bf16, const int nv, vf s[MR][2], struct a_view a, 
 #pragma GCC unroll 8
         for (int r = 0; r < MR; r++) {
             vf x = v_unit(a.p + r * a.ars + k * a.aks);
-            s[r][0] = v_dot(bf16, s[r][0], x, b0);
+            s[r][0] = v_dot(pairs, s[r][0], x, b0);
             if (nv > 1) {
-                s[r][1] = v_dot(bf16, s[r][1], x, b1);
+                s[r][1] = v_dot(pairs, s[r][1], x, b1);
             }
         }
     }
@@ -96,12 +104,12 @@ INL void tile_end(const int nv, vf s[MR][2], float *c, int64_t ldc)
     }
 }
 
-INL void tile_regs(const bool bf16, const int nv, const bool add, float *c, int64_t ldc,
+INL void tile_regs(const bool pairs, const int nv, const bool add, float *c, int64_t ldc,
                    struct a_view a, const uint32_t *b, int64_t ldb, int64_t units)
 {
     vf s[MR][2];
     tile_begin(nv, add, s, c, ldc);
-    tile_sums(bf16, nv, s, a, b, ldb, units);
+    tile_sums(pairs, nv, s, a, b, ldb, units);
     tile_end(nv, s, c, ldc);
 }
 
@@ -114,19 +122,19 @@ enum { TILE_ROWS = MR };
 #endif
 
 /* MR rows by cols, a multiple of VL. */
-INL void tile_mr(const bool bf16, const bool add, float *c, int64_t ldc, struct a_view a,
+INL void tile_mr(const bool pairs, const bool add, float *c, int64_t ldc, struct a_view a,
                  const uint32_t *b, int64_t ldb, int64_t cols, int64_t units)
 {
     int64_t n = 0;
     for (; n + NR <= cols; n += NR) {
-        tile_regs(bf16, 2, add, c + n, ldc, a, b + n, ldb, units);
+        tile_regs(pairs, 2, add, c + n, ldc, a, b + n, ldb, units);
     }
     if (n < cols) {
-        tile_regs(bf16, 1, add, c + n, ldc, a, b + n, ldb, units);
+        tile_regs(pairs, 1, add, c + n, ldc, a, b + n, ldb, units);
     }
 }
 
-/* Around a kernel whose products are of bf16. */
+/* Around a kernel whose products are of pairs. */
 INL void products_begin(void)
 {
 #if defined(ISA_AMX)
@@ -142,18 +150,18 @@ INL void products_end(void)
 }
 
 /* TILE_ROWS rows by cols, a multiple of VL. */
-INL void tile_rows(const bool bf16, const bool add, float *c, int64_t ldc, struct a_view a,
+INL void tile_rows(const bool pairs, const bool add, float *c, int64_t ldc, struct a_view a,
                    const uint32_t *b, int64_t ldb, int64_t cols, int64_t units)
 {
 #if defined(ISA_AMX)
-    if (bf16) {
+    if (pairs) {
         amx_product(add, c, ldc, a.p, a.ars, a.aks, b, ldb, cols, units);
         return;
     }
 #endif
     for (int64_t r = 0; r < TILE_ROWS; r += MR) {
         struct a_view rows = {a.p + r * a.ars, a.ars, a.aks};
-        tile_mr(bf16, add, c + r * ldc, ldc, rows, b, ldb, cols, units);
+        tile_mr(pairs, add, c + r * ldc, ldc, rows, b, ldb, cols, units);
     }
 }
 

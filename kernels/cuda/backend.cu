@@ -230,6 +230,7 @@ static void cuda_caps(struct backend *be, struct backend_caps *out)
 {
     out->memory = cuda_of(be)->memory;
     out->pass_tokens = GPU_PASS_TOKENS;
+    out->dtype = DTYPE_BF16;
     out->apart = true;
     const char *graphs = getenv("PHOTON_CUDA_GRAPHS");
     out->records = graphs && strcmp(graphs, "1") == 0;

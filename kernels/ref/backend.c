@@ -64,7 +64,8 @@ int64_t ref_memory(void)
 static void ref_caps(struct backend *be, struct backend_caps *out)
 {
     (void)be;
-    *out = (struct backend_caps){.memory = ref_memory(), .pass_tokens = 512};
+    *out = (struct backend_caps){
+        .memory = ref_memory(), .pass_tokens = 512, .dtype = DTYPE_BF16};
 }
 
 static bool ref_supports(struct backend *be, enum dtype a_type)

@@ -714,17 +714,16 @@ static enum status bench_all(struct err *e)
 {
     struct backend *be = NULL;
     TRY(backend_open(&be, opt.device, opt.threads, e));
-    bool bf16 =
-        strcmp(opt.dtype, "auto") ? !strcmp(opt.dtype, "bf16") : be->ops->supports(be, DTYPE_BF16);
+    enum dtype at = backend_dtype(be, opt.dtype);
     const char *wait = getenv("OMP_WAIT_POLICY");
     const char *attention = getenv("PHOTON_CUDA_ATTN");
     ceiling.copy = copy_rate(be);
-    ceiling.block = block_rate(be, bf16 ? DTYPE_BF16 : DTYPE_F32);
+    ceiling.block = block_rate(be, at);
     enum status st = mfu_peak(opt.device, opt.threads, opt.dtype, &ceiling.product, e);
     (void)printf(
         "device %s, %d threads, %s, a large product %.1f GFLOP/s, copy %.1f GB/s, load %.1f, "
         "OMP_WAIT_POLICY %s\n",
-        be->ops->name, be->threads, bf16 ? "bf16" : "f32", ceiling.product * 1e-9,
+        be->ops->name, be->threads, dtype_name(at), ceiling.product * 1e-9,
         ceiling.copy * 1e-9, load_now(), wait ? wait : "unset");
     if (ceiling.block > 0) {
         (void)printf("  products from the first cache alone %.1f GFLOP/s\n", ceiling.block * 1e-9);
@@ -735,7 +734,7 @@ static enum status bench_all(struct err *e)
                  ceiling.copy * 1e-9, load_now(), attention ? attention : "");
     for (int k = 0; k < SIZE_COUNT && !st; k++) {
         if (opt.size[k]) {
-            st = bench_size(be, bf16 ? DTYPE_BF16 : DTYPE_F32, &SIZES[k], e);
+            st = bench_size(be, at, &SIZES[k], e);
             (void)fflush(stdout);
         }
     }

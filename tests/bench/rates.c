@@ -143,7 +143,7 @@ static void *block_run(void *arg)
                                  .a = operands,
                                  .b = operands + l->a_group * UNITS,
                                  .sums = sums};
-    double each = 2.0 * (run->bf16 ? 2 : 1) * UNITS * (double)(l->a_group * l->b_group);
+    double each = 2.0 * (run->bf16 && l->pairs ? 2 : 1) * UNITS * (double)(l->a_group * l->b_group);
     double end = clock_mono_s() + SECONDS;
     for (double start = clock_mono_s(); start < end;) {
         for (int i = 0; i < TURNS; i++) {

@@ -54,7 +54,7 @@ static void our_own_product_has_the_same_bits_on_any_threads(void)
         {1, 1, 1}, {33, 70, 9}, {300, 257, 131}, {140, 520, LONG}, {LONG, 140, 300}};
     static const int crowds[] = {2, 3, 7, 16};
     bool same = true;
-    for (int i = 0; i < SHAPES * GEMM_USE_COUNT * op_dtype_count; i++) {
+    for (int i = 0; i < SHAPES * GEMM_USE_COUNT * OP_DTYPES; i++) {
         enum dtype t = op_dtypes[i / (SHAPES * GEMM_USE_COUNT)];
         const int64_t *n = shapes[i % SHAPES];
         struct gemm g = {
@@ -82,33 +82,45 @@ static void our_own_product_has_the_same_bits_on_any_threads(void)
     CHECK(same);
 }
 
+#if defined(__x86_64__)
+static const struct lanes *const ALL[] = {&lanes_base, &lanes_avx2, &lanes_avx512, &lanes_bf16};
+
+static bool is_here(const struct lanes *l)
+{
+    return (l != &lanes_avx2 || __builtin_cpu_supports("avx2")) &&
+           (l != &lanes_avx512 || __builtin_cpu_supports("avx512dq")) &&
+           (l != &lanes_bf16 || __builtin_cpu_supports("avx512bf16"));
+}
+#endif
+
 static void every_instruction_set_gives_a_right_product(void)
 {
 #if defined(__x86_64__)
-    const struct lanes *all[] = {&lanes_base, &lanes_avx2, &lanes_avx512};
     struct cpu *c = (struct cpu *)cpu;
     const struct lanes *best = c->lanes;
-    for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
-        if ((i == 1 && !__builtin_cpu_supports("avx2")) ||
-            (i == 2 && !__builtin_cpu_supports("avx512dq"))) {
-            continue;
+    for (size_t i = 0; i < sizeof(ALL) / sizeof(ALL[0]); i++) {
+        if (is_here(ALL[i])) {
+            c->lanes = ALL[i];
+            op_parity_gemms(cpu_gemm_blocked, ALL[i]->name, 67, 45, 301);
+            op_parity_gemms(cpu_gemm_blocked, ALL[i]->name, 19, 37, 2 * GEMM_CHUNK + 3);
+            c->lanes = best;
         }
-        c->lanes = all[i];
-        op_parity_gemms(cpu_gemm_blocked, all[i]->name, 67, 45, 301);
-        c->lanes = best;
     }
 #endif
 }
 
-/* op_parity() has seen the attention of the best; where that is AMX it leaves out the next one. */
-static void attention_without_tiles(void)
+/* and a right attention: op_parity() has seen that of the best */
+static void every_instruction_set_attends_rightly(void)
 {
 #if defined(__x86_64__)
     struct cpu *c = (struct cpu *)cpu;
-    if (c->lanes == &lanes_amx) {
-        c->lanes = &lanes_bf16;
-        op_parity_attention(true);
-        c->lanes = &lanes_amx;
+    const struct lanes *best = c->lanes;
+    for (size_t i = 0; i < sizeof(ALL) / sizeof(ALL[0]); i++) {
+        if (is_here(ALL[i]) && ALL[i] != best) {
+            c->lanes = ALL[i];
+            op_parity_attention(false);
+            c->lanes = best;
+        }
     }
 #endif
 }
@@ -182,13 +194,11 @@ static void the_number_of_threads_does_not_change_a_bit(void)
     char *a = mem_alloc(SIZE);
     char *b = mem_alloc(SIZE);
     bool same = true;
-    for (int i = 0; i < op_dtype_count; i++) {
-        if (cpu->ops->supports(cpu, op_dtypes[i])) {
-            size_t used = run_all(cpu, op_dtypes[i], a, SIZE);
-            CHECK(used < SIZE);
-            CHECK_INT(run_all(one, op_dtypes[i], b, SIZE), used);
-            same = same && memcmp(a, b, used) == 0;
-        }
+    for (int i = 0; i < OP_DTYPES; i++) {
+        size_t used = run_all(cpu, op_dtypes[i], a, SIZE);
+        CHECK(used < SIZE);
+        CHECK_INT(run_all(one, op_dtypes[i], b, SIZE), used);
+        same = same && memcmp(a, b, used) == 0;
     }
     mem_free(a);
     mem_free(b);
@@ -219,14 +229,11 @@ static void threads_that_share_the_tiles_of_a_head_change_no_bit(void)
     static const int crowds[] = {2, 3, 8};
     static const float slopes[] = {4.0f, 0.25f, 0.0f}; // the first skips far tiles
     bool same = true;
-    for (int i = 0; i < 18 * op_dtype_count; i++) {
+    for (int i = 0; i < 18 * OP_DTYPES; i++) {
         enum dtype t = op_dtypes[i / 18];
         int64_t heads = 1 + i % 3;
         int64_t T = lengths[i / 3 % 3];
         const float *biases = i / 9 % 2 ? slopes : NULL;
-        if (!cpu->ops->supports(cpu, t)) {
-            continue;
-        }
         struct pair x = draw(t, 3 * T * heads * HD, 0, 1, 1);
         struct pair dout = draw(t, T * heads * HD, 0, 1, 2);
         size_t size = (size_t)(3 * T * heads * HD) * dtype_size(t);
@@ -311,7 +318,7 @@ int main(int argc, char **argv)
         return check_end();
     }
     op_parity();
-    attention_without_tiles();
+    every_instruction_set_attends_rightly();
     RUN(our_own_product_is_right_too);
     RUN(the_other_product_is_right_too);
     RUN(our_own_product_has_the_same_bits_on_any_threads);

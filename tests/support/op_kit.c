@@ -10,8 +10,7 @@
 
 struct backend *op_be;
 struct backend *op_ref;
-enum dtype op_dtypes[2];
-int op_dtype_count;
+const enum dtype op_dtypes[OP_DTYPES] = {DTYPE_F32, DTYPE_BF16};
 enum op_scale op_scale;
 
 void op_parity_open(struct backend *be, enum op_scale scale)
@@ -19,11 +18,6 @@ void op_parity_open(struct backend *be, enum op_scale scale)
     CHECK(backend_open(&op_ref, "ref", 1, NULL) == ST_OK);
     op_be = be;
     op_scale = scale;
-    op_dtype_count = 0;
-    op_dtypes[op_dtype_count++] = DTYPE_F32;
-    if (be->ops->supports(be, DTYPE_BF16)) {
-        op_dtypes[op_dtype_count++] = DTYPE_BF16;
-    }
 }
 
 void op_parity(void)

@@ -20,8 +20,8 @@ extern struct backend *op_be;  /* under test: its memory is its own */
 extern struct backend *op_ref; /* the reference */
 
 /* What op_be computes with. */
-extern enum dtype op_dtypes[2];
-extern int op_dtype_count;
+enum { OP_DTYPES = 2 };
+extern const enum dtype op_dtypes[OP_DTYPES];
 
 extern enum op_scale op_scale;
 

@@ -55,10 +55,7 @@ static inline struct backend *tiny_backend(const char *device, enum dtype dtype)
         SKIP(e.msg);
     }
     CHECK_INT(st, ST_OK);
-    if (!be->ops->supports(be, dtype)) {
-        backend_close(be);
-        SKIP("this machine does not compute in that dtype");
-    }
+    CHECK(be->ops->supports(be, dtype));
     return be;
 }
 

@@ -92,8 +92,7 @@ enum status mfu_peak(const char *device, int threads, const char *dtype, double 
     }
     TRY(backend_open(&be, first, threads, e));
     bool gpu = strcmp(be->ops->name, "cuda") == 0;
-    enum status st =
-        measure(be, backend_dtype(be, dtype), gpu ? GPU_SIZE : CPU_SIZE, out, e);
+    enum status st = measure(be, backend_dtype(be, dtype), gpu ? GPU_SIZE : CPU_SIZE, out, e);
     backend_close(be);
     if (!st && gpu) {
         *out *= many;

@@ -23,7 +23,7 @@ int solo_main(const char *program, int argc, char **argv);
     {"device", 0, OPTION_TEXT, "NAME", "PHOTON_DEVICE", &(o)->device, 0, 0,                        \
      "auto (default), cpu, ref, cuda, or several GPUs: cuda:0,1"},                                 \
     {"dtype", 0, OPTION_TEXT, "NAME", "PHOTON_DTYPE", &(o)->dtype, 0, 0,                           \
-     "auto (default), f32, bf16"},                                                                 \
+     "auto (default): bf16 where it is no slower, else f32; f32; bf16"},                                                                 \
     {"threads", 't', OPTION_INT, "N", "PHOTON_THREADS", &(o)->threads, 0, 1024,                    \
      "CPU threads; default all cores"},                                                            \
     {"json", 0, OPTION_FLAG, NULL, NULL, &(o)->json, 0, 0, "print the end as JSON on stdout"},     \

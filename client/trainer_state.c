@@ -272,10 +272,11 @@ static void tell_difference(const struct trainer *t, const struct state_head *h)
     struct state_head now = describe(t, false);
     if (h->dtype != now.dtype || h->threads != now.threads || h->micro_batch != now.micro_batch ||
         h->ranks != now.ranks || strncmp(h->device, now.device, sizeof(h->device)) != 0) {
-        log_warn(
-            "state was saved by %.15s with %d threads, now %s with %d; steps go on, but not with "
-            "the bits of an undisturbed run",
-            h->device, h->threads, now.device, now.threads);
+        log_warn("state was saved by %.15s in %s with %d threads, now %s in %s with %d; steps go "
+                 "on, but "
+                 "not with the bits of an undisturbed run",
+                 h->device, dtype_name((enum dtype)h->dtype), h->threads, now.device,
+                 dtype_name(t->dtype), now.threads);
     }
 }
 

@@ -41,7 +41,7 @@ static enum status open_cuda(struct backend **out, int device, struct err *e)
     if (!be) {
         return err_set(e, ST_NOT_FOUND, "no CUDA backend: %s", why);
     }
-    if (be->ops->size != sizeof(*be->ops)) {
+    if (be->ops->abi != BACKEND_ABI) {
         // Its close() may lie elsewhere in the table, so the backend is left to the
         // end of the process.
         return err_set(e, ST_INVALID, "%s is from another build", CUDA_OBJECT);
@@ -142,7 +142,9 @@ enum dtype backend_dtype(struct backend *be, const char *name)
 {
     struct backend_caps caps = {0};
     be->ops->caps(be, &caps);
-    return strcmp(name, "f32") == 0 ? DTYPE_F32 : strcmp(name, "bf16") == 0 ? DTYPE_BF16 : caps.dtype;
+    return strcmp(name, "f32") == 0    ? DTYPE_F32
+           : strcmp(name, "bf16") == 0 ? DTYPE_BF16
+                                       : caps.dtype;
 }
 
 enum status backend_sync(struct backend *be, struct err *e)

@@ -140,8 +140,12 @@ struct backend_meeting {
 
 struct backend;
 
+/* One more whenever something changes that a backend in a shared object shares with the program:
+ * the table, or what its arguments point to. */
+enum { BACKEND_ABI = 2 };
+
 struct backend_ops {
-    size_t size; /* sizeof(struct backend_ops): a table from another build is refused */
+    int abi; /* BACKEND_ABI: a table from another build is refused */
     const char *name;
 
     void (*close)(struct backend *be);
@@ -184,7 +188,7 @@ struct backend_ops {
      * the backend. */
     const char *(*sync)(struct backend *be);
 
-    /* Does this backend compute with this dtype A here? */
+    /* Does this backend compute with this dtype A? */
     bool (*supports)(struct backend *be, enum dtype a_type);
 
     /* Do what is slow once (JIT, tuning) for one product. NULL, or what went wrong. */
@@ -233,7 +237,7 @@ struct backend_ops {
      *
      *     t_ij = q_i k_j / sqrt(D) + slope_h (j - i),   j <= i.
      *
-     * slopes (H) fp32 are ALiBi's (Press et al. 2022), or NULL without. The probabilities are
+     * slopes (H) fp32 are ALiBi's (Press et al. 2022), or NULL without. The probabilities may be
      * rounded to A before they meet v; their sum is not.
      */
     void (*attn_fwd)(struct backend *be, enum dtype at, void *o, void *lse, const void *qkv,
@@ -241,7 +245,8 @@ struct backend_ops {
 
     /*
      * dqkv = gradients in the packed layout, from o, do (B, T, H, D) and lse. With p = exp(t - lse)
-     * and ds = p (do v - sum(do o)) / sqrt(D): p meets do, and ds meets q and k, rounded to A.
+     * and ds = p (do v - sum(do o)) / sqrt(D): p meets do, and ds meets q and k, and both may be
+     * rounded to A before.
      */
     void (*attn_bwd)(struct backend *be, enum dtype at, void *dqkv, const void *qkv, const void *o,
                      const void *dout, const void *lse, const float *slopes, int64_t B, int64_t T,

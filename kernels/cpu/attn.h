@@ -7,13 +7,13 @@
  * inner dimension, units (T, D), the B operand of a product over queries or keys.
  *
  * Forward, per tile of 64 queries, keys from the start up to the diagonal: S = Q K^T; the running
- * maximum m and sum l of each row are updated, P = exp(S - m) is rounded, O is rescaled and P V
- * added. Scores are kept in units of log 2, so that a probability is one exp2. Backward recomputes
- * P from lse; dQ gathers over key tiles in ascending order, dK and dV over query
- * tiles in ascending order. A head goes by itself, or is packed once and its tiles are done by many
- * threads: dK and dV of each key tile, dQ of each query tile, with P and dS once for either. Each
- * sum has the same terms in the same order both ways. ALiBi's far tiles are skipped by the rule of
- * attn_skip.h.
+ * maximum m and sum l of each row are updated, P = exp(S - m) is rounded where units are pairs, O
+ * is rescaled and P V added. Scores are kept in units of log 2, so that a probability is one exp2.
+ * Backward recomputes P from lse; dQ gathers over key tiles in ascending order, dK and dV over
+ * query tiles in ascending order. A head goes by itself, or is packed once and its tiles are done
+ * by many threads: dK and dV of each key tile, dQ of each query tile, with P and dS once for
+ * either. Each sum has the same terms in the same order both ways. ALiBi's far tiles are skipped by
+ * the rule of attn_skip.h.
  */
 #ifndef KERNELS_CPU_ATTN_H
 #define KERNELS_CPU_ATTN_H
@@ -63,7 +63,7 @@ INL struct slice head_slice(const enum dtype at, const void *base, int64_t item,
     return (struct slice){(const char *)base + (size_t)start * dtype_size(at), of * H * D};
 }
 
-/* Units of an operand of this type. */
+/* Are an operand's units pairs? */
 INL bool has_pairs(const enum dtype at)
 {
     return unit_is_pair(at == DTYPE_BF16);
@@ -445,17 +445,19 @@ INL void attn_bwd_rows(const enum dtype at, const struct attn_bwd_head *b,
             p[k] = hides ? v_hide(p[k], gap, 0.0f) : p[k];
             ds[k] = p[k] * v_fma(v_load(w->dp + at0), inner, v_set(-b->delta[i + k]));
         }
-        if (!has_pairs(at)) {
+        if (rows == 1) {
             memcpy(w->p_t + r * ATTN_TILE + c, &p[0], sizeof(p[0]));
             memcpy(w->ds_t + r * ATTN_TILE + c, &ds[0], sizeof(ds[0]));
-        } else {
-            struct v_rounded pr = v_round_rows(p[0], p[1]);
-            struct v_rounded dr = v_round_rows(ds[0], ds[1]);
-            memcpy(w->p_t + r / 2 * ATTN_TILE + c, &pr.pairs, sizeof(pr.pairs));
-            memcpy(w->ds_t + r / 2 * ATTN_TILE + c, &dr.pairs, sizeof(dr.pairs));
-            memcpy((uint16_t *)w->ds + r * ATTN_TILE + c, &dr.even, sizeof(dr.even));
-            memcpy((uint16_t *)w->ds + (r + 1) * ATTN_TILE + c, &dr.odd, sizeof(dr.odd));
+            continue;
         }
+#if defined(ISA_BF16)
+        struct v_rounded pr = v_round_rows(p[0], p[1]);
+        struct v_rounded dr = v_round_rows(ds[0], ds[1]);
+        memcpy(w->p_t + r / 2 * ATTN_TILE + c, &pr.pairs, sizeof(pr.pairs));
+        memcpy(w->ds_t + r / 2 * ATTN_TILE + c, &dr.pairs, sizeof(dr.pairs));
+        memcpy((uint16_t *)w->ds + r * ATTN_TILE + c, &dr.even, sizeof(dr.even));
+        memcpy((uint16_t *)w->ds + (r + 1) * ATTN_TILE + c, &dr.odd, sizeof(dr.odd));
+#endif
     }
 }
 

@@ -127,7 +127,7 @@ static bool cpu_supports(struct backend *be, enum dtype a_type)
 }
 
 static const struct backend_ops CPU_OPS = {
-    .size = sizeof(struct backend_ops),
+    .abi = BACKEND_ABI,
     .name = "cpu",
     .close = cpu_close,
     .caps = cpu_caps,
@@ -192,9 +192,10 @@ static bool tiles_allowed(void)
 }
 
 /*
- * Whether a product of pairs takes less time than two of floats. On AMD's since Zen 4 it does. Intel's
- * since Sapphire Rapids do two multiply-adds of 16 floats in a cycle, and one vdpbf16ps, twice the
- * work, in two (measured on Emerald Rapids): they have tiles for it, but not in each virtual machine.
+ * Whether a product of pairs takes less time than two of floats. On AMD's since Zen 4 it does.
+ * Intel's since Sapphire Rapids do two multiply-adds of 16 floats in a cycle, and one vdpbf16ps,
+ * twice the work, in two (measured on Emerald Rapids): they have tiles for it, but not in each
+ * virtual machine.
  */
 static bool pairs_are_fast(void)
 {

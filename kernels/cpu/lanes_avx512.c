@@ -1,4 +1,4 @@
-/* The kernels compiled for x86-64 machines with AVX-512 but no bf16. */
+/* The kernels compiled for x86-64 machines with AVX-512 but no bf16, or slow pairs of it. */
 #if defined(__x86_64__)
 #ifdef __clang__
 #pragma clang attribute push(                                                                      \

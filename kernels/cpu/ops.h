@@ -2,10 +2,10 @@
  * ops.h - the CPU backend: the op table of kernels/backend.h, fast, on the machine's own cores.
  *
  * Matrix products are our own in bf16 where the processor has no AMX (faster than oneDNN's on two
- * cores of Zen 4 and of Emerald Rapids; more were not measured), else oneDNN's, or our own where that
- * was not found at build time; the rest is OpenMP over kernels that exist once per instruction set,
- * of which the best is taken at open. Its own choice is BF16 with AVX-512, where that is no slower
- * than F32 and takes less memory, else F32.
+ * cores of Zen 4 and of Emerald Rapids; more were not measured), else oneDNN's, or our own where
+ * that was not found at build time; the rest is OpenMP over kernels that exist once per instruction
+ * set, of which the best is taken at open. Its own choice is BF16 with AVX-512, where that is no
+ * slower than F32 and takes less memory, else F32.
  *
  * Bits: they do not depend on the number of threads, save where oneDNN splits a long sum over a
  * small output; hence the number is fixed at open and belongs to a silo's saved state. Between

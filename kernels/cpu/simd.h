@@ -205,6 +205,7 @@ INL vh v_to_bf16(vf x)
 #endif
 }
 
+#if defined(ISA_BF16)
 /* Two rows rounded to bf16, each by itself and as pairs: even[i] in the low half of pairs[i]. */
 struct v_rounded {
     vh even, odd;
@@ -214,7 +215,6 @@ struct v_rounded {
 INL struct v_rounded v_round_rows(vf even, vf odd)
 {
     struct v_rounded r;
-#if defined(ISA_BF16)
     static const uint16_t order[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
                                        21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
                                        11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
@@ -224,13 +224,9 @@ INL struct v_rounded v_round_rows(vf even, vf odd)
     memcpy(&r.even, &low, sizeof(low));
     memcpy(&r.odd, &high, sizeof(high));
     r.pairs = (vu)_mm512_permutexvar_epi16(_mm512_loadu_si512(order), both);
-#else
-    r.even = v_to_bf16(even);
-    r.odd = v_to_bf16(odd);
-    r.pairs = v_widen(r.even) | v_widen(r.odd) << 16;
-#endif
     return r;
 }
+#endif
 
 /* VL elements of dtype at, from element i on. at is a constant wherever this is inlined. */
 INL vf v_get(const enum dtype at, const void *p, int64_t i)
@@ -362,7 +358,7 @@ INL vf v_exp2(vf x)
     return v_scale(p, n);
 }
 
-/* 2^x within 3e-6, for what is rounded to bf16; x finite and at most 127 */
+/* 2^x within 3e-6, for results in bf16; x finite and at most 127 */
 INL vf v_exp2_short(vf x)
 {
     vf n = v_nearest(x);

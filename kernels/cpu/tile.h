@@ -1,8 +1,9 @@
 /*
  * tile.h - the matrix product of a few rows by a few vectors, in registers.
  *
- * Operands come in units of 4 bytes: one float, or where the processor multiplies pairs two bf16 that
- * are neighbours along the inner dimension, as vdpbf16ps wants them. A unit of A is broadcast, a vector of units of B is loaded:
+ * Operands come in units of 4 bytes: one float, or where pairs are multiplied two bf16 that are
+ * neighbours along the inner dimension, as vdpbf16ps wants them. A unit of A is broadcast, a vector
+ * of units of B is loaded:
  *
  *     C(r, lane) [+]= sum over units k of  A[r * ars + k * aks] . B[k * ldb + lane]
  *
@@ -48,7 +49,8 @@ INL bool unit_is_pair(const bool bf16)
 #if defined(ISA_BF16)
     return bf16;
 #else
-    return bf16 && false;
+    (void)bf16;
+    return false;
 #endif
 }
 

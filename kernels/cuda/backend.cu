@@ -297,7 +297,7 @@ static void cuda_bind(struct backend *be)
 }
 
 static const struct backend_ops CUDA_OPS = {
-    .size = sizeof(struct backend_ops),
+    .abi = BACKEND_ABI,
     .name = "cuda",
     .close = cuda_close,
     .caps = cuda_caps,

@@ -64,8 +64,7 @@ int64_t ref_memory(void)
 static void ref_caps(struct backend *be, struct backend_caps *out)
 {
     (void)be;
-    *out = (struct backend_caps){
-        .memory = ref_memory(), .pass_tokens = 512, .dtype = DTYPE_BF16};
+    *out = (struct backend_caps){.memory = ref_memory(), .pass_tokens = 512, .dtype = DTYPE_BF16};
 }
 
 static bool ref_supports(struct backend *be, enum dtype a_type)
@@ -96,7 +95,7 @@ static void ref_close(struct backend *be)
 enum status ref_open(struct backend **out, struct err *e)
 {
     static const struct backend_ops table = {
-        .size = sizeof(table),
+        .abi = BACKEND_ABI,
         .name = "ref",
         .close = ref_close,
         .caps = ref_caps,

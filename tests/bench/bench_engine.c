@@ -243,11 +243,12 @@ struct alone {
     double products_s, onednn_s;
 };
 
-/* A CPU backend that multiplies this itself, though oneDNN could. */
+/* A CPU backend that multiplies this itself, though oneDNN could: that has bf16 with AVX-512 alone,
+ * where ours choose bf16. */
 static struct cpu *beside_onednn(const struct bench_op *b)
 {
     struct cpu *c = strcmp(b->be->ops->name, "cpu") == 0 ? (struct cpu *)b->be : NULL;
-    bool own = c && c->own_bf16 && b->at == DTYPE_BF16;
+    bool own = c && c->own_bf16 && b->at == DTYPE_BF16 && c->lanes->best == DTYPE_BF16;
     return own && strcmp(cpu_gemm_name, "oneDNN") == 0 ? c : NULL;
 }
 
@@ -713,6 +714,7 @@ static bool parse(int argc, char **argv)
 static enum status bench_all(struct err *e)
 {
     struct backend *be = NULL;
+    TRY(trainer_words_check(opt.device, opt.dtype, e));
     TRY(backend_open(&be, opt.device, opt.threads, e));
     enum dtype at = backend_dtype(be, opt.dtype);
     const char *wait = getenv("OMP_WAIT_POLICY");
@@ -723,8 +725,8 @@ static enum status bench_all(struct err *e)
     (void)printf(
         "device %s, %d threads, %s, a large product %.1f GFLOP/s, copy %.1f GB/s, load %.1f, "
         "OMP_WAIT_POLICY %s\n",
-        be->ops->name, be->threads, dtype_name(at), ceiling.product * 1e-9,
-        ceiling.copy * 1e-9, load_now(), wait ? wait : "unset");
+        be->ops->name, be->threads, dtype_name(at), ceiling.product * 1e-9, ceiling.copy * 1e-9,
+        load_now(), wait ? wait : "unset");
     if (ceiling.block > 0) {
         (void)printf("  products from the first cache alone %.1f GFLOP/s\n", ceiling.block * 1e-9);
     }

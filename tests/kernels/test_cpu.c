@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -109,6 +110,55 @@ static void every_instruction_set_gives_a_right_product(void)
 #endif
 }
 
+#if defined(__x86_64__)
+/* A word of the first processor's line of that key, as Linux has it. */
+static bool processor_has(const char *key, const char *word)
+{
+    char line[8192];
+    bool found = false;
+    FILE *f = fopen("/proc/cpuinfo", "r");
+    CHECK(f != NULL);
+    while (!found && fgets(line, sizeof(line), f) && line[0] != '\n') {
+        char *save = NULL;
+        bool here = strncmp(line, key, strlen(key)) == 0;
+        for (char *w = strtok_r(line, " \t\n:", &save); here && w;
+             w = strtok_r(NULL, " \t\n", &save)) {
+            found = found || strcmp(w, word) == 0;
+        }
+    }
+    (void)fclose(f);
+    return found;
+}
+#endif
+
+/* Pairs of bf16 are multiplied in tiles, where Linux gives them (backend.c), or by those who are
+ * fast at it; wide registers choose bf16. */
+static void the_processor_decides_what_is_computed_in(void)
+{
+#if defined(__x86_64__)
+    const struct lanes *want = &lanes_base;
+    if (processor_has("flags", "amx_bf16") && syscall(SYS_arch_prctl, 0x1023, 18) == 0) {
+        want = &lanes_amx;
+    } else if (processor_has("flags", "avx512_bf16") &&
+               !processor_has("vendor_id", "GenuineIntel")) {
+        want = &lanes_bf16;
+    } else if (processor_has("flags", "avx512dq")) {
+        want = &lanes_avx512;
+    } else if (processor_has("flags", "avx2")) {
+        want = &lanes_avx2;
+    }
+    CHECK_STR(((struct cpu *)cpu)->lanes->name, want->name);
+    CHECK_INT(lanes_avx512.best, DTYPE_BF16);
+    CHECK_INT(lanes_bf16.best, DTYPE_BF16);
+    CHECK_INT(lanes_amx.best, DTYPE_BF16);
+    CHECK_INT(lanes_avx2.best, DTYPE_F32);
+#endif
+    CHECK_INT(lanes_base.best, DTYPE_F32);
+    CHECK_INT(backend_dtype(cpu, "auto"), ((struct cpu *)cpu)->lanes->best);
+    CHECK_INT(backend_dtype(cpu, "f32"), DTYPE_F32);
+    CHECK_INT(backend_dtype(cpu, "bf16"), DTYPE_BF16);
+}
+
 /* and a right attention: op_parity() has seen that of the best */
 static void every_instruction_set_attends_rightly(void)
 {
@@ -118,7 +168,9 @@ static void every_instruction_set_attends_rightly(void)
     for (size_t i = 0; i < sizeof(ALL) / sizeof(ALL[0]); i++) {
         if (is_here(ALL[i]) && ALL[i] != best) {
             c->lanes = ALL[i];
-            op_parity_attention(false);
+            op_scale = OP_SMALL;
+            op_parity_attention(true);
+            op_scale = OP_MEDIUM;
             c->lanes = best;
         }
     }
@@ -324,6 +376,7 @@ int main(int argc, char **argv)
     RUN(our_own_product_has_the_same_bits_on_any_threads);
     RUN(every_instruction_set_gives_a_right_product);
     RUN(every_instruction_set_steps_to_the_same_bits);
+    RUN(the_processor_decides_what_is_computed_in);
     RUN(the_number_of_threads_does_not_change_a_bit);
     RUN(threads_that_share_the_tiles_of_a_head_change_no_bit);
     RUN(a_smaller_team_multiplies_rightly);

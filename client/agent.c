@@ -161,8 +161,9 @@ static int fatal(struct agent *a, const struct reply *r, const struct err *e)
         return EXIT_VERSION;
     }
     if (r->http == 401 || r->http == 403 || e->st == ST_DENIED) {
-        log_error("%s; ask the operator for a new join line, then: photon-client join %s", e->msg,
-                  a->id.url);
+        log_error("%s; ask the operator for a new join line, then: photon-client join %s --name %s "
+                  "--state %s --again",
+                  e->msg, a->id.url, a->id.name, a->config->state_dir);
         return EXIT_UNREACHABLE;
     }
     return -1;

@@ -73,7 +73,7 @@ static void check_server(struct findings *f, struct transport *t, struct arena *
     if (st || !r.json) {
         found(f, false, "server", e.msg[0] ? e.msg : "no Photon server answers",
               st == ST_DENIED
-                  ? "ask the operator for a new join line, then join again"
+                  ? "ask the operator for a new join line, then join --again"
                   : "is the address right, the server up, the firewall open for outgoing HTTPS?");
         return;
     }
@@ -96,7 +96,7 @@ static void check_token(struct findings *f, struct transport *t, struct arena *a
         transport_call(t, a, "GET", "/silo/v1/uploads/u_00000000000000000000000000", NULL, &r, &e);
     bool ok = st == ST_OK || st == ST_NOT_FOUND || r.http == 410;
     found(f, ok, "token", ok ? arena_fmt(a, "good for silo %s", name) : e.msg,
-          "ask the operator for a new join line, then join again");
+          "ask the operator for a new join line, then join --again");
 }
 
 static void check_disk(struct findings *f, const char *dir, struct arena *a)

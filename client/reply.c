@@ -90,7 +90,7 @@ enum status reply_error(const struct reply *r, struct err *e)
     }
     const char *hint = r->hint;
     if (!*hint && r->http == 401) {
-        hint = "try a valid token (--token-file, PHOTON_TOKEN; a silo: photon-client join again)";
+        hint = "try a valid token (--token-file, PHOTON_TOKEN; a silo: photon-client join --again)";
     } else if (!*hint && r->http == 403) {
         hint = "try a token with a higher role";
     }

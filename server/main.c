@@ -147,7 +147,11 @@ static enum status connect_patiently(struct program *p, const char *conninfo, st
         }
         // A refusal in words will be the same in a second.
         if (strstr(e->msg, "authentication") || strstr(e->msg, "does not exist")) {
-            return err_set(e, ST_DENIED, "the database does not let us in: %.180s", e->msg);
+            return err_set(e, ST_DENIED,
+                           "the database does not let us in: %.180s; try pg_hba.conf, ~/.pgpass "
+                           "(mode 600), and "
+                           "whether role and database exist",
+                           e->msg);
         }
         clock_sleep_ms(TEND_MS);
     }

@@ -137,14 +137,19 @@ static enum status compare(struct db *db, struct arena *a, const struct migratio
     TRY(db_query(db, a, SQL_APPLIED, 0, NULL, &rows, e));
     if (rows.count > m->count) {
         return err_set(e, ST_CONFLICT,
-                       "the database is of a newer version: it has %d migrations, this program %d",
+                       "the database is of a newer version: it has %d migrations, this program %d; "
+                       "try the newer "
+                       "photon-server, or roll back as docs/OPERATIONS.md says",
                        rows.count, m->count);
     }
     for (int i = 0; i < rows.count; i++) {
         struct digest was;
         TRY(db_digest(&rows, i, 2, &was, e));
         if (!digest_equal(&was, &m->items[i].sha256)) {
-            return err_set(e, ST_CONFLICT, "%s is not what was applied to the database as '%s'",
+            return err_set(e, ST_CONFLICT,
+                           "%s is not what was applied to the database as '%s'; put the file back "
+                           "as it was released, "
+                           "or try another --sql",
                            m->items[i].name, db_text(&rows, i, 1));
         }
     }

@@ -303,7 +303,8 @@ static enum status try_once(struct s3_call *c, struct err *e)
     (void)curl_easy_getinfo(x.h, CURLINFO_RESPONSE_CODE, &c->http);
     enum status st = ST_OK;
     if (rc == CURLE_PEER_FAILED_VERIFICATION || rc == CURLE_SSL_CACERT_BADFILE) {
-        st = err_set(e, ST_DENIED, "the store's certificate is not trusted: %.120s", said);
+        st = err_set(e, ST_DENIED,
+                     "the store's certificate is not trusted: %.120s; try --s3-ca FILE", said);
     } else if (rc != CURLE_OK) {
         st = err_set(e, ST_NET, "no answer from the object store: %.120s",
                      said[0] ? said : curl_easy_strerror(rc));
@@ -345,7 +346,11 @@ static enum status judge(struct s3_call *c, struct err *e)
         return err_set(e, ST_CONFLICT, "the object is there already");
     }
     if (c->http == 403 || c->http == 401) {
-        return err_set(e, ST_DENIED, "the object store refuses us: %s", code);
+        return err_set(e, ST_DENIED,
+                       "the object store refuses us: %s; try the key, the region, this machine's "
+                       "clock, and list, "
+                       "get, put and delete below the prefix",
+                       code);
     }
     return err_set(e, passing(c->http) && c->http != 501 ? ST_RETRY : ST_IO,
                    "the object store answers with %s", code);

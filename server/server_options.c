@@ -123,8 +123,9 @@ static void help(void)
         "\nSIGTERM or SIGINT stops it in order, a second one at once; any kill is safe.\n"
         "SIGHUP has it look at its certificate again.\n"
         "Exit codes: 0 done, 1 check found violations, 2 usage, 3 a file, folder or setting "
-        "is refused,\n4 port or folder in use, or the database does not let us in, 70 "
-        "bug, 75 the database does not\nanswer: try again.\n");
+        "is refused,\n4 port or folder in use, or the database does not let us in, 7 out of "
+        "memory, 70 "
+        "bug, 75 the\ndatabase does not answer: try again.\n");
 }
 
 static bool usage(int *rc, const char *fmt, ...) PRINTF_LIKE(2, 3);

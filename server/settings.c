@@ -57,7 +57,9 @@ static enum status check(struct db *db, struct arena *a, bool allow_unsafe, stru
                        db_text(&rows, 0, 1));
     }
     if (!checksums) {
-        log_warn("this database has no data checksums: damage on disk may go unnoticed");
+        log_warn(
+            "this database has no data checksums: damage on disk may go unnoticed; stop it and run "
+            "pg_checksums --enable");
     }
     return check_durable(db, a, SQL_UNSAFE, allow_unsafe, e);
 }

@@ -135,7 +135,10 @@ static void say(const struct tls *t, const struct tls_facts *f, const char *pin,
     log_info("certificate %s, good until %s, pin %s%s", t->cert, day, pin,
              f->vouched ? " (not needed: an authority of this system vouches for it)" : "");
     if (f->ends_s < now_s) {
-        log_warn("the certificate %s is over; browsers and --ca-file refuse it", t->cert);
+        log_warn("the certificate %s is over; browsers and --ca-file refuse it; put a new one "
+                 "there, it is taken "
+                 "within an hour or at SIGHUP",
+                 t->cert);
     }
 }
 
@@ -152,7 +155,9 @@ static enum status show(struct tls *t, const char *cert, const char *key, int64_
     struct tls_facts f;
     TRY(tls_inspect(&f, cert, key, e));
     if (f.ends_s < now_s + WARN_S && !t->c.make && f.ends_s > now_s) {
-        log_warn("the certificate %s ends in %d days", t->cert, (int)((f.ends_s - now_s) / 86400));
+        log_warn("the certificate %s ends in %d days; put a new one there, it is taken within an "
+                 "hour or at SIGHUP",
+                 t->cert, (int)((f.ends_s - now_s) / 86400));
     }
     if (digest_equal(&both, &t->shown)) {
         return ST_OK;

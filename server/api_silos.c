@@ -32,7 +32,10 @@ static const char SQL_LIST[] =
 
 static const char SQL_GET[] = "SELECT " SILO_JSON ", s.state" SILO_FROM " WHERE s.id = $3";
 
-/* A revoked silo loses its tokens in the same statement. */
+/* A revoked silo loses its tokens in the same statement, which must not begin before its row is
+ * ours: a token that a join or a rotation is making meanwhile would go unseen. */
+static const char SQL_LOCK[] = "SELECT 1 FROM silo WHERE id = $1 FOR NO KEY UPDATE";
+
 static const char SQL_ACT[] =
     "WITH changed AS ("
     " UPDATE silo SET state = $2 WHERE id = $1 AND state = ANY ($3::text[]) RETURNING id, name"
@@ -105,6 +108,21 @@ static const struct silo_action *find_action(const char *name)
     return NULL;
 }
 
+struct acting {
+    const char *const *argv; /* of SQL_ACT */
+    bool changed;
+};
+
+static enum status act_tx(struct db *db, struct arena *a, void *ctx, struct err *e)
+{
+    struct acting *act = ctx;
+    struct db_rows rows;
+    TRY(db_query(db, a, SQL_LOCK, 1, act->argv, &rows, e));
+    TRY(db_query(db, a, SQL_ACT, 6, act->argv, &rows, e));
+    act->changed = rows.count > 0;
+    return ST_OK;
+}
+
 static enum status act_on_silo(struct request *rq, struct response *rs, struct err *e)
 {
     static const char *const keys[] = {"action", NULL};
@@ -121,9 +139,10 @@ static enum status act_on_silo(struct request *rq, struct response *rs, struct e
     }
     audit_as(rq, arena_fmt(rq->arena, "silo_%s", act->name), rq->params[0]);
     const char *argv[] = {rq->params[0], act->to, act->from, act->kind, act->said, rq->who.name};
+    struct acting acting = {.argv = argv};
+    TRY(db_tx(rq->db, act_tx, &acting, e));
+    bool changed = acting.changed;
     struct db_rows rows;
-    TRY(db_query(rq->db, rq->arena, SQL_ACT, 6, argv, &rows, e));
-    bool changed = rows.count > 0;
     TRY(read_silo(rq, &rows, e));
     if (rows.count == 0) {
         return not_found(rq, rs, "silo");

@@ -141,8 +141,9 @@ static const char SQL_LOOKUP[] =
     "        least(s.expires_at, t.expires_at)"
     "   FROM session s JOIN token t ON t.id = s.token_id WHERE s.hash = decode($1, 'hex')"
     "), valid AS ("
-    " SELECT * FROM found WHERE revoked_at IS NULL"
+    " SELECT * FROM found f WHERE revoked_at IS NULL"
     "    AND (expires_at IS NULL OR expires_at > clock_timestamp())"
+    "    AND NOT EXISTS (SELECT FROM silo s WHERE s.id = f.silo_id AND s.state = 'revoked')"
     "), used AS ("
     " UPDATE token SET used_at = clock_timestamp() WHERE id IN (SELECT id FROM valid)"
     "    AND (used_at IS NULL OR used_at < clock_timestamp() - interval '1 minute')"
@@ -192,8 +193,8 @@ enum status auth_lookup(struct principal *out, struct db *db, struct arena *a, c
 
 static enum status refuse_nobody(struct request *rq, struct response *rs, const char *detail)
 {
-    (void)problem(rq, rs, 401, "UNAUTHENTICATED",
-                  "send `Authorization: Bearer <token>`; an admin makes tokens", "%s", detail);
+    (void)problem(rq, rs, 401, "UNAUTHENTICATED", "try another token; an admin makes them", "%s",
+                  detail);
     response_header(rs, "WWW-Authenticate", "Bearer realm=\"photon\"");
     return ST_OK;
 }
@@ -215,6 +216,22 @@ static bool is_write(const struct request *rq)
     return strcmp(rq->method, "GET") != 0 && strcmp(rq->method, "HEAD") != 0;
 }
 
+bool origin_is_of(const char *origin, const char *url)
+{
+    const char *mark = strstr(url, "://");
+    if (!mark) {
+        return false;
+    }
+    size_t host = (size_t)(mark + 3 - url);
+    size_t n = host + strcspn(url + host, "/?#");
+    const char *usual = strncasecmp(url, "https:", 6) == 0 ? ":443" : ":80";
+    size_t port = strlen(usual);
+    if (n > host + port && strncmp(url + n - port, usual, port) == 0) {
+        n -= port; // browsers leave it out
+    }
+    return strlen(origin) == n && strncasecmp(origin, url, n) == 0;
+}
+
 /* Browsers name the page that writes in Origin; it must be ours: its host is the Host asked. */
 bool origin_allowed(const struct request *rq)
 {
@@ -231,7 +248,7 @@ bool origin_allowed(const struct request *rq)
     if (strncasecmp(origin, scheme, n) == 0 && strcasecmp(origin + n, host) == 0) {
         return true;
     }
-    return rq->server->public_url && strcasecmp(origin, rq->server->public_url) == 0;
+    return rq->server->public_url && origin_is_of(origin, rq->server->public_url);
 }
 
 enum status auth_check(struct request *rq, struct response *rs, unsigned roles, struct err *e)

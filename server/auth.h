@@ -41,6 +41,9 @@ enum status auth_check(struct request *rq, struct response *rs, unsigned roles,
 enum status auth_lookup(struct principal *out, struct db *db, struct arena *a, const char *secret,
                         struct err *e) MUST_CHECK;
 
+/* Is this what a browser sends as Origin from pages under that URL? */
+bool origin_is_of(const char *origin, const char *url);
+
 /* May a write by cookie come from this page? True for bearer tokens, for which
  * it does not matter. */
 bool origin_allowed(const struct request *rq);

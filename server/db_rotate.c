@@ -16,8 +16,10 @@ struct rotating {
 static enum status rotate_check(struct db *db, struct arena *a, struct rotating *r, struct err *e)
 {
     struct db_rows rows;
-    TRY(db_query(db, a, "SELECT 1 FROM silo WHERE id = $1 FOR NO KEY UPDATE", 1, &r->silo_id, &rows,
-                 e));
+    TRY(db_query(db, a, "SELECT state = 'revoked' FROM silo WHERE id = $1 FOR NO KEY UPDATE", 1,
+                 &r->silo_id, &rows, e));
+    bool revoked = false;
+    TRY(db_bool(&rows, 0, 0, &revoked, e));
     const char *argv[] = {r->token_id, r->silo_id};
     TRY(db_query(db, a,
                  "SELECT EXISTS (SELECT FROM token n WHERE n.silo_id = t.silo_id"
@@ -28,7 +30,7 @@ static enum status rotate_check(struct db *db, struct arena *a, struct rotating 
                  "   AND (t.expires_at IS NULL OR t.expires_at > clock_timestamp())",
                  2, argv, &rows, e));
     bool rotated = false;
-    if (rows.count == 0) {
+    if (revoked || rows.count == 0) {
         refuse(&r->no, 401, "UNAUTHENTICATED", "the token is revoked or expired");
         return ST_OK;
     }

@@ -1,5 +1,9 @@
 """A silo's token is changed without a break: two live for a while, and never more."""
 
+import hashlib
+import subprocess
+import threading
+
 from kit import psql, soon, thrice
 from silo_client import Silo, code
 from silos import fresh_name
@@ -60,6 +64,41 @@ def test_a_lost_reply_costs_nothing_and_a_token_in_use_is_not_pushed_out(server)
     silo.join_token = anew
     assert silo.join().status == 201
     soon("the others to end", lambda: not works(silo, third.json()["token"]))
+
+
+def test_a_token_that_is_being_made_does_not_outlive_its_silo(server):
+    """The silo's row is held as a rotation holds it, while the silo is revoked: what the rotation leaves is revoked too."""
+    silo = Silo(server, fresh_name("rotated"))
+    (mine,) = tokens(server, silo)
+    maker = subprocess.Popen(["psql", "-X", "-q", "-A", "-t"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def say(sql):
+        maker.stdin.write(sql + "\n")
+        maker.stdin.flush()
+        return maker.stdout.readline().strip()
+    try:
+        assert say("BEGIN; SELECT 'held' FROM silo WHERE name = '%s' FOR NO KEY UPDATE;" % silo.name) == "held"
+        answers = []
+        revoke = threading.Thread(target=lambda: answers.append(
+            server.post("/api/v1/silos/%s/actions" % silo.id, {"action": "revoke"})))
+        revoke.start()
+        soon("the revocation to wait", lambda: answers or psql(
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%silo%'") != [["0"]])
+        assert not answers
+        made = "k_" + "0" * 25 + "7"
+        say("INSERT INTO token (id, hash, role, name, silo_id) SELECT '%s', sha256('made'), role, name, silo_id FROM token"
+            " WHERE id = '%s'; COMMIT; SELECT 'done';" % (made, mine["id"]))
+        revoke.join(20)
+        assert answers[0].status == 200, answers[0].body
+    finally:
+        maker.kill()
+        maker.communicate()
+    assert psql("SELECT count(*) FROM token WHERE silo_id = '%s' AND revoked_at IS NULL" % silo.id) == [["0"]]
+    # Whatever a revoked silo still has opens nothing.
+    secret = "pht_" + "A" * 43
+    psql("INSERT INTO token (id, hash, role, name, silo_id) SELECT '%s', decode('%s', 'hex'), role, name, silo_id FROM token"
+         " WHERE id = '%s'" % ("k_" + "0" * 25 + "8", hashlib.sha256(secret.encode()).hexdigest(), mine["id"]))
+    assert rotate(silo, secret).status == 401 and not works(silo, secret)
 
 
 def test_grace_and_life_are_bounded(server):

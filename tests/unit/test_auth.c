@@ -55,6 +55,33 @@ static void what_is_no_secret_is_not_looked_up(void)
     }
 }
 
+static void an_origin_is_scheme_host_and_port(void)
+{
+    static const char *const same[][2] = {
+        {"https://agg.example.org", "https://agg.example.org"},
+        {"https://agg.example.org", "https://agg.example.org/"},
+        {"https://agg.example.org", "https://Agg.example.org:443/photon?x"},
+        {"http://agg.example.org", "http://agg.example.org:80"},
+        {"https://agg.example.org:8443", "https://agg.example.org:8443/"},
+    };
+    static const char *const other[][2] = {
+        {"http://agg.example.org", "https://agg.example.org"},
+        {"https://agg.example.org", "https://agg.example.org:80"},
+        {"https://agg.example.org", "https://agg.example.org:8443"},
+        {"https://agg.example.org.evil.example", "https://agg.example.org"},
+        {"https://agg.example", "https://agg.example.org"},
+        {"null", "https://agg.example.org"},
+        {"", "https://agg.example.org"},
+        {"", ""},
+    };
+    for (size_t i = 0; i < sizeof(same) / sizeof(same[0]); i++) {
+        CHECK(origin_is_of(same[i][0], same[i][1]));
+    }
+    for (size_t i = 0; i < sizeof(other) / sizeof(other[0]); i++) {
+        CHECK(!origin_is_of(other[i][0], other[i][1]));
+    }
+}
+
 static const char SECRET[] = "pht_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
 static void a_bearer_token_is_read_whatever_the_schemes_case(void)
@@ -91,6 +118,7 @@ int main(void)
     RUN(a_secret_is_well_formed_and_never_the_same);
     RUN(every_letter_of_a_secret_is_drawn);
     RUN(what_is_no_secret_is_not_looked_up);
+    RUN(an_origin_is_scheme_host_and_port);
     RUN(a_bearer_token_is_read_whatever_the_schemes_case);
     RUN(a_cookie_is_found_by_its_whole_name);
     return check_end();

@@ -19,8 +19,10 @@ struct watch {
     pthread_t thread;
     struct watch_rank ranks[BACKEND_RANKS_MAX];
     bool here[BACKEND_RANKS_MAX];
+    bool told[BACKEND_RANKS_MAX];
     int members;
     bool off;
+    char why[256];
     bool ends;
     struct watch *next;
 };
@@ -28,17 +30,22 @@ struct watch {
 static pthread_mutex_t watches_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct watch *watches;
 
-static void call_off(struct watch *w, const struct watch_rank *guilty, const char *what)
+static void blame(struct watch *w, const struct watch_rank *guilty, const char *what)
 {
-    char why[200];
-    (void)snprintf(why, sizeof(why),
+    (void)snprintf(w->why, sizeof(w->why),
                    "GPU %d (rank %d): %s; all ranks were stopped. Try again, with NCCL_DEBUG=WARN; "
                    "if it stays, look for Xid in dmesg or leave this GPU out of --device",
                    guilty->device, guilty->rank, what);
     w->off = true;
+}
+
+/* Each once, those too who came when it had happened. */
+static void call_off(struct watch *w)
+{
     for (int i = 0; i < BACKEND_RANKS_MAX; i++) {
-        if (w->here[i]) {
-            w->ranks[i].call_off(w->ranks[i].ctx, why);
+        if (w->here[i] && !w->told[i]) {
+            w->told[i] = true;
+            w->ranks[i].call_off(w->ranks[i].ctx, w->why);
         }
     }
 }
@@ -54,7 +61,7 @@ static void look_at_all(struct watch *w)
                 what = "the ranks have waited for each other too long";
             }
             if (what) {
-                call_off(w, r, what);
+                blame(w, r, what);
             }
         }
     }
@@ -66,6 +73,9 @@ static void *watching(void *arg)
     (void)pthread_mutex_lock(&w->lock);
     while (!w->ends) {
         look_at_all(w);
+        if (w->off) {
+            call_off(w);
+        }
         struct timespec t;
         (void)clock_gettime(CLOCK_MONOTONIC, &t);
         t.tv_nsec += EVERY_NS;
@@ -113,6 +123,7 @@ struct watch *watch_join(const void *meeting, const struct watch_rank *r)
         (void)pthread_mutex_lock(&w->lock);
         w->ranks[r->rank] = *r;
         w->here[r->rank] = true;
+        w->told[r->rank] = false;
         w->members++;
         (void)pthread_mutex_unlock(&w->lock);
     }

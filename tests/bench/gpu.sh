@@ -4,9 +4,9 @@
 # other, alone and in steps. SIZES names which models (125m-2k and 1b-2k; 3b-2k and 7b-2k take
 # minutes each), ROUNDS how often the two take turns (1). PyTorch
 # first looks for its fastest variant, which takes minutes a size; TORCH names one instead, say
-# '--attention flex --mode default --weights autocast'.
+# '--attention flex --mode default --weights autocast'. Each program is ended after BENCH_LIMIT_S (1800).
 passed=0 failed=0 skipped=0
-count() { if "$@"; then passed=$((passed + 1)); else failed=$((failed + 1)); fi; }
+count() { if timeout -k 10 "${BENCH_LIMIT_S:-1800}" "$@"; then passed=$((passed + 1)); else failed=$((failed + 1)); fi; }
 hopper=
 if command -v nvidia-smi >/dev/null; then
     nvidia-smi --query-gpu=name,driver_version,clocks.max.sm,power.limit --format=csv,noheader || true
@@ -29,7 +29,8 @@ if [ "$hopper" = 9.0 ]; then
     # shellcheck disable=SC2086
     count env PHOTON_CUDA_ATTN=wgmma-untried "$1" --device cuda --seconds 5 --only steps $sizes
 else
-    echo 'skipped: attention by wgmma, no compute capability 9.0'
+    echo 'skipped: attention by wgmma, no nvidia-smi that tells compute capability 9.0'
+    skipped=$((skipped + 1))
 fi
 here=$(dirname "$0")
 if python3 -c 'import torch' 2>/dev/null; then
@@ -37,7 +38,7 @@ if python3 -c 'import torch' 2>/dev/null; then
     count python3 -B "$here/torch_gpu.py" --ours "$1" --seconds 3 --rounds "${ROUNDS:-1}" $TORCH $sizes
 else
     echo 'skipped: PyTorch beside ours, python3 has no torch'
-    skipped=1
+    skipped=$((skipped + 1))
 fi
 printf '%d passed, %d failed, %d skipped\n' "$passed" "$failed" "$skipped"
 [ "$failed" -eq 0 ]

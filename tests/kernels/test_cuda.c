@@ -169,6 +169,43 @@ static void algorithms_are_timed_noted_and_taken_again(void)
     tempdir_remove(&dir);
 }
 
+/* Of one rank each sum is what went in; all of NCCL's calls are made for it. */
+static void a_rank_alone_sums_through_nccl(void)
+{
+    enum { N = 1000 };
+    static const int64_t shares[] = {N, N + 3}; // one call, and a group
+    struct backend *be = NULL;
+    struct backend_meeting at;
+    float want[N], got[N];
+    CHECK_INT(backend_open(&be, "cuda", 0, NULL), ST_OK);
+    const char *why = be->ops->meet(be, &at);
+    if (why) {
+        backend_close(be);
+        SKIP(why);
+    }
+    why = be->ops->join(be, &at, 0, 1);
+    float *x = be->ops->alloc(be, sizeof(want));
+    for (int i = 0; i < N; i++) {
+        want[i] = (float)i;
+    }
+    be->ops->put(be, x, want, sizeof(want));
+    be->ops->all_reduce(be, DTYPE_F32, x, N);
+    for (int i = 0; i < 2; i++) {
+        CHECK(be->ops->sync(be) == NULL); // the queue of ranks does not follow the other by itself
+        be->ops->reduce_scatter(be, x, N, shares[i]);
+        be->ops->all_gather(be, x, (int64_t)sizeof(want), 4 * shares[i]);
+    }
+    CHECK(be->ops->sync(be) == NULL);
+    be->ops->get(be, got, x, sizeof(got));
+    be->ops->release(be, x);
+    backend_close(be);
+    if (why) {
+        (void)fprintf(stderr, "%s\n", why);
+    }
+    CHECK(why == NULL);
+    CHECK(memcmp(got, want, sizeof(want)) == 0);
+}
+
 static void hopper_is_opened(void)
 {
     if (!reopen("wgmma-untried")) {
@@ -199,6 +236,7 @@ int main(int argc, char **argv)
         if (!getenv("PHOTON_QUICK")) {
             RUN(algorithms_are_timed_noted_and_taken_again);
         }
+        RUN(a_rank_alone_sums_through_nccl);
         RUN(the_device_answers);
     }
     if (gpu && strcmp(part, "all")) {

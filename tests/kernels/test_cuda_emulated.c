@@ -282,10 +282,11 @@ static void ranks_sum_and_part(void)
 {
     struct member m[RANKS];
     int closed = emul_ranks_closed();
+    int aborted = emul_ranks_aborted();
     members_open(m);
     members_close(m);
     CHECK_INT(emul_ranks_closed(), closed + RANKS);
-    CHECK_INT(emul_ranks_aborted(), 0);
+    CHECK_INT(emul_ranks_aborted(), aborted);
 }
 
 /* The first waits inside the sum when the second cannot come to it. */
@@ -322,9 +323,80 @@ static void an_error_that_nccl_tells_late_is_asked_for(void)
     CHECK_INT(emul_ranks_aborted(), aborted + RANKS);
 }
 
+/* The first waits in the meeting that the second cannot enter; a later meeting is as any. */
+static void a_rank_that_cannot_enter_keeps_no_other_waiting(void)
+{
+    struct member m[RANKS];
+    const char *why = "";
+    int closed = emul_ranks_closed();
+    for (int i = 0; i < RANKS; i++) {
+        m[i] = (struct member){.be = photon_backend(0, &why), .rank = i};
+        m[i].x = m[i].be->ops->alloc(m[i].be, ELEMENTS * sizeof(float));
+    }
+    CHECK(m[0].be->ops->meet(m[0].be, &m[0].at) == NULL);
+    m[1].at = m[0].at;
+    emul_ranks_shut_out(1);
+    side_by_side(m, join_meeting);
+    emul_ranks_shut_out(-1);
+    CHECK(m[0].joined != NULL && strstr(m[0].joined, "(rank 1)") != NULL);
+    CHECK(m[1].joined != NULL);
+    members_close(m);
+    CHECK_INT(emul_ranks_closed(), closed);
+    ranks_sum_and_part();
+}
+
+/* Long enough for the watch to want it. */
+static void linger(int rank)
+{
+    const struct timespec while_watched = {0, 400 * 1000 * 1000};
+    if (rank == 0) {
+        emul_ranks_async(1);
+        (void)nanosleep(&while_watched, NULL);
+    }
+}
+
+static void *sum_unequal_shares(void *arg)
+{
+    struct member *m = arg;
+    m->be->ops->reduce_scatter(m->be, m->x, ELEMENTS, ELEMENTS / RANKS + 2);
+    return NULL;
+}
+
+/* The emulation stops the program when a communicator is aborted there, or used afterwards. */
+static void nobody_is_called_off_between_two_calls_of_a_group(void)
+{
+    struct member m[RANKS];
+    int aborted = emul_ranks_aborted();
+    members_open(m);
+    emul_ranks_between(linger);
+    side_by_side(m, sum_unequal_shares);
+    emul_ranks_between(NULL);
+    wait_for_aborts(aborted + RANKS);
+    emul_ranks_async(-1);
+    check_called_off(m);
+    members_close(m);
+}
+
+static void a_device_that_is_lost_between_two_steps_is_noticed(void)
+{
+    struct member m[RANKS];
+    int aborted = emul_ranks_aborted();
+    int closed = emul_ranks_closed();
+    members_open(m);
+    emul_streams_lost(1);
+    wait_for_aborts(aborted + RANKS);
+    emul_streams_lost(0);
+    CHECK(m[0].be->ops->sync(m[0].be) != NULL);
+    members_close(m);
+    CHECK_INT(emul_ranks_closed(), closed);
+}
+
 int main(void)
 {
     RUN(ranks_sum_and_part);
+    RUN(a_rank_that_cannot_enter_keeps_no_other_waiting);
+    RUN(nobody_is_called_off_between_two_calls_of_a_group);
+    RUN(a_device_that_is_lost_between_two_steps_is_noticed);
     RUN(a_sum_that_one_rank_cannot_join_ends_for_all);
     RUN(an_error_that_nccl_tells_late_is_asked_for);
     RUN(a_rank_that_fails_keeps_no_other_waiting);

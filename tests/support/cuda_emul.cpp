@@ -187,11 +187,6 @@ cudaError_t cudaEventSynchronize(cudaEvent_t)
     return cudaSuccess;
 }
 
-cudaError_t cudaStreamQuery(cudaStream_t)
-{
-    return cudaSuccess;
-}
-
 cudaError_t cudaEventDestroy(cudaEvent_t)
 {
     return cudaSuccess;

@@ -1,4 +1,4 @@
-#include <condition_variable>
+#include <deque>
 #include <map>
 #include <mutex>
 #include <string>
@@ -12,52 +12,91 @@ struct brought {
     void *to;
 };
 
-struct emul_group {
-    int size, here;
-    unsigned done;
-    bool aborted;
-    std::vector<brought> all;
-};
-
-struct emul_comm {
-    emul_group *group;
-    int rank;
-};
-
-static std::mutex lock;
-static std::condition_variable turn;
-static std::map<std::string, emul_group> groups;
-static int ids, refusing = -1, failing = -1, aborted, closed;
-static bool pending;
-
 typedef std::function<void(const std::vector<brought> &)> work;
 
-/* All come, the last one does the work; false: aborted. */
-static bool meet(ncclComm_t c, brought mine, const work &fn)
+struct op {
+    brought mine;
+    work fn;
+};
+
+/* The last abort of a process frees all of a meeting; these stay, to tell who uses one after. */
+struct emul_comm {
+    struct emul_group *group;
+    int rank;
+    std::deque<op> ops; /* that not all have come to */
+    bool grouped;       /* its owner is within a group */
+    bool gone;
+};
+
+struct emul_group {
+    std::vector<emul_comm *> comms;
+};
+
+void emul_stop(const char *why);
+
+static std::mutex lock;
+static std::map<std::string, emul_group> groups;
+static int ids, refusing = -1, failing = -1, shut_out = -1, aborted, closed;
+static bool pending, lost;
+static void (*between)(int rank);
+static thread_local int depth;
+static thread_local emul_comm *grouped;
+
+/* What all have come to is done. */
+static void advance(emul_group *g)
 {
-    std::unique_lock<std::mutex> held(lock);
-    emul_group *g = c->group;
-    unsigned now = g->done;
-    g->all[c->rank] = mine;
-    if (++g->here == g->size) {
-        fn(g->all);
-        g->here = 0;
-        g->done++;
-        turn.notify_all();
+    for (;;) {
+        std::vector<brought> all;
+        for (emul_comm *c : g->comms) {
+            if (!c || c->ops.empty()) {
+                return;
+            }
+            all.push_back(c->ops.front().mine);
+        }
+        g->comms[0]->ops.front().fn(all);
+        for (emul_comm *c : g->comms) {
+            c->ops.pop_front();
+        }
     }
-    turn.wait(held, [&] { return g->done != now || g->aborted; });
-    return g->done != now;
+}
+
+static ncclResult_t state(const emul_comm *c)
+{
+    return c->rank == failing ? ncclUnhandledCudaError
+           : c->ops.empty()   ? ncclSuccess
+                              : ncclInProgress;
+}
+
+static void check_alive(const emul_comm *c)
+{
+    if (c->gone) {
+        emul_stop("a communicator is used that is gone");
+    }
 }
 
 static ncclResult_t talk(ncclComm_t c, brought mine, const work &fn)
 {
+    ncclResult_t r = ncclUnhandledCudaError;
     {
         std::lock_guard<std::mutex> held(lock);
-        if (c->rank == refusing) {
-            return ncclUnhandledCudaError;
+        check_alive(c);
+        if (!depth && !c->ops.empty()) {
+            emul_stop("a call is made while the one before is in progress");
+        }
+        if (depth) {
+            grouped = c;
+            c->grouped = true;
+        }
+        if (c->rank != refusing) {
+            c->ops.push_back({mine, fn});
+            advance(c->group);
+            r = depth ? ncclSuccess : state(c);
         }
     }
-    return meet(c, mine, fn) ? ncclSuccess : ncclUnhandledCudaError;
+    if (depth && between) {
+        between(c->rank);
+    }
+    return r;
 }
 
 template <typename T>
@@ -141,12 +180,22 @@ ncclResult_t ncclBroadcast(const void *from, void *to, size_t n, ncclDataType_t 
 
 ncclResult_t ncclGroupStart()
 {
+    depth++;
     return ncclSuccess;
 }
 
 ncclResult_t ncclGroupEnd()
 {
-    return ncclSuccess;
+    std::lock_guard<std::mutex> held(lock);
+    depth--;
+    emul_comm *c = grouped;
+    grouped = nullptr;
+    if (!c) {
+        return ncclSuccess;
+    }
+    check_alive(c);
+    c->grouped = false;
+    return c->rank == refusing ? ncclUnhandledCudaError : state(c);
 }
 
 ncclResult_t ncclGetUniqueId(ncclUniqueId *id)
@@ -157,41 +206,61 @@ ncclResult_t ncclGetUniqueId(ncclUniqueId *id)
     return ncclSuccess;
 }
 
-ncclResult_t ncclCommInitRank(ncclComm_t *comm, int size, ncclUniqueId id, int rank)
+ncclResult_t ncclCommInitRankConfig(ncclComm_t *comm, int size, ncclUniqueId id, int rank,
+                                    ncclConfig_t *config)
 {
-    {
-        std::lock_guard<std::mutex> held(lock);
-        emul_group *g = &groups[id.internal];
-        g->size = size;
-        g->all.resize((size_t)size);
-        *comm = new emul_comm{g, rank};
+    std::lock_guard<std::mutex> held(lock);
+    if (config->blocking) {
+        emul_stop("nobody could leave a call that waits");
     }
-    (void)meet(*comm, {nullptr, nullptr}, [](const std::vector<brought> &) {});
-    return ncclSuccess;
+    if (rank == shut_out) {
+        *comm = nullptr;
+        return ncclUnhandledCudaError;
+    }
+    emul_group *g = &groups[id.internal];
+    g->comms.resize((size_t)size);
+    *comm = g->comms[(size_t)rank] = new emul_comm{g, rank, {}, false, false};
+    (*comm)->ops.push_back({{nullptr, nullptr}, [](const std::vector<brought> &) {}});
+    advance(g);
+    return state(*comm);
+}
+
+static void end(ncclComm_t comm)
+{
+    check_alive(comm);
+    if (comm->grouped) {
+        emul_stop("a communicator is ended while its owner is within a group");
+    }
+    comm->gone = true;
+    comm->group->comms[(size_t)comm->rank] = nullptr;
 }
 
 ncclResult_t ncclCommDestroy(ncclComm_t comm)
 {
     std::lock_guard<std::mutex> held(lock);
+    if (state(comm) != ncclSuccess) {
+        emul_stop("a communicator is closed that should be aborted");
+    }
     closed++;
-    delete comm;
+    end(comm);
     return ncclSuccess;
 }
 
-/* The communicator itself stays: its owner may be inside a call. */
 ncclResult_t ncclCommAbort(ncclComm_t comm)
 {
     std::lock_guard<std::mutex> held(lock);
-    aborted++;
-    comm->group->aborted = true;
-    turn.notify_all();
+    if (comm) {
+        aborted++;
+        end(comm);
+    }
     return ncclSuccess;
 }
 
 ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t *out)
 {
     std::lock_guard<std::mutex> held(lock);
-    *out = comm->rank == failing ? ncclUnhandledCudaError : ncclSuccess;
+    check_alive(comm);
+    *out = state(comm);
     return ncclSuccess;
 }
 
@@ -212,7 +281,7 @@ void *emul_dlsym(void *, const char *name)
 #f, reinterpret_cast < void *>(&(f))                                                       \
     }
     static const std::map<std::string, void *> symbols = {
-        SYMBOL(ncclGetUniqueId),   SYMBOL(ncclCommInitRank), SYMBOL(ncclAllReduce),
+        SYMBOL(ncclGetUniqueId),   SYMBOL(ncclCommInitRankConfig), SYMBOL(ncclAllReduce),
         SYMBOL(ncclReduceScatter), SYMBOL(ncclAllGather),    SYMBOL(ncclReduce),
         SYMBOL(ncclBroadcast),     SYMBOL(ncclGroupStart),   SYMBOL(ncclGroupEnd),
         SYMBOL(ncclCommDestroy),   SYMBOL(ncclCommAbort),    SYMBOL(ncclCommGetAsyncError),
@@ -225,6 +294,30 @@ cudaError_t cudaEventQuery(cudaEvent_t)
 {
     std::lock_guard<std::mutex> held(lock);
     return pending ? cudaErrorNotReady : cudaSuccess;
+}
+
+cudaError_t cudaStreamQuery(cudaStream_t)
+{
+    std::lock_guard<std::mutex> held(lock);
+    return lost ? cudaErrorMemoryAllocation : cudaSuccess; // any error will do
+}
+
+void emul_streams_lost(int l)
+{
+    std::lock_guard<std::mutex> held(lock);
+    lost = l;
+}
+
+void emul_ranks_shut_out(int rank)
+{
+    std::lock_guard<std::mutex> held(lock);
+    shut_out = rank;
+}
+
+void emul_ranks_between(void (*fn)(int rank))
+{
+    std::lock_guard<std::mutex> held(lock);
+    between = fn;
 }
 
 void emul_ranks_refuse(int rank)

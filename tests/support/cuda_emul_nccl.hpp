@@ -1,7 +1,7 @@
 /*
  * cuda_emul_nccl.hpp - as much of NCCL as kernels/cuda/nccl.cu takes, for ranks that are threads.
  *
- * A sum is done when all have come to it, inside the call of each; who is aborted is let out.
+ * No call waits: a sum is done when all have come to it, and in progress until then.
  */
 #ifndef TESTS_SUPPORT_CUDA_EMUL_NCCL_HPP
 #define TESTS_SUPPORT_CUDA_EMUL_NCCL_HPP
@@ -19,7 +19,13 @@ typedef enum { ncclInt8, ncclFloat32, ncclFloat64 } ncclDataType_t;
 typedef enum { ncclSum } ncclRedOp_t;
 
 ncclResult_t ncclGetUniqueId(ncclUniqueId *id);
-ncclResult_t ncclCommInitRank(ncclComm_t *comm, int size, ncclUniqueId id, int rank);
+typedef struct {
+    int blocking;
+} ncclConfig_t;
+#define NCCL_CONFIG_INITIALIZER {1}
+
+ncclResult_t ncclCommInitRankConfig(ncclComm_t *comm, int size, ncclUniqueId id, int rank,
+                                    ncclConfig_t *config);
 ncclResult_t ncclAllReduce(const void *from, void *to, size_t n, ncclDataType_t t, ncclRedOp_t op,
                            ncclComm_t comm, cudaStream_t s);
 ncclResult_t ncclReduceScatter(const void *from, void *to, size_t n, ncclDataType_t t,

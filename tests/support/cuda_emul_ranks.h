@@ -10,6 +10,15 @@ extern "C" {
 void emul_ranks_refuse(int rank);
 void emul_ranks_async(int rank);
 
+/* This rank fails when it enters a meeting. */
+void emul_ranks_shut_out(int rank);
+
+/* Called behind every call within a group. */
+void emul_ranks_between(void (*fn)(int rank));
+
+/* Streams that are asked say that their device is lost. */
+void emul_streams_lost(int lost);
+
 /* Events that are asked about have not been reached. */
 void emul_events_pending(int pending);
 

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "common/clock.h"
 #include "common/fault.h"
 #include "common/id.h"
 #include "common/limits.h"
@@ -441,7 +442,7 @@ static enum status blob_get(struct request *rq, struct response *rs, struct err 
     rs->fd = fd;
     rs->file_offset = start;
     rs->file_len = len;
-    if (get && start == 0 && mend_taken_again(rq->who.silo_id, &d)) {
+    if (get && start == 0 && mend_taken_again(rq->who.silo_id, &d, clock_mono_ms())) {
         mend_want(&d); // why would it take the whole file twice?
     }
     rs->pace = rq->server->bulk_pace;

@@ -311,7 +311,8 @@ static void *keeper_main(void *arg)
         bool more = false;
         tend_cache(c);
         enum status st = db ? ST_OK : db_open(&db, c->conninfo, &e);
-        while (!st && !atomic_load(&c->stopping) && mend_wanted(&wanted)) {
+        bool mends = !st && mend_wanted(&wanted);
+        if (mends) { // one a turn: the rest of the keeping must not wait for all
             struct mend m = {db, c->server->blobs, c->server->aggregate_threads};
             mend_now(&m, &wanted);
         }
@@ -326,7 +327,7 @@ static void *keeper_main(void *arg)
         }
         st = st ? st : db_tend_chain(db, &more, &e);
         say_once(&said, "keeper", st, &e);
-        worker_sleep(w, more ? 0 : jittered(KEEP_MS));
+        worker_sleep(w, more || mends ? 0 : jittered(KEEP_MS));
     }
     db_close(db);
     return NULL;

@@ -5,7 +5,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "common/clock.h"
 #include "common/fault.h"
 #include "common/id.h"
 #include "common/log.h"
@@ -206,8 +205,8 @@ static struct {
     int wanted_count;
     struct {
         struct digest d;
-        char silo_id[ID_LEN + 1];
-        int64_t at_ms; // 0: empty
+        char silo_id[ID_LEN + 1]; // empty: it was suspected, and is looked at
+        int64_t at_ms;            // 0: empty
     } taken[TAKEN_MAX];
     int next_taken;
 } registry = {.lock = PTHREAD_MUTEX_INITIALIZER};
@@ -259,24 +258,27 @@ enum status mend_open(struct blob_store *s, const struct digest *d, int *fd, int
     return mend_open_within(s, d, -1, fd, bytes, &coming, e);
 }
 
-bool mend_taken_again(const char *silo_id, const struct digest *d)
+bool mend_taken_again(const char *silo_id, const struct digest *d, int64_t now_ms)
 {
-    bool again = false;
-    int64_t now = clock_mono_ms();
+    int mine = -1;
+    bool looked_at = false;
     (void)pthread_mutex_lock(&registry.lock);
     for (int i = 0; i < TAKEN_MAX; i++) {
-        if (registry.taken[i].at_ms && now - registry.taken[i].at_ms < TAKEN_MS &&
-            digest_equal(&registry.taken[i].d, d) &&
-            strcmp(registry.taken[i].silo_id, silo_id) == 0) {
-            again = true;
-            registry.taken[i].at_ms = 0; // the next suspicion takes two more
+        if (registry.taken[i].at_ms && now_ms - registry.taken[i].at_ms < TAKEN_MS &&
+            digest_equal(&registry.taken[i].d, d)) {
+            looked_at = looked_at || !*registry.taken[i].silo_id;
+            mine = strcmp(registry.taken[i].silo_id, silo_id) == 0 ? i : mine;
         }
     }
-    if (!again) {
+    bool again = mine >= 0 && !looked_at;
+    if (again) {
+        registry.taken[mine].silo_id[0] = '\0';
+        registry.taken[mine].at_ms = now_ms ? now_ms : 1;
+    } else if (!looked_at) {
         int i = registry.next_taken;
         registry.next_taken = (i + 1) % TAKEN_MAX;
         registry.taken[i].d = *d;
-        registry.taken[i].at_ms = now ? now : 1;
+        registry.taken[i].at_ms = now_ms ? now_ms : 1;
         (void)snprintf(registry.taken[i].silo_id, sizeof(registry.taken[i].silo_id), "%s", silo_id);
     }
     (void)pthread_mutex_unlock(&registry.lock);

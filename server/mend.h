@@ -60,8 +60,11 @@ enum status mend_open(struct blob_store *s, const struct digest *d, int *fd, int
 enum status mend_open_within(struct blob_store *s, const struct digest *d, int64_t patience_ms,
                              int *fd, int64_t *bytes, bool *coming, struct err *e) MUST_CHECK;
 
-/* A silo takes the whole file: true when it did so a while ago already, so that the first one may
- * have been damaged. */
-bool mend_taken_again(const char *silo_id, const struct digest *d);
+/*
+ * A silo takes the file from its beginning: true when it did so within ten minutes already, so that
+ * the first one may have been damaged. It is true for a file once in ten minutes, since to look at
+ * one reads it whole.
+ */
+bool mend_taken_again(const char *silo_id, const struct digest *d, int64_t now_ms);
 
 #endif

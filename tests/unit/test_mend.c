@@ -42,13 +42,19 @@ static void a_second_taking_by_the_same_silo_is_suspicious(void)
 {
     struct digest a = nth(1);
     struct digest b = nth(2);
-    CHECK(!mend_taken_again("s_1", &a));
-    CHECK(!mend_taken_again("s_2", &a));
-    CHECK(!mend_taken_again("s_1", &b));
-    CHECK(mend_taken_again("s_1", &a));
-    CHECK(!mend_taken_again("s_1", &a)); // looked at once; the next suspicion takes two more
-    CHECK(mend_taken_again("s_1", &a));
-    CHECK(mend_taken_again("s_2", &a));
+    const int64_t minute = 60000;
+    CHECK(!mend_taken_again("s_1", &a, 0));
+    CHECK(!mend_taken_again("s_2", &a, minute));
+    CHECK(!mend_taken_again("s_1", &b, minute));
+    CHECK(mend_taken_again("s_1", &a, 9 * minute));
+    CHECK(mend_taken_again("s_1", &b, 9 * minute));
+    // Whoever asks, and how often: a file is looked at once in ten minutes.
+    for (int i = 0; i < 10; i++) {
+        CHECK(!mend_taken_again("s_1", &a, (10 + i % 9) * minute));
+        CHECK(!mend_taken_again("s_2", &a, (10 + i % 9) * minute));
+    }
+    CHECK(!mend_taken_again("s_2", &a, 20 * minute));
+    CHECK(mend_taken_again("s_2", &a, 21 * minute));
 }
 
 int main(void)

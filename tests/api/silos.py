@@ -169,6 +169,18 @@ def test_a_lost_join_reply_costs_nothing(server):
     assert silo.post("/tasks/claim", {"agent": "x", "wait_s": 0}, token=lost).status == 401
 
 
+def test_a_join_token_that_is_exchanged_without_pause_is_told_to_wait(server):
+    token = server.post("/api/v1/tokens", {"role": "join", "name": fresh_name("eager")}).json()
+    name, answers = token["name"], []
+    for _ in range(30):  # each would leave a token and two rows
+        answers.append(server.post("/silo/v1/join", {"name": name}, token=token["secret"], headers=PROTOCOL))
+    done = [a for a in answers if a.status == 201]
+    waits = [a for a in answers if a.status == 429]
+    assert 20 <= len(done) < 30 and len(done) + len(waits) == 30, {a.status for a in answers}
+    assert code(waits[0]) == "LIMIT" and waits[0].header("Retry-After")
+    assert psql("SELECT count(*) FROM token WHERE name = '%s' AND role = 'silo'" % name) == [[str(len(done))]]
+
+
 def test_a_used_join_token_stays_used_when_its_silos_token_is_revoked(server):
     silo = Silo(server, fresh_name("silo"))
     assert silo.hello().status == 200

@@ -239,18 +239,25 @@ static enum status broadcast(struct streams *ss, struct db *db, bool *more, stru
     return st;
 }
 
+/* The readers' secrets as a text[] of one allocation, copied: a stream may go with the lock. */
+static const char *secrets_of(struct streams *ss, struct arena *a)
+{
+    const char *secrets[LIMIT_STREAMS];
+    int count = 0;
+    (void)pthread_mutex_lock(&ss->lock);
+    for (const struct stream *s = ss->first; s; s = s->next) {
+        secrets[count++] = s->secret;
+    }
+    const char *array = db_arg_array(a, secrets, count);
+    (void)pthread_mutex_unlock(&ss->lock);
+    return array;
+}
+
 /* End the streams whose reader is nobody any more. */
 static enum status check_readers(struct streams *ss, struct db *db, struct err *e)
 {
     struct arena *a = arena_new(1 << 20);
-    const char *ids = "{";
-    (void)pthread_mutex_lock(&ss->lock);
-    for (const struct stream *s = ss->first; s; s = s->next) {
-        ids = arena_fmt(a, "%s%s%s", ids, ids[1] ? "," : "", s->secret);
-    }
-    (void)pthread_mutex_unlock(&ss->lock);
-
-    const char *argv[] = {arena_fmt(a, "%s}", ids)};
+    const char *argv[] = {secrets_of(ss, a)};
     struct db_rows rows;
     enum status st = db_query(db, a, SQL_DEAD_SECRETS, 1, argv, &rows, e);
     int count = st == ST_OK ? rows.count : 0;

@@ -5,6 +5,8 @@ import time
 from fixture import NOBODY, OTHER, RUN
 from kit import Stream, in_time, psql, thrice, until
 
+STREAMS_MAX = 256  # LIMIT_STREAMS of common/limits.h
+
 
 def say(text, run=OTHER):
     psql("INSERT INTO event (kind, run_id, message) VALUES ('run_paused', '%s', '%s')" % (run, text))
@@ -165,3 +167,30 @@ def test_clients_that_vanish_leave_no_stream_behind(server):
     for stream in open_ones:
         stream.close()
     until("no stream", lambda: say("tick") or streams() == 0, 20)
+
+
+def test_all_the_streams_that_are_allowed_are_served_and_looked_after(server):
+    """Every look at the log asks for the readers of all of them. One stream more is refused, and none ends for it."""
+    def streams(count):
+        return "photon_streams %d\n" % count in server.get("/metrics").body.decode()
+    until("the streams of earlier tests to end", lambda: say("tick") or streams(0), 20)
+    token = server.post("/api/v1/tokens", {"role": "viewer", "name": "one of many"}).json()
+    ending = Stream(server, token=token["secret"])
+    staying = [Stream(server) for _ in range(STREAMS_MAX - 1)]
+    beyond = Stream(server)
+    assert beyond.status == 503
+    for text in ("heard by all", "once more", "and again"):  # a look at the readers lies between two of them
+        say(text)
+        for stream in [ending] + staying:
+            hears(stream, text)
+    assert streams(STREAMS_MAX)
+    server.call("DELETE", "/api/v1/tokens/" + token["id"])
+    until("the stream of the revoked token to end", lambda: streams(STREAMS_MAX - 1))
+    while ending.block() is not None:
+        pass
+    say("heard by who stayed")
+    for stream in staying:
+        hears(stream, "heard by who stayed")
+    for stream in [ending, beyond] + staying:
+        stream.close()
+    until("no stream", lambda: say("tick") or streams(0), 20)

@@ -97,7 +97,12 @@ static enum status read_drawn(struct db *db, struct arena *a, struct claim_work 
     return ST_OK;
 }
 
-/* The task of another silo that this one may take over in that round; NULL: none. */
+/*
+ * The task of another silo that this one may take over in that round; NULL: none. The run is not
+ * locked: the task is, and then this is asked again (try_claim()); who seals or aborts a round
+ * waits for that lock before a seat is cancelled; task_silo_once keeps a silo from a second seat.
+ * So spares do not wait for each other, and one that finds its seat taken looks again.
+ */
 static enum status judge_others(struct db *db, struct arena *a, struct claim_work *c,
                                 const char *round_id, const char **task_id, struct err *e)
 {

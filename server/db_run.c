@@ -6,8 +6,7 @@
 
 #define SQL_RUN                                                                                    \
     "SELECT state, coalesce(head, -1), spec_text, steps_before, outer_before, parent_run, "        \
-    "coalesce(parent_checkpoint, -1) FROM run WHERE id = "                                         \
-    "$1 FOR NO KEY UPDATE"
+    "coalesce(parent_checkpoint, -1) FROM run WHERE id = $1"
 
 static enum status parse_spec(struct arena *a, struct run_spec *out, const char *text,
                               struct err *e)
@@ -23,7 +22,7 @@ static enum status parse_spec(struct arena *a, struct run_spec *out, const char 
     return ST_OK;
 }
 
-static enum status lock_with(struct db *db, struct arena *a, const char *sql, const char *run_id,
+static enum status read_with(struct db *db, struct arena *a, const char *sql, const char *run_id,
                              struct run_row *out, struct err *e)
 {
     struct db_rows rows;
@@ -48,17 +47,17 @@ static enum status lock_with(struct db *db, struct arena *a, const char *sql, co
 enum status db_run_lock(struct db *db, struct arena *a, const char *run_id, struct run_row *out,
                         struct err *e)
 {
-    return lock_with(db, a, SQL_RUN " FOR NO KEY UPDATE SKIP LOCKED", run_id, out, e);
+    return read_with(db, a, SQL_RUN " FOR NO KEY UPDATE SKIP LOCKED", run_id, out, e);
 }
 
 enum status db_run_lock_wait(struct db *db, struct arena *a, const char *run_id,
                              struct run_row *out, struct err *e)
 {
-    return lock_with(db, a, SQL_RUN " FOR NO KEY UPDATE", run_id, out, e);
+    return read_with(db, a, SQL_RUN " FOR NO KEY UPDATE", run_id, out, e);
 }
 
 enum status db_run_read(struct db *db, struct arena *a, const char *run_id, struct run_row *out,
                         struct err *e)
 {
-    return lock_with(db, a, SQL_RUN, run_id, out, e);
+    return read_with(db, a, SQL_RUN, run_id, out, e);
 }

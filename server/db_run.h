@@ -34,7 +34,7 @@ enum status db_run_lock(struct db *db, struct arena *a, const char *run_id, stru
 enum status db_run_lock_wait(struct db *db, struct arena *a, const char *run_id,
                              struct run_row *out, struct err *e) MUST_CHECK;
 
-/* Without a lock. */
+/* Without a lock: for what no run changes, and for hints that are asked again under a lock. */
 enum status db_run_read(struct db *db, struct arena *a, const char *run_id, struct run_row *out,
                         struct err *e) MUST_CHECK;
 

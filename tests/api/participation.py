@@ -1,8 +1,9 @@
 """Who gets which seat when, over the real server: turns, latecomers, silent silos, failing silos, and who is left out."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
-from kit import in_time, psql, thrice, until
+from kit import Psql, in_time, psql, thrice, until
 from rounds import kinds, one, round_of, run_of, seats, wait_round
 from silo_client import Silo, code
 from silos import begin, fresh_name, no_violations
@@ -52,6 +53,28 @@ def test_a_free_seat_goes_to_the_spares_in_the_order_of_the_draw(server):
     psql("UPDATE task SET open_at = clock_timestamp() - interval '5.1 s' WHERE run_id = '%s' AND kind = 'train'" % run)
     psql("UPDATE silo SET seen_at = clock_timestamp() - interval '1 hour' WHERE id IN ('%s', '%s')" % (first.id, second.id))
     assert fourth.task()["task"] == task["task"], "the third had its turn and did not come"
+    no_violations()
+
+
+def test_a_spare_takes_a_seat_while_somebody_works_on_the_run(server):
+    """The seat's own lock is enough. Two that come at once get a seat each, and whoever holds the run keeps neither waiting."""
+    run, silos = begin(server, 4, silos_per_round=2, min_silos=2, rounds=1)
+    first, second, *spares = drawn(run, silos)
+    for s in (first, second):
+        release(s, s.task(), "oom")
+    psql("UPDATE task SET open_at = clock_timestamp() - interval '1 minute' WHERE run_id = '%s' AND kind = 'train'" % run)
+    other = Psql()
+    try:
+        assert other.ask("BEGIN; SELECT id FROM run WHERE id = '%s' FOR NO KEY UPDATE" % run) == [run]
+        with ThreadPoolExecutor(2) as pool:
+            tasks = list(pool.map(lambda s: s.task(), spares))
+        other.ask("COMMIT")
+    finally:
+        other.stop()
+    assert {t["slot"] for t in tasks} == {0, 1}, tasks
+    for s, task in zip(spares, tasks):
+        assert s.train(task).status == 200
+    wait_round(run, 1, "closed")
     no_violations()
 
 

@@ -32,6 +32,7 @@ enum {
     BULK_SNDBUF = 512 * 1024,
     BULK_STACK = 512 * 1024,
     DISCARD_MAX = 1024 * 1024,
+    BODIES_MAX = 128 * 1024 * 1024,
     STOP_WAIT_MS = 5000,
     CONTROL_CONNECTIONS = 8192,
     BULK_CONNECTIONS = 512,
@@ -220,6 +221,25 @@ static void refuse_rest(struct exchange *x)
     x->step = EXCHANGE_DISCARD;
 }
 
+/* A body is in memory before anybody has asked whose it is: the large ones have a bound together.
+ */
+static bool may_hold(struct exchange *x)
+{
+    size_t more = x->body.size - x->body_held;
+    size_t all = atomic_fetch_add(&x->http->held, more) + more;
+    x->body_held += more;
+    return all <= BODIES_MAX || x->body.size <= LIMIT_CONTROL_BODY;
+}
+
+static void drop_body(struct exchange *x)
+{
+    if (x->body.data) {
+        buf_release(&x->body);
+    }
+    (void)atomic_fetch_sub(&x->http->held, x->body_held);
+    x->body_held = 0;
+}
+
 static void take_body(struct exchange *x, const char *data, size_t len)
 {
     const struct route *r = x->match.route;
@@ -233,6 +253,11 @@ static void take_body(struct exchange *x, const char *data, size_t len)
             (void)problem(&x->rq, &x->rs, 413, "BODY_TOO_LARGE", NULL,
                           "the body may have %zu bytes at most", r->body_max);
             refuse_rest(x);
+        } else if (!may_hold(x)) {
+            struct err busy = {0};
+            exchange_finish(x, err_set(&busy, ST_RETRY, "too many bodies are under way"), &busy);
+            refuse_rest(x);
+            drop_body(x);
         }
         return;
     }
@@ -392,9 +417,7 @@ static void on_completed(void *cls, struct MHD_Connection *mhd, void **con_cls,
     log_debug("request id=%s %s %s status=%d ms=%.1f end=%d", x->id, x->rq.method,
               x->rq.path[0] ? x->rq.path : "-", x->rs.status, seconds * 1e3, (int)how);
     conn_phase(&x->http->conns, x->conn, CONN_IDLE);
-    if (x->body.data) {
-        buf_release(&x->body);
-    }
+    drop_body(x);
     arena_free(x->rq.arena);
     mem_free(x);
     *con_cls = NULL;

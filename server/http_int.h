@@ -100,6 +100,7 @@ struct exchange {
     int64_t content_length;
     int64_t received;
     struct buf body;
+    size_t body_held;     /* what of it is counted in http.held */
     int64_t send_at_ms;   /* control: when the next piece of a paced file may go */
     int64_t taken_before; /* by the peer, when the answer began */
     struct stream *stream;
@@ -131,6 +132,7 @@ struct http {
     struct paced paced;
     atomic_bool stopping;
     _Atomic int64_t beat_ms; /* of the ticker */
+    _Atomic size_t held;     /* bytes of the bodies that control has in memory */
     bool tls;
 };
 

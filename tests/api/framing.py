@@ -86,6 +86,28 @@ def test_chunked_json_is_taken_on_control(server):
     assert status(answer) == 201, answer[:200]
 
 
+def test_bodies_of_nobody_do_not_fill_the_memory(server):
+    """A batch of metrics has up to 1 MiB and is in memory before the token is looked at; all of them have 128 MiB."""
+    def resident():
+        with open("/proc/%d/status" % server.process.pid) as f:
+            return int(next(line for line in f if line.startswith("VmRSS")).split()[1]) / 1024
+    before = resident()
+    most, refused, held = 1 << 20, 0, []
+    for _ in range(400):
+        s = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+        s.sendall(b"POST /silo/v1/tasks/t_00000000000000000000000000/metrics HTTP/1.1\r\nHost: x\r\n"
+                  b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % most + b" " * (most - 1))
+        held.append(s)
+    assert resident() - before < 250, (before, resident())
+    assert server.post("/api/v1/tokens", {"role": "viewer", "name": "small"}).status == 201, "what is small is taken"
+    for s in held:
+        s.sendall(b" ")
+    for s in held:
+        refused += b" 503 " in s.recv(65536).split(b"\r\n")[0]
+        s.close()
+    assert 400 - 130 < refused < 400, refused
+
+
 @thrice
 def test_a_slow_head_is_ended_and_others_are_served_meanwhile(server):
     """One byte a second would hold a connection for ever by libmicrohttpd's own clock."""

@@ -88,6 +88,11 @@ bool silo_want_int(struct request *rq, struct response *rs, const char *key, int
     return false;
 }
 
+double silo_measured(double number)
+{
+    return fabs(number) < SILO_NUMBER_MIN ? 0.0 : number;
+}
+
 /* A number that may be absent or null, which gives NAN. */
 bool silo_number(struct request *rq, struct response *rs, const struct json *o, const char *key,
                  double min, double *out)
@@ -98,7 +103,7 @@ bool silo_number(struct request *rq, struct response *rs, const struct json *o, 
         return true;
     }
     if (json_kind(v) == JSON_NUMBER && json_num(v) >= min && fabs(json_num(v)) <= SILO_NUMBER_MAX) {
-        *out = json_num(v);
+        *out = silo_measured(json_num(v));
         return true;
     }
     (void)bad_member(rq, rs, arena_fmt(rq->arena, "/%s", key),

@@ -34,6 +34,10 @@ enum {
 /* No silo means a number beyond it, and sums of such would overflow in the database: one silo could
  * keep a round from closing. */
 #define SILO_NUMBER_MAX 1e30
+/* Nor one as near to 0 that is not 0. It counts as 0, for a quotient of such would underflow in the
+ * database, or overflow, which stops a run just as well. */
+#define SILO_NUMBER_MIN 1e-30
+double silo_measured(double number);
 
 /* Members of the request's body; false or NULL: rs is a 422 that names the member. */
 bool silo_want_int(struct request *rq, struct response *rs, const char *key, int64_t min,

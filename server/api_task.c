@@ -259,6 +259,7 @@ static bool read_points(struct request *rq, struct response *rs, const struct js
         }
         m.value = null ? (double)NAN : json_num(value);
         if (fabs(m.value) <= SILO_NUMBER_MAX) {
+            m.value = silo_measured(m.value);
             out[(*count)++] = m;
         }
     }

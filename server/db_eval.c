@@ -11,6 +11,9 @@
 /* Seconds that the end of a run waits for evaluations nobody works on. */
 #define FINISH_GRACE "interval '60 seconds'"
 
+/* A task's loss, to be divided by anything: PostgreSQL refuses a quotient that underflows. */
+#define NLL "(CASE WHEN t.nll >= 1e-30 THEN t.nll ELSE 0 END)"
+
 /*
  * Every live silo of the run evaluates, seat or no seat: held-out text is where the silos differ.
  * Slots follow the names, so that sums are added in one order everywhere.
@@ -59,7 +62,7 @@ static const char SQL_GIVE_UP_LEASES[] =
     "   AND t.kind = 'evaluate' AND t.state = 'cancelled'";
 
 static const char SQL_COMPLETE[] =
-    "SELECT t.number, sum(t.nll ORDER BY t.slot) FILTER (WHERE t.state = 'done'),"
+    "SELECT t.number, sum(" NLL " ORDER BY t.slot) FILTER (WHERE t.state = 'done'),"
     "       sum(t.eval_tokens) FILTER (WHERE t.state = 'done'),"
     "       sum(t.eval_bytes) FILTER (WHERE t.state = 'done'),"
     "       count(*) FILTER (WHERE t.state = 'done'),"
@@ -75,9 +78,10 @@ static const char SQL_RECORD[] =
 static const char SQL_SILO_METRICS[] =
     "INSERT INTO metric (run_id, silo_id, round, step, name, value)"
     " SELECT t.run_id, t.silo_id, t.number, $3, m.name, m.value FROM task t,"
-    "   LATERAL (VALUES ('eval_loss', t.nll / t.eval_tokens),"
-    "                   ('eval_bpb', t.nll / (ln(2.0::double precision) * nullif(t.eval_bytes, "
-    "0)))) m (name, value)"
+    "   LATERAL (VALUES ('eval_loss', " NLL " / t.eval_tokens),"
+    "                   ('eval_bpb', "
+    "                    " NLL " / (ln(2.0::double precision) * nullif(t.eval_bytes, 0))))"
+    "   m (name, value)"
     "  WHERE t.run_id = $1 AND t.number = $2 AND t.kind = 'evaluate' AND t.state = 'done'"
     "    AND m.value IS NOT NULL"
     " ON CONFLICT DO NOTHING";

@@ -207,13 +207,14 @@ static enum status carry(struct db *db, const struct opening *o, const struct se
         2, argv, NULL, e);
 }
 
-/* Each silo's speed: the median over its newest ten counted trainings of this run. */
+/* Each silo's speed: the median over its newest ten counted trainings of this run, but for those
+ * that claim to have taken no time. */
 static const char SQL_SPEEDS[] =
     "SELECT silo_id, percentile_cont(0.5) WITHIN GROUP (ORDER BY v) FROM"
     " (SELECT t.silo_id, u.tokens / t.train_s AS v,"
     "         row_number() OVER (PARTITION BY t.silo_id ORDER BY t.number DESC) AS age"
     "    FROM task t JOIN update u ON u.task_id = t.id AND u.state = 'accepted'"
-    "   WHERE t.run_id = $1 AND t.kind = 'train' AND t.train_s > 0) x"
+    "   WHERE t.run_id = $1 AND t.kind = 'train' AND t.train_s >= 1e-30) x"
     " WHERE age <= 10 GROUP BY silo_id";
 
 static enum status read_speeds(struct db *db, struct opening *o, struct err *e)

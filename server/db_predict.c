@@ -4,11 +4,14 @@
 
 #include "common/planner.h"
 
-/* Of each counted update of round $1: tokens, bytes of base and update, and its silo's rates. */
+/* Of each counted update of round $1: tokens, bytes of base and update, and its silo's rates. A
+ * time that is as good as none gives no rate: PostgreSQL refuses quotients that overflow. */
 static const char SQL_RATES[] =
-    "WITH past AS (SELECT t.silo_id, p.tokens / nullif(t.train_s, 0) AS train,"
-    "           nullif(c.weights_bytes / nullif(t.download_s, 0), 0) AS down,"
-    "           p.bytes / nullif(t.upload_s, 0) AS up,"
+    "WITH past AS (SELECT t.silo_id,"
+    "           CASE WHEN t.train_s >= 1e-30 THEN p.tokens / t.train_s END AS train,"
+    "           CASE WHEN t.download_s >= 1e-30"
+    "                THEN nullif(c.weights_bytes / t.download_s, 0) END AS down,"
+    "           CASE WHEN t.upload_s >= 1e-30 THEN p.bytes / t.upload_s END AS up,"
     "           row_number() OVER (PARTITION BY t.silo_id ORDER BY t.number DESC) AS age"
     "      FROM task t JOIN update p ON p.task_id = t.id AND p.state = 'accepted'"
     "      JOIN round q ON q.id = t.round_id AND q.state = 'closed'"

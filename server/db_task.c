@@ -325,6 +325,25 @@ struct outcome {
     struct refusal no;
 };
 
+/* Who claims more than there was to evaluate would outweigh all others. */
+static enum status within_plan(struct db *db, struct arena *a, struct outcome *o, struct err *e)
+{
+    struct db_rows rows;
+    int64_t most = 0;
+    const char *argv[] = {o->run_id};
+    TRY(db_query(db, a,
+                 "SELECT (spec #>> '{eval,windows}')::bigint * (spec #>> '{model,seq_len}')::bigint"
+                 "  FROM run WHERE id = $1",
+                 1, argv, &rows, e));
+    TRY(db_int64(&rows, 0, 0, &most, e));
+    if (o->result->tokens > most) {
+        refuse(&o->no, 422, "TOO_MANY_TOKENS",
+               "the plan has %" PRId64 " tokens, the evaluation claims %" PRId64, most,
+               o->result->tokens);
+    }
+    return ST_OK;
+}
+
 static enum status result_tx(struct db *db, struct arena *a, void *ctx, struct err *e)
 {
     struct outcome *o = ctx;
@@ -351,6 +370,10 @@ static enum status result_tx(struct db *db, struct arena *a, void *ctx, struct e
         if (rows.count == 0) {
             refuse(&o->no, 409, "STALE_LEASE", "the task is done under another epoch");
         }
+        return ST_OK;
+    }
+    TRY(within_plan(db, a, o, e));
+    if (o->no.code) {
         return ST_OK;
     }
     const struct eval_result *r = o->result;

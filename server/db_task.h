@@ -105,7 +105,8 @@ struct eval_result {
     double download_s;
 };
 
-/* *run_id (ID_LEN + 1) is set when it counted, so that the coordinator can be woken. */
+/* *run_id (ID_LEN + 1) is set when it counted, so that the coordinator can be woken. Refusals:
+ * those of db_task_lock(), NOT_AN_EVALUATION, TOO_MANY_TOKENS. */
 enum status db_task_result(struct db *db, const char *task_id, const char *silo_id, int64_t epoch,
                            const struct eval_result *r, char *run_id, struct refusal *no,
                            struct err *e) MUST_CHECK;

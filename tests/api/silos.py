@@ -418,6 +418,56 @@ def test_numbers_that_would_overflow_a_sum_are_refused(server):
     no_violations()
 
 
+TINY = 5e-324  # half of it is 0
+
+
+def test_numbers_too_small_to_divide_count_as_none(server):
+    """One silo must not stop a run: PostgreSQL refuses quotients that underflow, and those that overflow."""
+    for policy in ("fixed", "dylu"):
+        run, silos = begin(server, 2, rounds=2, local_steps_policy=policy)
+        for s in silos:
+            task = s.task("evaluate")
+            body = {"epoch": task["lease"]["epoch"], "nll": TINY, "tokens": 8, "bytes": 8, "seconds": TINY, "download_s": TINY}
+            assert s.post("/tasks/%s/result" % task["task"], body).status == 200
+        for number in (1, 2):
+            for s in silos:
+                task = s.task(timeout_s=10)
+                assert task["round"] == number and task["plan"]["local_steps"] == 2, task
+                points = [{"step": 2 * number, "name": "train_loss", "value": -TINY}]
+                answer = s.post("/tasks/%s/metrics" % task["task"], {"epoch": task["lease"]["epoch"], "points": points})
+                assert answer.json() == {"stored": 1}, answer.body
+                data, tokens = s.update(task)
+                more = {"train_loss": TINY, "timings": {"download_s": TINY, "train_s": TINY, "encode_s": TINY},
+                        "coding": {"error": TINY, "residual_ratio": TINY, "fallback_share": TINY}}
+                assert s.create(task, data, tokens, **more).status == 201
+                upload = s.send(task, data, tokens)
+                finish = {"epoch": task["lease"]["epoch"], "upload_s": TINY}
+                assert s.post("/uploads/%s/finish" % upload, finish).status == 200
+            until("round %d to close" % number, lambda n=number: server.get("/api/v1/runs/" + run).json()["round"] >= n, 10)
+        assert server.get("/api/v1/runs/" + run).json()["initial_eval_loss"] == 0.0
+        assert psql("SELECT DISTINCT train_s, upload_s, train_loss FROM task WHERE run_id = '%s' AND kind = 'train'" % run) == [
+            ["0", "0", "0"]]
+    no_violations()
+
+
+def test_numbers_too_small_to_divide_that_are_there_already_stop_no_run(server):
+    """Those that an older server took."""
+    run, (ash,) = begin(server, rounds=3, local_steps_policy="dylu")
+    task = ash.task("evaluate")
+    assert ash.evaluate(task).status == 200
+    until("the evaluation", lambda: server.get("/api/v1/runs/" + run).json()["initial_eval_loss"])
+    psql("DELETE FROM metric WHERE run_id = '%s'" % run)
+    psql("UPDATE checkpoint SET eval_nll = NULL, eval_tokens = NULL, eval_bytes = NULL, eval_silos = NULL"
+         " WHERE run_id = '%s'" % run)
+    psql("UPDATE task SET nll = %s WHERE id = '%s'" % (TINY, task["task"]))
+    for number in (1, 2):
+        assert ash.train(ash.task(timeout_s=10)).status == 200
+        psql("UPDATE task SET train_s = 1e-320, download_s = 1e-320, upload_s = 1e-320 WHERE run_id = '%s' AND kind = 'train'"
+             " AND state = 'done'" % run)
+        until("round %d to close" % number, lambda n=number: server.get("/api/v1/runs/" + run).json()["round"] >= n, 10)
+    assert psql("SELECT eval_loss FROM checkpoint WHERE run_id = '%s' AND number = 0" % run) == [["0"]]
+
+
 def test_text_cut_within_a_character_is_stored_all_the_same(server):
     """The event's message quotes the first 120 bytes of the detail."""
     run, (silo,) = begin(server)
@@ -497,6 +547,17 @@ def test_an_evaluation_counts_once(server):
         assert answer.status == 200 and answer.json() == {"counted": True}, answer.body
     bad = dict(epoch=task["lease"]["epoch"], nll=None, tokens=7, bytes=7, seconds=1, download_s=1)
     assert silo.post("/tasks/%s/result" % task["task"], bad).status == 422
+
+
+def test_an_evaluation_claims_no_more_tokens_than_its_plan(server):
+    run, (silo,) = begin(server)
+    task = silo.task("evaluate")
+    most = task["plan"]["windows"] * task["spec"]["model"]["seq_len"]
+    body = dict(epoch=task["lease"]["epoch"], nll=1e-310, bytes=7, seconds=1, download_s=1)
+    for tokens, status in ((9007199254740991, 422), (most + 1, 422), (most, 200)):
+        answer = silo.post("/tasks/%s/result" % task["task"], dict(body, tokens=tokens))
+        assert answer.status == status and (status == 200 or code(answer) == "TOO_MANY_TOKENS"), answer.body
+    assert psql("SELECT eval_tokens FROM task WHERE id = '%s'" % task["task"]) == [[str(most)]]
 
 
 # ---- uploads ----

@@ -154,9 +154,6 @@ static enum status tend_run(struct db *db, const struct live_run *r, struct err 
 {
     bool running = strcmp(r->state, "running") == 0;
     bool paused = strcmp(r->state, "paused") == 0;
-    if (r->evaluating) {
-        TRY(db_round_evaluated(db, r->id, e));
-    }
     if (!running && !paused) {
         return r->round[0] ? db_round_end(db, r->id, e) : ST_OK;
     }
@@ -172,6 +169,21 @@ static enum status tend_run(struct db *db, const struct live_run *r, struct err 
     return strcmp(r->round, "pending") == 0 ? db_round_open(db, r->id, e) : ST_OK;
 }
 
+/* What is broken must not stand in the way of all else: it is said, and only a database that is
+ * away ends the look. */
+static enum status go_on(struct coordinator *c, const char *run_id, enum status st,
+                         const struct err *e)
+{
+    if (st == ST_RETRY) {
+        return st;
+    }
+    if (st && strcmp(c->run_error, e->msg) != 0) {
+        log_error("run %s: %s", run_id, e->msg);
+        (void)snprintf(c->run_error, sizeof(c->run_error), "%s", e->msg);
+    }
+    return ST_OK;
+}
+
 static enum status tend_runs(struct coordinator *c, struct db *db, struct arena *a, struct err *e)
 {
     struct db_rows rows;
@@ -182,15 +194,10 @@ static enum status tend_runs(struct coordinator *c, struct db *db, struct arena 
                              .round = db_text(&rows, i, 2)};
         TRY(db_bool(&rows, i, 3, &r.evaluating, e));
         TRY(db_bool(&rows, i, 4, &r.at_end, e));
-        enum status st = tend_run(db, &r, e);
-        if (st == ST_RETRY) {
-            return st;
+        if (r.evaluating) {
+            TRY(go_on(c, r.id, db_round_evaluated(db, r.id, e), e));
         }
-        // One run that is broken must not stand in the way of the others.
-        if (st && strcmp(c->run_error, e->msg) != 0) {
-            log_error("run %s: %s", r.id, e->msg);
-            (void)snprintf(c->run_error, sizeof(c->run_error), "%s", e->msg);
-        }
+        TRY(go_on(c, r.id, tend_run(db, &r, e), e));
     }
     return ST_OK;
 }

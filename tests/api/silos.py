@@ -468,6 +468,24 @@ def test_numbers_too_small_to_divide_that_are_there_already_stop_no_run(server):
     assert psql("SELECT eval_loss FROM checkpoint WHERE run_id = '%s' AND number = 0" % run) == [["0"]]
 
 
+def test_an_evaluation_that_cannot_be_recorded_stops_nothing_else(server):
+    run, (ash,) = begin(server)
+    psql("CREATE FUNCTION no_record() RETURNS trigger LANGUAGE plpgsql AS"
+         " $$ BEGIN RAISE EXCEPTION 'not this one'; END $$;"
+         "CREATE TRIGGER no_record BEFORE UPDATE OF eval_nll ON checkpoint FOR EACH ROW"
+         " WHEN (NEW.run_id = '%s') EXECUTE FUNCTION no_record()" % run)
+    try:
+        for number in (1, 2):
+            assert ash.train(ash.task(timeout_s=10)).status == 200
+            until("round %d to close" % number, lambda n=number: server.get("/api/v1/runs/" + run).json()["round"] >= n, 10)
+        assert server.get("/api/v1/runs/" + run).json()["state"] == "running", "an evaluation is missing"
+    finally:
+        psql("DROP TRIGGER no_record ON checkpoint; DROP FUNCTION no_record")
+    assert ash.evaluate(until("the last evaluation", lambda: ash.claim(1).json())).status == 200
+    until("the run to finish", lambda: server.get("/api/v1/runs/" + run).json()["state"] == "finished")
+    no_violations()
+
+
 def test_text_cut_within_a_character_is_stored_all_the_same(server):
     """The event's message quotes the first 120 bytes of the detail."""
     run, (silo,) = begin(server)

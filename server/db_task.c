@@ -168,9 +168,15 @@ struct batch {
     struct refusal no;
 };
 
-/* Late points are still true: a lease that was once this silo's is enough. */
+/*
+ * Late points are still true: a lease that was once this silo's is enough. But they are of the
+ * task's round, from the step of the checkpoint before it to that of its own, however many of these
+ * the silo was to take.
+ */
 static const char SQL_METRICS_OF[] =
-    "SELECT t.run_id, t.number, s.name, r.steps_before + r.rounds::bigint * r.local_steps"
+    "SELECT t.run_id, t.number, s.name,"
+    "       r.steps_before + greatest(t.number - 1, 0)::bigint * r.local_steps,"
+    "       r.steps_before + t.number::bigint * r.local_steps"
     "  FROM lease l JOIN task t ON t.id = l.task_id JOIN silo s ON s.id = l.silo_id"
     "  JOIN run r ON r.id = t.run_id"
     " WHERE (l.task_id, l.epoch, l.silo_id) = ($1, $2, $3)";
@@ -269,12 +275,15 @@ static enum status metrics_tx(struct db *db, struct arena *a, void *ctx, struct 
     const char *run_id = db_text(&rows, 0, 0);
     const char *round = db_text(&rows, 0, 1);
     const char *silo = db_text(&rows, 0, 2);
+    int64_t first_step = 0;
     int64_t last_step = 0;
-    TRY(db_int64(&rows, 0, 3, &last_step, e));
+    TRY(db_int64(&rows, 0, 3, &first_step, e));
+    TRY(db_int64(&rows, 0, 4, &last_step, e));
     for (int i = 0; i < b->count; i++) {
-        if (b->points[i].step > last_step) {
+        if (b->points[i].step < first_step || b->points[i].step > last_step) {
             refuse(&b->no, 422, "UNPROCESSABLE",
-                   "/points/%d/step is beyond the run's last step, %" PRId64, i, last_step);
+                   "/points/%d/step must be from %" PRId64 " to %" PRId64 ", as it is of round %s",
+                   i, first_step, last_step, round);
             return ST_OK;
         }
     }

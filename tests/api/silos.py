@@ -369,7 +369,7 @@ def test_metrics_are_stored_once(server):
 
 
 def test_points_of_a_batch_lie_between_the_batch_before_and_now(server):
-    run, (silo,) = begin(server)
+    run, (silo,) = begin(server, local_steps=4)
     task = silo.task()
     path = "/tasks/%s/metrics" % task["task"]
     psql("UPDATE lease SET claimed_at = claimed_at - interval '40 s' WHERE task_id = '%s'" % task["task"])
@@ -391,8 +391,38 @@ def test_points_of_a_batch_lie_between_the_batch_before_and_now(server):
     assert send(2, 3, 4).json() == {"stored": 1}
     rows = psql("SELECT at >= lag(at) OVER (ORDER BY step) FROM metric WHERE run_id = '%s' AND name = 'train_loss'" % run)
     assert [r[0] for r in rows[1:]] == ["t"] * 4, rows
-    beyond = send(5)
-    assert beyond.status == 422, "the run has two rounds of two steps: " + str(beyond.body)
+
+
+def test_points_lie_in_the_round_of_their_task(server):
+    """Else a silo could write all of a run's curves, later rounds' and earlier ones', with any lease that it ever had."""
+    run, (silo,) = begin(server, rounds=3)
+
+    def send(task, *steps):
+        points = [{"step": i, "name": "loss_%d" % task["round"], "value": 6.0} for i in steps]
+        answer = silo.post("/tasks/%s/metrics" % task["task"], {"epoch": task["lease"]["epoch"], "points": points})
+        if answer.status == 422:
+            return answer.json()["detail"]
+        assert answer.status == 200, answer.body
+        return answer.json()["stored"]
+    first_look = silo.task("evaluate")
+    assert send(first_look, 0) == 1
+    assert send(first_look, 1) == "/points/0/step must be from 0 to 0, as it is of round 0"
+    assert silo.evaluate(first_look).status == 200
+    first = silo.task()
+    assert send(first, 0, 1) == 2
+    assert send(first, 2, 3) == "/points/1/step must be from 0 to 2, as it is of round 1"
+    assert silo.train(first).status == 200
+    second = silo.task()
+    assert second["plan"]["global_step"] == 2
+    assert send(second, 2, 3, 4) == 3
+    assert send(second, 1) == "/points/0/step must be from 2 to 4, as it is of round 2"
+    assert "from 2 to 4" in send(second, 5) and "from 2 to 4" in send(second, 7)
+    assert send(first, 0, 1, 2) == 1, "late points are still true"
+    assert "from 0 to 2" in send(first, 3)
+    assert silo.train(second).status == 200
+    assert psql("SELECT round, count(*) FROM metric WHERE run_id = '%s' AND name LIKE 'loss%%' GROUP BY 1 ORDER BY 1" % run) == [
+        ["0", "1"], ["1", "3"], ["2", "3"]]
+    no_violations()
 
 
 def test_numbers_that_would_overflow_a_sum_are_refused(server):

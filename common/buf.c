@@ -40,6 +40,9 @@ static bool grow(struct buf *b, size_t extra)
         return true;
     }
     size_t size = b->size * 2 > need ? b->size * 2 : need;
+    if (size - 1 > b->max) {
+        size = b->max + 1; // need is no more
+    }
     char *data = mem_alloc(size);
     memcpy(data, b->data, b->len + 1);
     mem_free(b->data);

@@ -277,6 +277,10 @@ struct room {
     float lo, hi, limit;
 };
 
+/* What a block may ask for on the smallest GPUs that we build for (compute capability 8.6). */
+static_assert(sizeof(struct room) + TILES * CODEC_K_MAX * sizeof(uint16_t) <= 99 * 1024,
+              "every k fits every GPU");
+
 /* Sum of what the threads before this one brought. */
 static __device__ int sum_before(int *part, int mine)
 {
@@ -318,8 +322,21 @@ static __device__ void find_digit(struct room *r, int rank)
     __syncthreads();
 }
 
-/* The key at `rank` when keys fall, and in r->rank its rank among its equals. */
-static __device__ uint32_t rank_key(struct room *r, const uint32_t *key, int n, int rank)
+/* The kept values of a group, by their places in it: magnitudes are read from u where they lie. */
+struct kept {
+    const float *u;
+    const uint16_t *place;
+    int count;
+
+    __device__ __forceinline__ uint32_t operator()(int j) const
+    {
+        return float_bits(u[place[j]]) & 0x7fffffffu;
+    }
+};
+
+/* Of key(0) to key(n - 1): that at `rank` when they fall, and in r->rank its rank among equals. */
+template <typename Key>
+static __device__ uint32_t rank_key(struct room *r, const Key &key, int n, int rank)
 {
     uint32_t found = 0;
     for (int pass = 0; pass < 3; pass++) {
@@ -331,8 +348,9 @@ static __device__ uint32_t rank_key(struct room *r, const uint32_t *key, int n, 
         }
         __syncthreads();
         for (int i = (int)threadIdx.x; i < n; i += THREADS) {
-            if ((key[i] & above) == found) {
-                atomicAdd(&r->count[key[i] >> shift & most], 1);
+            uint32_t k = key(i);
+            if ((k & above) == found) {
+                atomicAdd(&r->count[k >> shift & most], 1);
             }
         }
         __syncthreads();
@@ -346,7 +364,8 @@ static __device__ uint32_t rank_key(struct room *r, const uint32_t *key, int n, 
 /* Indices of the `kept` largest of a tile, rising; among equals the lower ones. */
 static __device__ void choose(struct room *r, int n, int kept)
 {
-    uint32_t last = rank_key(r, r->key, n, kept - 1);
+    const auto key = [r](int i) { return r->key[i]; };
+    uint32_t last = rank_key(r, key, n, kept - 1);
     int equals = r->rank + 1;
     int first = (int)threadIdx.x * OWN;
     int mine = 0; // keys above the last in the upper half, equal to it in the lower
@@ -403,8 +422,9 @@ static __device__ void put_gaps(struct room *r, uint32_t *stream, int kept, int 
 }
 
 /* Two magnitudes by 2-means over the kept, from their median; one thread, in the codec's order. */
-static __device__ void two_means(struct room *r, const uint32_t *kept, int n, float median)
+static __device__ void two_means(struct room *r, const struct kept &kept, float median)
 {
+    int n = kept.count;
     double t = (double)median;
     double lo = 0.0;
     double hi = 0.0;
@@ -413,7 +433,7 @@ static __device__ void two_means(struct room *r, const uint32_t *kept, int n, fl
         double sum_hi = 0.0;
         int count = 0; // of the high ones
         for (int j = 0; j < n; j++) {
-            double v = (double)bits_float(kept[j]);
+            double v = (double)bits_float(kept(j));
             if (v >= t) {
                 sum_hi += v;
                 count++;
@@ -441,33 +461,33 @@ static __device__ __forceinline__ int kept_of(int k, int n)
 }
 
 /* Codes of two bits, a high or low magnitude and a sign, and the values they stand for. */
-static __device__ void put_codes(struct room *r, uint8_t *main, float *v, const float *u,
-                                 const uint32_t *kept, const uint16_t *place, int total)
+static __device__ void put_codes(struct room *r, uint8_t *main, float *v, const struct kept &kept)
 {
+    int total = kept.count;
     float lo = bf16_float(magnitude(r->lo));
     float hi = bf16_float(magnitude(r->hi));
     for (int b = (int)threadIdx.x; b < (total + 3) / 4; b += THREADS) {
         uint32_t byte = 0;
         for (int j = 4 * b; j < 4 * b + 4 && j < total; j++) {
-            uint32_t high = bits_float(kept[j]) >= r->limit;
-            uint32_t negative = float_bits(u[place[j]]) >> 31;
+            int at = kept.place[j];
+            uint32_t high = bits_float(kept(j)) >= r->limit;
+            uint32_t negative = float_bits(kept.u[at]) >> 31;
             byte |= (high | negative << 1) << (2 * (j % 4));
             float y = high ? hi : lo;
-            v[place[j]] = negative ? -y : y;
+            v[at] = negative ? -y : y;
         }
         main[b] = (uint8_t)byte;
     }
 }
 
-/* A block of threads a group. Shared: the room, the magnitudes that are kept, and their places. */
+/* A block of threads a group. Shared: the room, and the places of what is kept. */
 static __global__ void __launch_bounds__(THREADS)
     topk(struct codec_parts out, int64_t main_size, struct codec_result *results, float *v,
          const float *u, int64_t n, int k, int rice)
 {
     SHARED_DYNAMIC(dynamic);
     struct room *r = reinterpret_cast<struct room *>(dynamic);
-    uint32_t *kept = reinterpret_cast<uint32_t *>(r + 1);
-    uint16_t *place = reinterpret_cast<uint16_t *>(kept + TILES * k);
+    uint16_t *place = reinterpret_cast<uint16_t *>(r + 1);
     int64_t group = blockIdx.x;
     int64_t begin = group * CODEC_GROUP;
     int size = (int)(group_end(begin, n) - begin);
@@ -494,22 +514,22 @@ static __global__ void __launch_bounds__(THREADS)
         choose(r, m, take);
         put_gaps(r, stream, take, rice);
         for (int i = (int)threadIdx.x; i < take; i += THREADS) {
-            kept[total + i] = r->key[r->index[i]];
             place[total + i] = (uint16_t)(at + r->index[i]);
         }
         total += take;
         __syncthreads();
     }
+    const struct kept kept = {u, place, total};
     float median = bits_float(rank_key(r, kept, total, total / 2));
     if (threadIdx.x == 0) {
-        two_means(r, kept, total, median);
+        two_means(r, kept, median);
         uint16_t *side = reinterpret_cast<uint16_t *>(out.part[CODEC_SIDE]) + 2 * group;
         side[0] = (uint16_t)magnitude(r->lo);
         side[1] = (uint16_t)magnitude(r->hi);
         results[group].gap_size = (r->bits + 7) / 8;
     }
     __syncthreads();
-    put_codes(r, out.part[CODEC_MAIN] + group * main_size, v, u, kept, place, total);
+    put_codes(r, out.part[CODEC_MAIN] + group * main_size, v, kept);
 }
 
 // ---- host side ----------------------------------------------------------------------------------
@@ -540,8 +560,7 @@ static int rice_bits(int k)
 static void code_topk(struct cuda *c, const struct codec_rule *rule, const struct codec_parts *out,
                       struct codec_result *results, float *v, const float *u, int64_t n)
 {
-    size_t shared = sizeof(struct room) +
-                    (size_t)TILES * (size_t)rule->k * (sizeof(uint32_t) + sizeof(uint16_t));
+    size_t shared = sizeof(struct room) + (size_t)TILES * (size_t)rule->k * sizeof(uint16_t);
     int64_t main_size = (int64_t)TILES * rule->k / 4;
     cuda_launch(c, topk, cuda_blocks(n, CODEC_GROUP), THREADS, shared, *out, main_size, results, v,
                 u, n, (int)rule->k, rice_bits(rule->k));

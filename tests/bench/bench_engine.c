@@ -31,18 +31,19 @@
 struct size {
     const char *name;
     struct model_spec m;
-    int32_t batch;
-    bool gpu; /* meant for one: not run elsewhere unless named */
+    int32_t batch;  /* sequences of an op */
+    int32_t passes; /* a step is so many batches; 32 sequences are what a silo's step has */
+    bool gpu;       /* meant for one: not run elsewhere unless named */
 };
 
 static const struct size SIZES[] = {
-    {"5.8m", {256, 8, 6, 4096, 256, POSITION_LEARNED, true}, 8, false},
-    {"29m", {512, 8, 8, 8192, 512, POSITION_LEARNED, true}, 4, false},
-    {"125m", {768, 12, 12, 50368, 512, POSITION_LEARNED, true}, 1, false},
-    {"125m-2k", {768, 12, 12, 50368, 2048, POSITION_ALIBI, false}, 8, true},
-    {"1b-2k", {2048, 16, 24, 50368, 2048, POSITION_ALIBI, false}, 8, true},
-    {"3b-2k", {2560, 20, 32, 50368, 2048, POSITION_ALIBI, false}, 8, true},
-    {"7b-2k", {4096, 32, 32, 50368, 2048, POSITION_ALIBI, false}, 8, true},
+    {"5.8m", {256, 8, 6, 4096, 256, POSITION_LEARNED, true}, 8, 1, false},
+    {"29m", {512, 8, 8, 8192, 512, POSITION_LEARNED, true}, 4, 1, false},
+    {"125m", {768, 12, 12, 50368, 512, POSITION_LEARNED, true}, 1, 1, false},
+    {"125m-2k", {768, 12, 12, 50368, 2048, POSITION_ALIBI, false}, 8, 4, true},
+    {"1b-2k", {2048, 16, 24, 50368, 2048, POSITION_ALIBI, false}, 8, 4, true},
+    {"3b-2k", {2560, 20, 32, 50368, 2048, POSITION_ALIBI, false}, 8, 4, true},
+    {"7b-2k", {4096, 32, 32, 50368, 2048, POSITION_ALIBI, false}, 8, 4, true},
 };
 enum { SIZE_COUNT = sizeof(SIZES) / sizeof(SIZES[0]) };
 
@@ -286,12 +287,14 @@ static struct alone bench_products(struct bench_op *b, double seconds, bool prin
             b->bytes = 0;
             char name[64];
             (void)snprintf(name, sizeof(name), "gemm %s %s", shapes[i].name, uses[use]);
-            alone.products_s += shapes[i].times * bench_product(b, name, seconds, print);
+            alone.products_s +=
+                b->size->passes * shapes[i].times * bench_product(b, name, seconds, print);
             if (other) {
                 other->own_bf16 = false;
                 (void)snprintf(name, sizeof(name), "gemm %s %s by oneDNN", shapes[i].name,
                                uses[use]);
-                alone.onednn_s += shapes[i].times * bench_product(b, name, seconds, print);
+                alone.onednn_s +=
+                    b->size->passes * shapes[i].times * bench_product(b, name, seconds, print);
                 other->own_bf16 = true;
             }
         }
@@ -299,11 +302,17 @@ static struct alone bench_products(struct bench_op *b, double seconds, bool prin
     return alone;
 }
 
+static int32_t step_batch(const struct size *s)
+{
+    return s->batch * s->passes;
+}
+
 static double step_gemm_flops(const struct size *s)
 {
     const struct model_spec *m = &s->m;
     double d = m->d_model;
-    return 6.0 * (12.0 * m->n_layers * d * d + (double)m->vocab_size * d) * s->batch * m->seq_len;
+    return 6.0 * (12.0 * m->n_layers * d * d + (double)m->vocab_size * d) * step_batch(s) *
+           m->seq_len;
 }
 
 // ---- ops of a size
@@ -551,7 +560,7 @@ static struct trainer_config config_of(struct size *s)
                   .beta2 = 0.95,
                   .eps = 1e-8,
                   .clip_norm = 1,
-                  .batch = s->batch,
+                  .batch = step_batch(s),
                   .micro_batch = s->gpu ? 0 : s->batch, /* 0: what the device has room for */
                   .warmup = 10,
                   .schedule_steps = 10000,
@@ -608,7 +617,7 @@ static enum status bench_steps(const struct size *size, struct alone alone, stru
     double p50 = quantile(&times, 0.5);
     double p10 = quantile(&times, 0.1);
     double p90 = quantile(&times, 0.9);
-    double tokens = (double)s.batch * s.m.seq_len;
+    double tokens = (double)step_batch(&s) * s.m.seq_len;
     double flops = step_gemm_flops(&s);
     double causal = mfu_token_flops(&s.m) * tokens;
     double full = causal + 6.0 * s.m.n_layers * s.m.d_model * s.m.seq_len * tokens;

@@ -139,13 +139,14 @@ template <int N>
 static __device__ __forceinline__ void scores(float s[N][4], float scale2, float slope2, int i0,
                                               int j0, int r, int lane)
 {
-    bool mask = tile_needs_mask(i0, j0 + 8 * N - 1);
+    const bool mask = tile_needs_mask(i0, j0 + 8 * N - 1);
+    const float from = (float)(j0 + tile_col(lane, 0) - r);
 #pragma unroll
     for (int n = 0; n < N; n++) {
 #pragma unroll
         for (int e = 0; e < 4; e++) {
             int j = j0 + 8 * n + tile_col(lane, e);
-            float t = s[n][e] * scale2 + tile_bias(slope2, j, r);
+            float t = s[n][e] * scale2 + tile_bias_on(slope2, from, 8 * n + e % 2);
             s[n][e] = mask && tile_hidden(i0 + tile_row(lane, e), j) ? -INFINITY : t;
         }
     }

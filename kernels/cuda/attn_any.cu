@@ -200,26 +200,41 @@ void attn_delta(struct cuda *c, enum dtype at, float *delta, const void *o, cons
     }
 }
 
-/* One block per (tile of rows, head): every warp takes its rows in turn. */
+/*
+ * One block per (tile of rows, head). A lane reads 16 bytes of a row, so D / 8 lanes share one and
+ * a warp takes four or two of them at once; D is 64 or 128.
+ */
 static __global__ void norm_tiles(float *norms, const bf16 *qkv, struct attn x)
 {
+    const int WIDE = 8;
     __shared__ float tops[2][LANES];
-    int64_t head = attn_head(x);
+    const int64_t head = attn_head(x);
+    const int lanes = (int)x.D / WIDE;
+    const int rows = (int)LANES / lanes;
+    const int column = WIDE * ((int)threadIdx.x % lanes);
     float top[2] = {0.0f, 0.0f};
-    for (int n = (int)threadIdx.y; n < NORM_ROWS; n += (int)blockDim.y) {
-        int64_t t = (int64_t)attn_tile(x) * NORM_ROWS + n;
+    for (int n = (int)threadIdx.y * rows; n < NORM_ROWS; n += (int)blockDim.y * rows) {
+        const int64_t t = (int64_t)attn_tile(x) * NORM_ROWS + n + (int)threadIdx.x / lanes;
         for (int part = PART_Q; part <= PART_K; part++) {
             float sum = 0.0f;
-            for (int64_t d = threadIdx.x; d < x.D && t < x.T; d += LANES) {
-                float v = widen(qkv[attn_qkv(x, head, t, part) + d]);
-                sum += v * v;
+            if (t < x.T) {
+                const pack<bf16, WIDE> in = load<WIDE>(qkv + attn_qkv(x, head, t, part) + column);
+#pragma unroll
+                for (int d = 0; d < WIDE; d++) {
+                    sum += widen(in.v[d]) * widen(in.v[d]);
+                }
             }
-            top[part] = fmaxf(top[part], warp_sum(sum));
+            for (int d = lanes / 2; d > 0; d /= 2) {
+                sum += __shfl_xor_sync(ALL_LANES, sum, d);
+            }
+            top[part] = fmaxf(top[part], sum);
         }
     }
-    if (threadIdx.x == 0) {
-        tops[PART_Q][threadIdx.y] = top[PART_Q];
-        tops[PART_K][threadIdx.y] = top[PART_K];
+    for (int part = PART_Q; part <= PART_K; part++) {
+        const float most = warp_max(top[part]);
+        if (threadIdx.x == 0) {
+            tops[part][threadIdx.y] = most;
+        }
     }
     __syncthreads();
     if (threadIdx.x == 0 && threadIdx.y < 2) {

@@ -167,7 +167,7 @@ static bool agree(const struct results &a, const struct results &b)
         }
     }
     for (int64_t i = 0; i < a.floats; i++) {
-        if (!(fabs(lse_at(a, i) - lse_at(b, i)) <= 1e-4)) {
+        if (!(fabs(lse_at(a, i) - lse_at(b, i)) <= 3e-4)) { // biases to 180, rounded twice: 1e-4
             return false;
         }
     }

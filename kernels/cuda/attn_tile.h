@@ -119,6 +119,15 @@ TILE_FN float tile_bias(float slope2, int j, int r)
 }
 
 /*
+ * The same of a few columns on: `from` is (float)(j - r). Whole numbers below 2^24 are exact, so
+ * these are its bits, and `more`, known when this is compiled, needs no conversion.
+ */
+TILE_FN float tile_bias_on(float slope2, float from, int more)
+{
+    return slope2 * (from + (float)more);
+}
+
+/*
  * What a row subtracts from a score that has its column's bias, to give the logarithm of its
  * probability, in units of log 2.
  */

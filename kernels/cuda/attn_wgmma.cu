@@ -102,11 +102,12 @@ static __device__ __forceinline__ void bias_and_mask(float (&s)[N][4], float sca
                                                      int i0, int j0, int r, int lane)
 {
     if (ALIBI) {
+        const float from = (float)(j0 + tile_col(lane, 0) - r);
 #pragma unroll
         for (int n = 0; n < N; n++) {
 #pragma unroll
             for (int e = 0; e < 4; e++) {
-                s[n][e] = s[n][e] * scale2 + tile_bias(slope2, j0 + 8 * n + tile_col(lane, e), r);
+                s[n][e] = s[n][e] * scale2 + tile_bias_on(slope2, from, 8 * n + e % 2);
             }
         }
     }

@@ -25,6 +25,7 @@ size_t attn_terms_size(const struct attn &x, int64_t B)
 
 /* One warp per query. terms (B, H, tiles, 2, QUERIES); who lies beyond T gives every key nothing.
  */
+template <int V> // of the elements of a row on a lane
 static __global__ void query_terms(float *terms, const bf16 *o, const bf16 *dout, const float *lse,
                                    struct attn x)
 {
@@ -35,8 +36,11 @@ static __global__ void query_terms(float *terms, const bf16 *o, const bf16 *dout
     float sum = 0.0f;
     if (there) {
         const int64_t at = block_row(x, b, t, (int)x.H, b.h);
-        for (int d = (int)threadIdx.x; d < (int)x.D; d += (int)LANES) {
-            sum += widen(o[at + d]) * widen(dout[at + d]);
+        const pack<bf16, V> os = load<V>(o + at + V * (int)threadIdx.x);
+        const pack<bf16, V> dos = load<V>(dout + at + V * (int)threadIdx.x);
+#pragma unroll
+        for (int d = 0; d < V; d++) {
+            sum += widen(os.v[d]) * widen(dos.v[d]);
         }
     }
     sum = warp_sum(sum);
@@ -331,13 +335,15 @@ static __device__ __forceinline__ void dq_consume(bf16 *dqkv, const float *terms
         const uint32_t k = base + S::A + slot * S::TILE;
         const int j0 = ring_word_tile(word) * KEYS;
         const bool mask = tile_needs_mask(i0, j0 + KEYS - 1);
+        const float from = (float)(j0 + tile_col(me.lane, 0) - r);
         uint32_t bits = 0; // of all p, none of which is negative
 #pragma unroll
         for (int c = 0; c < N; c++) {
 #pragma unroll
             for (int e = 0; e < 4; e++) {
                 const int j = j0 + 8 * c + tile_col(me.lane, e);
-                float p = ex2(s[c][e] * scale2 + (tile_bias(slope2, j, r) - shift[e / 2]));
+                const float bias = tile_bias_on(slope2, from, 8 * c + e % 2);
+                float p = ex2(s[c][e] * scale2 + (bias - shift[e / 2]));
                 if (mask && tile_hidden(i0 + tile_row(me.lane, e), j)) {
                     p = 0.0f;
                 }
@@ -423,8 +429,8 @@ void attn_bwd_ring(struct cuda *c, void *dqkv, const void *qkv, const void *o, c
 {
     const unsigned ROWS = 8;
     const struct attn rows = attn_over(x, query_tiles(x) * QUERIES / ROWS);
-    cuda_launch(c, query_terms, attn_grid(rows, B), dim3(LANES, ROWS), 0, terms, (const bf16 *)o,
-                (const bf16 *)dout, lse, rows);
+    cuda_launch(c, x.D == 64 ? query_terms<2> : query_terms<4>, attn_grid(rows, B),
+                dim3(LANES, ROWS), 0, terms, (const bf16 *)o, (const bf16 *)dout, lse, rows);
     if (x.D == 64) {
         bwd<64>(c, (bf16 *)dqkv, (const bf16 *)qkv, (const bf16 *)dout, terms, x, B);
     } else {

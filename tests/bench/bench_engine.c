@@ -85,6 +85,7 @@ struct bench_op {
     char *small;   /* a struct clip_state, a struct optim_step, then partial sums */
     float *slopes; /* ALiBi's, or NULL */
     char *wipe;    /* WIPE_SIZE bytes, written between runs; NULL where nothing is flushed */
+    double call_s; /* what a call that does next to nothing takes a GPU; else 0 */
     struct gemm g;
     double flops, bytes; /* of one call */
     int64_t tiles, kept; /* of attention's scores; 0 for other ops */
@@ -107,9 +108,15 @@ static struct times measure(struct bench_op *b, op_fn *fn, double seconds)
         double start = clock_mono_s();
         fn(b);
         (void)b->be->ops->sync(b->be);
-        t.s[t.n++] = clock_mono_s() - start;
+        t.s[t.n++] = fmax(clock_mono_s() - start - b->call_s, 1e-7);
     }
     return t;
+}
+
+/* On a GPU: a launch and the wait for it, microseconds that the ops of a step do not have. */
+static void op_next_to_nothing(struct bench_op *b)
+{
+    b->be->ops->zero(b->be, b->wipe, sizeof(float));
 }
 
 static void op_gemm(struct bench_op *b)
@@ -657,6 +664,12 @@ static enum status bench_size(struct backend *be, enum dtype at, const struct si
     if (!operands(&b)) {
         operands_free(&b);
         return err_set(e, ST_NOMEM, "no memory for the operands of %s", s->name);
+    }
+    if (b.wipe) {
+        struct times call = measure(&b, op_next_to_nothing, 0.05);
+        b.call_s = quantile(&call, 0.5);
+        (void)printf("%s: a launch and the wait for it, taken off each op: %.1f us\n", s->name,
+                     b.call_s * 1e6);
     }
     struct alone alone = {0};
     if (!opt.attn) {

@@ -93,6 +93,7 @@ static enum status load_evaluated(struct agent *a, const struct task *t,
         return trainer_load_weights(a->trainer, base->fd, base->offset, e);
     }
     TRY(run_state_open(&rs, a->config->state_dir, t->run, e));
+    TRY(run_state_hold_spec(&rs, t->spec_sha256, e));
     struct own own = agent_own(&rs, path);
     TRY(own_load(a->trainer, &t->spec, &own, e));
     return own_load_common(a->trainer, &t->spec, &own, 0, base, e);

@@ -58,10 +58,10 @@ struct agent {
     double poll_s;
     struct progress progress;
 
-    /* Kept over the rounds of one run; opened anew when the spec's model
-     * or inner settings change. */
+    /* Kept over the rounds of one run, as long as it has the same spec. */
     struct trainer *trainer;
     char trainer_run[32];
+    char trainer_spec[65];
     char backend[16];    /* what the device's words opened at the start; "auto" stays with it */
     int device_failures; /* in a row; a step or an evaluation that went well ends them */
     uint64_t row_seed;

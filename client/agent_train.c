@@ -90,7 +90,8 @@ enum task_end agent_trainer(struct agent *a, const struct task *t)
         return agent_fail(a, "bad_data", &e);
     }
     a->row_seed = t->spec.seed;
-    if (a->trainer && strcmp(a->trainer_run, t->run) == 0) {
+    if (a->trainer && strcmp(a->trainer_run, t->run) == 0 &&
+        strcmp(a->trainer_spec, t->spec_sha256) == 0) {
         return TASK_DONE;
     }
     agent_ahead_park(a);
@@ -112,6 +113,7 @@ enum task_end agent_trainer(struct agent *a, const struct task *t)
         return agent_fail(a, st == ST_NOMEM ? "oom" : "transient", &e);
     }
     (void)snprintf(a->trainer_run, sizeof(a->trainer_run), "%s", t->run);
+    (void)snprintf(a->trainer_spec, sizeof(a->trainer_spec), "%s", t->spec_sha256);
     trainer_describe(a->trainer, a->device);
     a->hello_due = true;
     return TASK_DONE;
@@ -435,6 +437,9 @@ enum task_end agent_train(struct agent *a, const struct task *t, struct beat *b,
     enum status st = run_state_open(&w.rs, a->config->state_dir, t->run, &e);
     if (st) {
         return agent_fail(a, st == ST_LIMIT ? "disk_full" : "transient", &e);
+    }
+    if (run_state_hold_spec(&w.rs, t->spec_sha256, &e)) {
+        return agent_fail(a, "bad_data", &e);
     }
     if (!t->codec_known) {
         (void)err_set(&e, ST_INVALID,

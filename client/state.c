@@ -149,6 +149,7 @@ static enum status journal_write(const struct run_state *s, const struct journal
     jw_int(&b, "carry_fragment", j->carry_fragment);
     jw_int(&b, "kept", j->kept);
     jw_bool(&b, "personal", j->personal);
+    jw_str(&b, "spec_sha256", j->spec);
     jw_int(&b, "guard_until", j->guard_until);
     jw_int(&b, "round", j->key.round);
     jw_str(&b, "base", j->key.base);
@@ -211,6 +212,7 @@ static enum status journal_parse(const struct json *o, struct journal *j, struct
     TRY(json_want_int(o, "silo_ordinal", 0, most, &j->key.silo_ordinal, e));
     TRY(json_want_int(o, "bytes", 0, most, &j->bytes, e));
     TRY(json_want_int(o, "tokens", 0, most, &j->tokens, e));
+    copy_member(o, "spec_sha256", j->spec, sizeof(j->spec));
     copy_member(o, "base", j->key.base, sizeof(j->key.base));
     copy_member(o, "sha256", j->sha256, sizeof(j->sha256));
     copy_member(o, "upload", j->upload, sizeof(j->upload));
@@ -424,6 +426,18 @@ bool run_state_snap_best(const struct run_state *s, struct snap *out, char *path
     return found;
 }
 
+enum status run_state_hold_spec(struct run_state *s, const char *sha256, struct err *e)
+{
+    if (s->j.spec[0] && strcmp(s->j.spec, sha256) != 0) {
+        return err_set(e, ST_CONFLICT,
+                       "this run began with another spec, and a run's spec never changes: ask its "
+                       "operator; if it is meant, remove %s",
+                       s->dir);
+    }
+    (void)snprintf(s->j.spec, sizeof(s->j.spec), "%s", sha256);
+    return ST_OK;
+}
+
 /* ---- steps of a round ---- */
 
 enum status run_state_begin(struct run_state *s, const struct round_key *key, struct err *e)
@@ -443,6 +457,7 @@ enum status run_state_begin(struct run_state *s, const struct round_key *key, st
                         .kept = s->j.kept,
                         .personal = s->j.personal,
                         .guard_until = s->j.guard_until};
+    (void)snprintf(j.spec, sizeof(j.spec), "%s", s->j.spec);
     FAULT("journal.begin");
     TRY(journal_write(s, &j, e));
     FAULT("journal.begun");

@@ -84,6 +84,7 @@ struct journal {
     double codec_error, residual_ratio, fallback_share; /* what the codec did to it */
     char upload[32];                                    /* id, once created; "" before */
     /* over rounds */
+    char spec[65];          /* SHA-256 of the run's spec, which never changes; "": not known yet */
     bool personal;          /* moments.state has tensors that are this silo's alone */
     int64_t kept;           /* the round whose end moments.state is of; 0: there is none */
     int64_t guard_until;    /* up to this round updates go one rung up */
@@ -102,6 +103,13 @@ struct run_state {
 /* Opens, and finishes what a dead process left half done. run is an id checked by pattern. */
 enum status run_state_open(struct run_state *s, const char *state_dir, const char *run,
                            struct err *e) MUST_CHECK;
+
+/*
+ * Keeps the silo to the spec that it first saw of this run (written with the next round's begin):
+ * what is personal and what is frozen stands there, and no server may change its mind on that.
+ * ST_CONFLICT: it is another one.
+ */
+enum status run_state_hold_spec(struct run_state *s, const char *sha256, struct err *e) MUST_CHECK;
 
 bool round_key_equal(const struct round_key *a, const struct round_key *b);
 

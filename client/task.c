@@ -1,9 +1,11 @@
 #include "client/task.h"
 
+#include <inttypes.h>
 #include <string.h>
 
 #include "common/id.h"
 #include "common/limits.h"
+#include "common/run_header.h"
 #include "common/schedule.h"
 
 static const int64_t COUNT_MAX = ((int64_t)1 << 53) - 1;
@@ -47,7 +49,8 @@ static enum status read_head(struct task *t, const struct json *doc, struct err 
         return err_set(e, ST_INVALID, "'run_name' is too long");
     }
     (void)snprintf(t->run_name, sizeof(t->run_name), "%s", name);
-    TRY(json_want_int(doc, "round", 0, LIMIT_ROUNDS, &t->round, e));
+    // Fragments, personal and frozen tensors are told apart by a round's number: training has one.
+    TRY(json_want_int(doc, "round", t->kind == TASK_TRAIN ? 1 : 0, LIMIT_ROUNDS, &t->round, e));
     return json_want_int(doc, "rounds", 0, LIMIT_ROUNDS, &t->rounds, e);
 }
 
@@ -84,6 +87,10 @@ static enum status read_steps(struct task *t, const struct json *base, struct er
         return err_set(e, ST_INVALID, "'steps' is no list of at most %d", STEP_CHAIN_MAX);
     }
     t->step_count = json_len(list);
+    if (t->step_count > t->base_number) { // the first one leads to checkpoint 1
+        return err_set(e, ST_INVALID, "%d steps do not lead to checkpoint %" PRId64, t->step_count,
+                       t->base_number);
+    }
     for (int i = 0; i < t->step_count; i++) {
         const struct json *o = json_at(list, i);
         if (json_kind(o) != JSON_OBJECT) {
@@ -144,6 +151,11 @@ static enum status read_spec(struct task *t, const struct json *doc, struct err 
     enum status st = run_spec_parse(&t->spec, spec, problems, &count, e);
     if (st && count > 0) {
         return err_set(e, st, "the spec: %s: %s", problems[0].pointer, problems[0].detail);
+    }
+    if (!st) {
+        struct digest d;
+        run_spec_digest(&t->spec, &d);
+        digest_hex(&d, t->spec_sha256);
     }
     return st;
 }

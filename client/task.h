@@ -51,6 +51,7 @@ struct task {
     /* evaluate */
     int64_t windows;
     struct run_spec spec;
+    char spec_sha256[65]; /* run_spec_digest() */
 };
 
 /* ST_INVALID names the member that is missing or out of range. *out is written on success alone. */

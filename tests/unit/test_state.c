@@ -141,6 +141,26 @@ static void the_journal_reads_back(void)
     remove_dir();
 }
 
+static void a_run_keeps_the_spec_that_it_began_with(void)
+{
+    fresh_dir();
+    struct run_state s;
+    struct err e = {0};
+    CHECK_INT(run_state_open(&s, dir, RUN_ID, &e), ST_OK);
+    CHECK_INT(train(&s, 1, "x", &e), ST_OK); // by a version that did not note it
+    CHECK_INT(run_state_hold_spec(&s, "one", &e), ST_OK);
+    CHECK_INT(run_state_settle(&s, OUTCOME_COUNTED, &e), ST_OK);
+    CHECK_INT(train(&s, 2, "y", &e), ST_OK);
+
+    struct run_state again;
+    CHECK_INT(run_state_open(&again, dir, RUN_ID, &e), ST_OK);
+    CHECK_INT(run_state_hold_spec(&again, "one", &e), ST_OK);
+    CHECK_INT(run_state_hold_spec(&again, "another", &e), ST_CONFLICT);
+    CHECK(strstr(e.msg, again.dir) != NULL);
+    CHECK_MEM(&again.j, &s.j, sizeof(s.j));
+    remove_dir();
+}
+
 static void the_newest_snapshot_is_found(void)
 {
     fresh_dir();
@@ -335,6 +355,7 @@ int main(void)
     RUN(a_refused_round_leaves_the_moments_of_before);
     RUN(an_undecided_round_may_not_be_forgotten);
     RUN(the_journal_reads_back);
+    RUN(a_run_keeps_the_spec_that_it_began_with);
     RUN(the_newest_snapshot_is_found);
     RUN(dying_at_any_step_of_an_accepted_round_loses_nothing);
     RUN(dying_at_any_step_of_a_refused_round_rolls_back);

@@ -91,6 +91,19 @@ static void an_evaluation_needs_windows_alone(void)
     CHECK(strstr(e.msg, "windows") != NULL);
 }
 
+static void a_spec_has_a_digest_of_its_own(void)
+{
+    struct task a;
+    struct task b;
+    struct err e = {0};
+    CHECK_INT(parse_with("\"round\":3", "\"round\":4", &a, &e), ST_OK);
+    CHECK_INT(parse_with("\"inner\":{", "\"inner\": {", &b, &e), ST_OK);
+    CHECK_STR(a.spec_sha256, b.spec_sha256); // of what it says, not of its text
+    CHECK_INT(parse_with("\"d_model\"", "\"personal\":[\"wpe.weight\"],\"d_model\"", &b, &e),
+              ST_OK);
+    CHECK(strcmp(a.spec_sha256, b.spec_sha256) != 0);
+}
+
 static void what_is_missing_or_odd_is_named(void)
 {
     static const char *const bad[][3] = {
@@ -104,6 +117,9 @@ static void what_is_missing_or_odd_is_named(void)
         {"\"chunk_bytes\":8388608", "\"chunk_bytes\":1e12", "chunk_bytes"},
         {"\"d_model\":32", "\"d_model\":33", "spec"},
         {"\"plan\":{", "\"plan\":[],\"plam\":{", "plan"},
+        // Of fragment -1 are personal and frozen tensors; so is what round 0 would send.
+        {"\"round\":3", "\"round\":0", "round"},
+        {"\"number\":2,", "\"number\":0,\"steps\":[{}],", "steps"},
     };
     for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
         struct task t;
@@ -152,6 +168,7 @@ int main(void)
     RUN(a_training_task_is_read);
     RUN(a_training_is_known_by_what_decides_its_bits);
     RUN(an_evaluation_needs_windows_alone);
+    RUN(a_spec_has_a_digest_of_its_own);
     RUN(what_is_missing_or_odd_is_named);
     RUN(a_task_of_a_newer_server_can_be_given_back);
     RUN(an_unknown_codec_is_not_guessed);

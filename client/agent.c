@@ -15,6 +15,7 @@
 #include "common/limits.h"
 #include "common/log.h"
 #include "common/rng.h"
+#include "common/text.h"
 #include "common/version.h"
 #include "kernels/backend.h"
 
@@ -65,6 +66,7 @@ void agent_say(struct agent *a, const char *fmt, ...)
     va_start(ap, fmt);
     (void)vsnprintf(text, sizeof(text), fmt, ap);
     va_end(ap);
+    (void)text_plain(text);
     if (a->progress.redraw) {
         progress_say(&a->progress, text);
     } else {

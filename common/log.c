@@ -6,6 +6,7 @@
 #include <time.h>
 
 #include "common/clock.h"
+#include "common/text.h"
 
 static enum log_level most_level = LOG_INFO;
 static bool as_json;
@@ -38,9 +39,10 @@ static const char *level_name(enum log_level level)
 /* A line must stay a line, and a message may quote what a stranger sent. */
 static void clean(char *s, bool json)
 {
-    for (; *s; s++) {
-        if ((unsigned char)*s < 0x20 || *s == 0x7f || (json && (*s == '"' || *s == '\\'))) {
-            *s = json && *s == '"' ? '\'' : ' ';
+    (void)text_plain(s);
+    for (; json && *s; s++) {
+        if (*s == '"' || *s == '\\') {
+            *s = *s == '"' ? '\'' : ' ';
         }
     }
 }

@@ -53,3 +53,17 @@ void text_repair(char *text)
         left -= n;
     }
 }
+
+size_t text_plain(char *text)
+{
+    size_t changed = 0;
+    for (unsigned char *c = (unsigned char *)text; *c; c++) {
+        size_t len = *c < 0x20 || *c == 0x7f                      ? 1
+                     : *c == 0xc2 && c[1] >= 0x80 && c[1] <= 0x9f ? 2
+                                                                  : 0;
+        memset(c, ' ', len);
+        c += len == 2;
+        changed += len;
+    }
+    return changed;
+}

@@ -6,6 +6,7 @@
 #include "common/id.h"
 #include "common/limits.h"
 #include "common/log.h"
+#include "common/text.h"
 #include "common/version.h"
 #include "server/api.h"
 #include "server/audit.h"
@@ -111,7 +112,8 @@ bool silo_number(struct request *rq, struct response *rs, const struct json *o, 
     return false;
 }
 
-/* A short string; "" when it may be absent and is. NULL: rs is a 422. */
+/* A short string, without control characters: administrators read it in terminals. "" when it may
+ * be absent and is. NULL: rs is a 422. */
 const char *silo_text(struct request *rq, struct response *rs, const char *key, size_t max,
                       bool required)
 {
@@ -124,7 +126,11 @@ const char *silo_text(struct request *rq, struct response *rs, const char *key, 
         (void)bad_member(rq, rs, arena_fmt(rq->arena, "/%s", key), "is too long");
         return NULL;
     }
-    return text;
+    char *plain = text ? arena_fmt(rq->arena, "%s", text) : NULL;
+    if (plain) {
+        (void)text_plain(plain);
+    }
+    return plain;
 }
 
 bool silo_path_id(struct request *rq, struct response *rs, char prefix, const char *what)

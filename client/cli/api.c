@@ -8,6 +8,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "common/text.h"
+
 static const char DEFAULT_SERVER[] = "http://127.0.0.1:8080";
 
 /* Where `photon demo` leaves its address and token: here, or where it goes as root. */
@@ -219,8 +221,19 @@ void api_print_json(struct api *api, const struct json *v)
 
 const char *api_text(const struct json *o, const char *key, const char *absent)
 {
+    static char copies[8][512];
+    static unsigned next;
     const char *s = json_str(json_get(o, key));
-    return s ? s : absent;
+    if (!s) {
+        return absent;
+    }
+    char *copy = copies[next % 8];
+    (void)snprintf(copy, sizeof(copies[0]), "%s", s);
+    if (text_plain(copy) == 0) {
+        return s;
+    }
+    next++;
+    return copy;
 }
 
 double api_number(const struct json *o, const char *key)

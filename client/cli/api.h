@@ -94,7 +94,10 @@ int api_exit_code(const struct reply *r, enum status st);
 /* {"items":[…]} as it came, or one item a line for people: the caller's printer. */
 void api_print_json(struct api *api, const struct json *v);
 
-/* Members with a fallback, for printing. */
+/*
+ * Members with a fallback, for printing: a text with control characters is a copy without them, of
+ * 511 bytes at most, that lasts for seven more such texts.
+ */
 const char *api_text(const struct json *o, const char *key, const char *absent);
 double api_number(const struct json *o, const char *key); /* NAN when absent or null */
 int64_t api_integer(const struct json *o, const char *key, int64_t absent);

@@ -218,6 +218,13 @@ def test_another_protocol_is_refused(server):
     assert answer.status == 409 and code(answer) == "PROTOCOL_MISMATCH"
 
 
+def test_what_a_silo_says_of_itself_moves_no_terminal(server):
+    silo = Silo(server, fresh_name("silo"))
+    assert silo.hello(device="\x1b[2J\x1b]0;owned\x07 H200\u009b1m").status == 200
+    device = next(s["device"] for s in server.get("/api/v1/silos").json()["items"] if s["name"] == silo.name)
+    assert device.split() == ["[2J", "]0;owned", "H200", "1m"], repr(device)
+
+
 def test_hello_says_where_bulk_is(server):
     silo = Silo(server, fresh_name("silo"))
     answer = silo.hello().json()

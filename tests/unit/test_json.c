@@ -109,18 +109,6 @@ static void a_text_cut_within_a_character_is_json_all_the_same(void)
     buf_release(&b);
 }
 
-static void a_buffer_stops_at_its_ceiling(void)
-{
-    struct buf b;
-    buf_init(&b, 10);
-    buf_str(&b, "0123456789");
-    CHECK(!b.full);
-    buf_str(&b, "x");
-    CHECK(b.full);
-    CHECK_STR(b.data, "0123456789");
-    buf_release(&b);
-}
-
 int main(void)
 {
     RUN(what_is_not_json_is_refused);
@@ -128,6 +116,5 @@ int main(void)
     RUN(members_are_wanted_by_kind_and_range);
     RUN(what_is_written_reads_back);
     RUN(a_text_cut_within_a_character_is_json_all_the_same);
-    RUN(a_buffer_stops_at_its_ceiling);
     return check_end();
 }

@@ -18,6 +18,13 @@ static void a_failure_is_kept_with_its_words_and_its_place(void)
     CHECK(e.line > 0 && strstr(e.file, "test_status.c"));
 }
 
+static void a_strangers_words_move_no_terminal(void)
+{
+    struct err e = {0};
+    CHECK_INT(err_set(&e, ST_INVALID, "it says '%s'", "\x1b[2J\n"), ST_INVALID);
+    CHECK_STR(e.msg, "it says ' [2J '");
+}
+
 static void nobody_need_listen(void)
 {
     CHECK_INT(fail(NULL), ST_DB);
@@ -57,6 +64,7 @@ static void every_status_has_a_name_of_its_own(void)
 int main(void)
 {
     RUN(a_failure_is_kept_with_its_words_and_its_place);
+    RUN(a_strangers_words_move_no_terminal);
     RUN(nobody_need_listen);
     RUN(words_may_quote_those_they_replace);
     RUN(words_end_where_the_room_ends);

@@ -19,7 +19,8 @@
 #include "common/version.h"
 
 enum {
-    REPLY_MAX = 16 * 1024 * 1024, // the longest list the API gives is far below
+    REPLY_MAX = 256 * 1024,
+    REPLY_EXTRA = 64 * 1024, // of an arena: addresses, headers, a problem's words
     CONNECT_MS = 15000,
     STALL_BYTES_PER_S = 1024,
     STALL_S = 60,
@@ -33,6 +34,7 @@ struct transport {
     char *ca_file; // or NULL
     char *pin;     // or NULL
     int64_t max_bytes_per_s;
+    size_t reply_max;
     bool (*cancelled)(void *ctx);
     void *cancel_ctx;
     double timeout_s;
@@ -137,6 +139,7 @@ enum status transport_open(struct transport **out, const struct transport_config
     t->ca_file = copy_text(c->ca_file);
     t->pin = copy_text(c->pin);
     t->max_bytes_per_s = c->max_bytes_per_s;
+    t->reply_max = c->reply_max > 0 ? c->reply_max : REPLY_MAX;
     t->cancelled = c->cancelled;
     t->cancel_ctx = c->cancel_ctx;
     t->timeout_s = 30.0;
@@ -281,7 +284,7 @@ static void exchange_init(struct exchange *x, struct transport *t, struct arena 
     x->t = t;
     x->range_start = -1;
     x->range_total = -1;
-    buf_init(&x->body, REPLY_MAX);
+    buf_init(&x->body, t->reply_max);
     CURL *c = t->curl;
     curl_easy_reset(c); // keeps the connection
     t->error[0] = '\0';
@@ -315,8 +318,9 @@ static void bulk_limits(struct transport *t)
     (void)curl_easy_setopt(t->curl, CURLOPT_LOW_SPEED_TIME, (long)STALL_S);
 }
 
-static enum status fail_net(struct transport *t, CURLcode c, struct reply *out, struct err *e)
+static enum status fail_net(const struct exchange *x, CURLcode c, struct reply *out, struct err *e)
 {
+    struct transport *t = x->t;
     out->http = 0;
     out->cancelled = c == CURLE_ABORTED_BY_CALLBACK || is_cancelled(t);
     if (out->cancelled) {
@@ -335,6 +339,11 @@ static enum status fail_net(struct transport *t, CURLcode c, struct reply *out, 
             "PIN_MISMATCH: %.70s does not show the pinned key, so nothing was sent: it is "
             "another server, or has a new key; try the pin that its operator tells you",
             t->url);
+    }
+    if (x->body.full) {
+        return err_set(e, ST_NET,
+                       "%.80s answers with more than %zu bytes, so it is no Photon server", t->url,
+                       t->reply_max);
     }
     return err_set(e, ST_NET, "no answer from %.80s: %.120s", t->url,
                    t->error[0] ? t->error : curl_easy_strerror(c));
@@ -387,7 +396,7 @@ static enum status finish(struct exchange *x, struct arena *a, struct reply *out
         st = err_set(e, ST_DENIED, "this libcurl cannot make sure who answers (%s); try another",
                      curl_easy_strerror(x->trust));
     } else if (c != CURLE_OK) {
-        st = fail_net(x->t, c, out, e);
+        st = fail_net(x, c, out, e);
     } else {
         fill_reply(x, a, out);
         st = reply_error(out, e);
@@ -424,23 +433,33 @@ static void wait_ms(struct transport *t, int64_t ms)
     }
 }
 
+static void free_arena(void *ptr)
+{
+    arena_free(ptr);
+}
+
 enum status transport_call_retry(struct transport *t, struct arena *a, const char *method,
                                  const char *path, const char *body, double give_up_s,
                                  struct reply *out, struct err *e)
 {
     double start = clock_mono_s();
     for (int attempt = 0;; attempt++) {
-        enum status st = transport_call(t, a, method, path, body, out, e);
+        struct arena *one = arena_new(4 * t->reply_max + REPLY_EXTRA);
+        enum status st = transport_call(t, one, method, path, body, out, e);
         if (!st || out->cancelled || !retry_allowed(out->http) || st == ST_DENIED) {
+            arena_defer(a, free_arena, one);
             return st;
         }
         uint64_t draw = 0;
         random_bytes(&draw, sizeof(draw));
         int64_t wait = retry_delay_ms(attempt, rng_unit(draw, 0), out->retry_after_s);
         if (give_up_s > 0.0 && clock_mono_s() + (double)wait / 1000.0 - start > give_up_s) {
+            arena_defer(a, free_arena, one);
             return st;
         }
         log_info("%s; again in %.1f s", e->msg, (double)wait / 1000.0);
+        reply_clear(out);
+        arena_free(one); // an outage may last for days
         wait_ms(t, wait);
         if (is_cancelled(t)) {
             out->cancelled = true;

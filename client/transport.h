@@ -33,6 +33,8 @@ struct transport_config {
     const char *ca_file;          /* NULL or "": the system's */
     const char *pin;              /* common/pin.h; NULL or "": none */
     int64_t max_bytes_per_s;      /* of files, in each direction; 0: unlimited */
+    size_t reply_max;             /* bytes of a reply that is no file; 0: 256 KiB, four times the
+                                     longest task */
     bool (*cancelled)(void *ctx); /* asked at least once a second; NULL: never */
     void *cancel_ctx;
 };
@@ -55,14 +57,14 @@ void transport_timeout(struct transport *t, double seconds);
 /*
  * One request with an optional JSON body. path is absolute ("/silo/v1/hello"). ST_OK on 2xx, else
  * by reply_status(); ST_NET when no answer came. *out is filled in every case; e reads "CODE:
- * detail; try hint".
+ * detail; try hint". Of the arena it takes four times the reply's length and 64 KiB at most.
  */
 enum status transport_call(struct transport *t, struct arena *a, const char *method,
                            const char *path, const char *body, struct reply *out,
                            struct err *e) MUST_CHECK;
 
 /* The same until a decision; give_up_s > 0 bounds the whole. ST_RETRY or ST_NET:
- * gave up or cancelled. */
+ * gave up or cancelled. What former tries read is not kept. */
 enum status transport_call_retry(struct transport *t, struct arena *a, const char *method,
                                  const char *path, const char *body, double give_up_s,
                                  struct reply *out, struct err *e) MUST_CHECK;

@@ -15,7 +15,12 @@ static const char DEFAULT_SERVER[] = "http://127.0.0.1:8080";
 /* Where `photon demo` leaves its address and token: here, or where it goes as root. */
 static const char *const demo_dirs[] = {"photon-demo", "/var/lib/photon-demo"};
 
-enum { SECRET_MAX = 4096, GIVE_UP_S = 20, ARENA_MAX = 256 * 1024 * 1024 };
+enum {
+    SECRET_MAX = 4096,
+    GIVE_UP_S = 20,
+    ARENA_MAX = 256 * 1024 * 1024,
+    REPLY_MAX = 16 * 1024 * 1024 /* the longest list of the API is far below */
+};
 
 int api_read_secret(struct arena *a, const char *file, const char **out)
 {
@@ -78,7 +83,8 @@ int api_open(struct api *api, const struct api_options *o)
     struct transport_config c = {.url = server ? server : DEFAULT_SERVER,
                                  .token = token,
                                  .ca_file = o->ca_file,
-                                 .pin = o->pin};
+                                 .pin = o->pin,
+                                 .reply_max = REPLY_MAX};
     if (!rc && transport_open(&api->transport, &c, &e)) {
         (void)fprintf(stderr, "photon: %s\n", e.msg);
         rc = EXIT_CONFIG;

@@ -19,6 +19,8 @@
 enum { FILE_BYTES = 300000, CUT_AT = 100000 };
 
 static char file_bytes[FILE_BYTES];
+enum { LONG = 200 * 1024, LONGER = 300 * 1024 };
+static char long_text[LONG + 1], longer_text[LONGER + 1];
 static atomic_int flaky_left;    // 503s before /flaky answers
 static atomic_int cut_left;      // how often /file breaks off
 static atomic_int requests_seen; // of any kind
@@ -80,6 +82,10 @@ static void respond(int fd)
                "\"detail\":\"round 3 is closed\",\"hint\":\"claim the next\",\"offset\":7}");
     } else if (path_is("/denied")) {
         answer(fd, "401 Unauthorized", "", "text/plain", "no");
+    } else if (path_is("/long")) {
+        answer(fd, "503 Service Unavailable", "", "text/plain", long_text);
+    } else if (path_is("/longer")) {
+        answer(fd, "200 OK", "", "application/json", longer_text);
     } else if (path_is("/flaky")) {
         if (atomic_load(&flaky_left) > 0) {
             atomic_fetch_sub(&flaky_left, 1);
@@ -113,6 +119,8 @@ static void start_server(void)
     for (int i = 0; i < FILE_BYTES; i++) {
         file_bytes[i] = (char)((uint32_t)i * 7919u >> 3);
     }
+    memset(long_text, 'x', LONG);
+    memset(longer_text, ' ', LONGER);
     http_stub_start(&server);
 }
 
@@ -273,6 +281,39 @@ static void an_unavailable_server_is_asked_again(void)
     atomic_store(&flaky_left, 1000);
     CHECK_INT(transport_call_retry(t, a, "GET", "/flaky", NULL, 0.001, &r, &e), ST_RETRY);
     atomic_store(&flaky_left, 0);
+    arena_free(a);
+    transport_close(t);
+}
+
+/* Of long refusals the arena would have room for two. */
+static void an_outage_may_last(void)
+{
+    struct transport *t = open_it(NULL);
+    struct arena *a = arena_new(512 * 1024);
+    struct reply r;
+    struct err e = {0};
+    int before = atomic_load(&requests_seen);
+    CHECK_INT(transport_call_retry(t, a, "GET", "/long", NULL, 3.0, &r, &e), ST_RETRY);
+    CHECK_INT(r.http, 503);
+    CHECK_INT(r.len, LONG); // what came last is the caller's
+    CHECK_INT(r.text[LONG - 1], 'x');
+    for (int i = 0; i < 4; i++) {
+        CHECK_INT(transport_call_retry(t, a, "GET", "/long", NULL, 0.001, &r, &e), ST_RETRY);
+    }
+    CHECK(atomic_load(&requests_seen) - before >= 5);
+    arena_free(a);
+    transport_close(t);
+}
+
+static void a_reply_beyond_measure_is_none(void)
+{
+    struct transport *t = open_it(NULL);
+    struct arena *a = arena_new(512 * 1024);
+    struct reply r;
+    struct err e = {0};
+    CHECK_INT(transport_call(t, a, "GET", "/longer", NULL, &r, &e), ST_NET);
+    CHECK_INT(r.http, 0);
+    CHECK(strstr(e.msg, "no Photon server"));
     arena_free(a);
     transport_close(t);
 }
@@ -491,6 +532,8 @@ int main(void)
     RUN(a_reply_is_read_and_the_caller_named);
     RUN(a_refusal_has_code_and_hint);
     RUN(an_unavailable_server_is_asked_again);
+    RUN(an_outage_may_last);
+    RUN(a_reply_beyond_measure_is_none);
     RUN(nobody_there_is_no_answer);
     RUN(a_waiting_request_can_be_cancelled);
     RUN(a_cut_download_goes_on_where_it_was);

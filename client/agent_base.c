@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -29,43 +30,37 @@ void agent_cache_path(const struct agent *a, const char *sha256, char out[STATE_
                    sha256);
 }
 
-struct cached {
-    char name[96];
-    int64_t used_ns;
-};
+/* How many files there are beside this checkpoint; *oldest is the one used longest ago. */
+static int others_cached(DIR *d, const char *sha256, char oldest[NAME_MAX + 1])
+{
+    int count = 0;
+    int64_t least = INT64_MAX;
+    rewinddir(d);
+    for (struct dirent *f = readdir(d); f; f = readdir(d)) {
+        struct stat s;
+        if (f->d_name[0] == '.' || strncmp(f->d_name, sha256, DIGEST_HEX) == 0 ||
+            fstatat(dirfd(d), f->d_name, &s, 0) != 0) {
+            continue;
+        }
+        int64_t used_ns = (int64_t)s.st_mtim.tv_sec * 1000000000 + s.st_mtim.tv_nsec;
+        if (count++ == 0 || used_ns < least) {
+            least = used_ns;
+            (void)snprintf(oldest, NAME_MAX + 1, "%s", f->d_name);
+        }
+    }
+    return count;
+}
 
-/* Keep the most recently used checkpoints; older ones can be fetched again. */
-static void cache_trim(const struct agent *a)
+/* Keeps this checkpoint, whatever a clock that was set back says of it, and of the others the most
+ * recently used; the older ones can be fetched again. */
+static void cache_trim(const struct agent *a, const char *sha256)
 {
     char dir[STATE_PATH_MAX];
+    char oldest[NAME_MAX + 1];
     (void)snprintf(dir, sizeof(dir), "%.800s/cache", a->config->state_dir);
     DIR *d = opendir(dir);
-    struct cached newest[CACHE_KEEP] = {0};
-    for (int pass = 0; d && pass < 2; pass++) {
-        rewinddir(d);
-        for (struct dirent *f = readdir(d); f; f = readdir(d)) {
-            struct stat s;
-            if (f->d_name[0] == '.' || fstatat(dirfd(d), f->d_name, &s, 0) != 0) {
-                continue;
-            }
-            struct cached c = {.used_ns =
-                                   (int64_t)s.st_mtim.tv_sec * 1000000000 + s.st_mtim.tv_nsec};
-            (void)snprintf(c.name, sizeof(c.name), "%.90s", f->d_name);
-            bool kept = false;
-            for (int i = 0; i < CACHE_KEEP; i++) {
-                kept = kept || strcmp(newest[i].name, c.name) == 0;
-            }
-            if (pass == 1 && !kept) {
-                (void)unlinkat(dirfd(d), f->d_name, 0);
-            }
-            for (int i = 0; pass == 0 && i < CACHE_KEEP; i++) {
-                if (c.used_ns > newest[i].used_ns) { // insert; the smaller one moves down
-                    struct cached moved = newest[i];
-                    newest[i] = c;
-                    c = moved;
-                }
-            }
-        }
+    while (d && others_cached(d, sha256, oldest) > CACHE_KEEP - 1 &&
+           unlinkat(dirfd(d), oldest, 0) == 0) {
     }
     if (d) {
         (void)closedir(d);
@@ -184,7 +179,7 @@ enum status agent_base(struct agent *a, const struct task *t, struct beat *b, st
     TRY(have_base(a, t, b, path, arena, seconds, e));
     (void)snprintf(a->verified, sizeof(a->verified), "%s", t->base_sha256);
     (void)utimensat(AT_FDCWD, path, NULL, 0); // used now
-    cache_trim(a);
+    cache_trim(a, t->base_sha256);
     int f = open(path, O_RDONLY | O_CLOEXEC);
     if (f < 0) {
         return err_set(e, ST_IO, "cannot open %s: %s", path, strerror(errno));
@@ -267,7 +262,7 @@ void agent_prefetch(struct agent *a, const char *base, const char *step, struct 
         a->fetched_s = clock_mono_s() - begin;
         a->fetched_bytes = d.received;
         (void)snprintf(a->verified, sizeof(a->verified), "%s", o.sha256);
-        cache_trim(a);
+        cache_trim(a, o.sha256);
         log_info("checkpoint %.12s was fetched ahead", o.sha256);
     }
     agent_doing(a, NULL, "waiting", 0);

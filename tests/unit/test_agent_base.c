@@ -1,4 +1,5 @@
 /* A base on its way: what the heartbeat hears ends it at once, what is there of it is kept. */
+#include <fcntl.h>
 #include <inttypes.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -7,6 +8,7 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "client/agent_int.h"
@@ -187,10 +189,67 @@ static void what_is_there_of_a_base_is_kept(void)
     end();
 }
 
+// ---- the cache ----
+
+/* A file of the cache, or of another folder, last used so many seconds from now. */
+static void put_file(const char *folder, const char *name, int64_t used_s)
+{
+    char path[STATE_PATH_MAX];
+    struct err e = {0};
+    (void)snprintf(path, sizeof(path), "%s/%s", dir, folder);
+    CHECK_INT(dir_make(path, &e), ST_OK);
+    (void)snprintf(path, sizeof(path), "%s/%s/%s", dir, folder, name);
+    CHECK_INT(file_write(path, name, strlen(name), &e), ST_OK);
+    struct timespec at[2] = {{.tv_sec = time(NULL) + used_s}, {.tv_sec = time(NULL) + used_s}};
+    CHECK_INT(utimensat(AT_FDCWD, path, at, 0), 0);
+}
+
+static bool is_there(const char *folder, const char *name)
+{
+    char path[STATE_PATH_MAX];
+    (void)snprintf(path, sizeof(path), "%s/%s/%s", dir, folder, name);
+    return access(path, F_OK) == 0;
+}
+
+/* What an idle silo is told to fetch. */
+static void prefetch(const char *step)
+{
+    struct arena *arena = arena_new(1 << 20);
+    agent_prefetch(&agent, arena_fmt(arena, "%s %d", task.base_sha256, BASE_BYTES), step, arena);
+    arena_free(arena);
+}
+
+static const char OLDER[] =
+    "1111111111111111111111111111111111111111111111111111111111111111.safetensors";
+static const char NEWER[] =
+    "2222222222222222222222222222222222222222222222222222222222222222.safetensors";
+
+static void a_clock_that_was_set_back_costs_no_checkpoint_that_is_wanted_now(void)
+{
+    enum { DAY = 86400 };
+    for (int ahead = 0; ahead < 2; ahead++) {
+        enum beat_order order = BEAT_CONTINUE;
+        begin();
+        put_file("cache", OLDER, DAY);
+        put_file("cache", NEWER, DAY + 1);
+        atomic_store(&whole, true);
+        if (ahead) {
+            prefetch("");
+        } else {
+            CHECK(fetch(NULL, &order) != ST_NET); // it is no checkpoint of this run
+        }
+        CHECK_INT(size_of(""), BASE_BYTES);
+        CHECK(!is_there("cache", OLDER));
+        CHECK(is_there("cache", NEWER));
+        end();
+    }
+}
+
 int main(void)
 {
     start_server();
     RUN(a_base_is_not_fetched_for_a_round_that_is_over);
     RUN(what_is_there_of_a_base_is_kept);
+    RUN(a_clock_that_was_set_back_costs_no_checkpoint_that_is_wanted_now);
     return check_end();
 }

@@ -30,7 +30,14 @@ void agent_cache_path(const struct agent *a, const char *sha256, char out[STATE_
                    sha256);
 }
 
-/* How many files there are beside this checkpoint; *oldest is the one used longest ago. */
+static bool is_part(const char *name)
+{
+    size_t len = strlen(name);
+    return len > 5 && strcmp(name + len - 5, ".part") == 0;
+}
+
+/* How many checkpoints there are beside this one; *oldest is the one used longest ago. What is left
+ * of other downloads would never be gone on with, and goes. */
 static int others_cached(DIR *d, const char *sha256, char oldest[NAME_MAX + 1])
 {
     int count = 0;
@@ -42,6 +49,10 @@ static int others_cached(DIR *d, const char *sha256, char oldest[NAME_MAX + 1])
             fstatat(dirfd(d), f->d_name, &s, 0) != 0) {
             continue;
         }
+        if (is_part(f->d_name)) {
+            (void)unlinkat(dirfd(d), f->d_name, 0);
+            continue;
+        }
         int64_t used_ns = (int64_t)s.st_mtim.tv_sec * 1000000000 + s.st_mtim.tv_nsec;
         if (count++ == 0 || used_ns < least) {
             least = used_ns;
@@ -51,16 +62,13 @@ static int others_cached(DIR *d, const char *sha256, char oldest[NAME_MAX + 1])
     return count;
 }
 
-/* Keeps this checkpoint, whatever a clock that was set back says of it, and of the others the most
- * recently used; the older ones can be fetched again. */
-static void cache_trim(const struct agent *a, const char *sha256)
+void agent_cache_trim(const struct agent *a, const char *sha256, int others)
 {
     char dir[STATE_PATH_MAX];
     char oldest[NAME_MAX + 1];
     (void)snprintf(dir, sizeof(dir), "%.800s/cache", a->config->state_dir);
     DIR *d = opendir(dir);
-    while (d && others_cached(d, sha256, oldest) > CACHE_KEEP - 1 &&
-           unlinkat(dirfd(d), oldest, 0) == 0) {
+    while (d && others_cached(d, sha256, oldest) > others && unlinkat(dirfd(d), oldest, 0) == 0) {
     }
     if (d) {
         (void)closedir(d);
@@ -133,7 +141,13 @@ static enum status fetch_base(struct agent *a, const struct task *t, const char 
                          .file = path,
                          .digest = &t->base,
                          .bytes = t->base_bytes};
-    return agent_fetch(a, &d, -1, arena, e);
+    agent_cache_trim(a, t->base_sha256, CACHE_KEEP);
+    enum status st = agent_fetch(a, &d, -1, arena, e);
+    if (st == ST_LIMIT) { // the disk is full: this one is wanted, the others were
+        agent_cache_trim(a, t->base_sha256, 0);
+        st = agent_fetch(a, &d, -1, arena, e);
+    }
+    return st;
 }
 
 static enum status have_base(struct agent *a, const struct task *t, struct beat *b,
@@ -179,7 +193,7 @@ enum status agent_base(struct agent *a, const struct task *t, struct beat *b, st
     TRY(have_base(a, t, b, path, arena, seconds, e));
     (void)snprintf(a->verified, sizeof(a->verified), "%s", t->base_sha256);
     (void)utimensat(AT_FDCWD, path, NULL, 0); // used now
-    cache_trim(a, t->base_sha256);
+    agent_cache_trim(a, t->base_sha256, CACHE_KEEP - 1);
     int f = open(path, O_RDONLY | O_CLOEXEC);
     if (f < 0) {
         return err_set(e, ST_IO, "cannot open %s: %s", path, strerror(errno));
@@ -252,7 +266,13 @@ void agent_prefetch(struct agent *a, const char *base, const char *step, struct 
                          .bytes = o.bytes};
     agent_doing(a, NULL, "downloading", 0);
     double begin = clock_mono_s();
+    const char *needed = o.base[0] ? o.base : o.sha256;
+    agent_cache_trim(a, needed, CACHE_KEEP);
     enum status st = transport_download(a->bulk, arena, &d, &r, &e);
+    if (st == ST_LIMIT) { // the disk is full
+        agent_cache_trim(a, needed, 0);
+        st = transport_download(a->bulk, arena, &d, &r, &e);
+    }
     a->received_bytes += d.received;
     if (st) {
         log_debug("a checkpoint is not fetched ahead: %s", e.msg);
@@ -262,7 +282,7 @@ void agent_prefetch(struct agent *a, const char *base, const char *step, struct 
         a->fetched_s = clock_mono_s() - begin;
         a->fetched_bytes = d.received;
         (void)snprintf(a->verified, sizeof(a->verified), "%s", o.sha256);
-        cache_trim(a, o.sha256);
+        agent_cache_trim(a, o.sha256, CACHE_KEEP - 1);
         log_info("checkpoint %.12s was fetched ahead", o.sha256);
     }
     agent_doing(a, NULL, "waiting", 0);

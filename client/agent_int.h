@@ -108,10 +108,14 @@ enum status agent_base(struct agent *a, const struct task *t, struct beat *b, st
                        struct own_base *out, double *seconds, struct err *e) MUST_CHECK;
 
 void agent_cache_path(const struct agent *a, const char *sha256, char out[STATE_PATH_MAX]);
+/* Keeps this checkpoint, or what has come of it, whatever a clock that was set back says of it, and
+ * so many others, the most recently used. The rest can be fetched again. */
+void agent_cache_trim(const struct agent *a, const char *sha256, int others);
 
 /*
  * A file of the server's, until it is whole. retries: how often to come back where the server asks
- * for that, -1: without end. ST_CONFLICT: the task is lost; ST_CORRUPT: other bytes came, thrice.
+ * for that, -1: without end. ST_CONFLICT: the task is lost; ST_CORRUPT: other bytes came, thrice;
+ * ST_LIMIT: the disk is full.
  */
 enum status agent_fetch(struct agent *a, struct download *d, int retries, struct arena *arena,
                         struct err *e) MUST_CHECK;
@@ -120,7 +124,8 @@ bool agent_fetch_over(const struct agent *a);
 
 /*
  * The task's base into path by steps from a checkpoint that is here. *made false: there is no way
- * that is fewer bytes, or it failed, and the base must be fetched whole. ST_CONFLICT, ST_LIMIT.
+ * that is fewer bytes, or it failed, and the base must be fetched whole. ST_CONFLICT: the task is
+ * lost.
  */
 enum status agent_step(struct agent *a, const struct task *t, const char *path, struct arena *arena,
                        bool *made, struct err *e) MUST_CHECK;

@@ -170,25 +170,35 @@ static enum status take_chain(struct agent *a, const struct task *t, int first, 
     return st ? st : file_place(made, path, e);
 }
 
+/* The steps that are not here yet, and the checkpoint that they give. */
+static enum status go_by_steps(struct agent *a, const struct task *t, int first, const char *path,
+                               struct arena *arena, struct err *e)
+{
+    for (int i = first; i < t->step_count; i++) {
+        TRY(fetch_step(a, &t->steps[i], arena, e));
+    }
+    return agent_fetch_over(a) ? err_set(e, ST_CONFLICT, "the task is not ours any more")
+                               : take_chain(a, t, first, path, arena, e);
+}
+
 enum status agent_step(struct agent *a, const struct task *t, const char *path, struct arena *arena,
                        bool *made, struct err *e)
 {
     struct err why = {0};
     int first = chain_start(a, t);
-    enum status st = ST_OK;
     *made = false;
     if (first < 0) {
         clear_steps(a);
         return ST_OK;
     }
-    for (int i = first; i < t->step_count && !st; i++) {
-        st = fetch_step(a, &t->steps[i], arena, &why);
+    enum status st = go_by_steps(a, t, first, path, arena, &why);
+    if (st == ST_LIMIT) { // the disk is full: of the checkpoints the steps need their first alone
+        agent_cache_trim(a, t->steps[first].base_sha256, 0);
+        st = go_by_steps(a, t, first, path, arena, &why);
     }
-    if (st == ST_LIMIT || agent_fetch_over(a)) {
-        return err_set(e, st ? st : ST_CONFLICT, "%s",
-                       why.msg[0] ? why.msg : "the task is not ours any more");
+    if (st && agent_fetch_over(a)) {
+        return err_set(e, ST_CONFLICT, "%s", why.msg);
     }
-    st = st ? st : take_chain(a, t, first, path, arena, &why);
     if (st) {
         log_warn("checkpoint %" PRId64 " is fetched whole: %s", t->base_number, why.msg);
     } else {

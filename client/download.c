@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "client/durable.h"
 #include "client/transport.h"
 #include "common/fault.h"
 #include "common/mem.h"
@@ -85,7 +86,8 @@ static enum status sync_parent(const char *file, struct err *e)
     int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     enum status st = ST_OK;
     if (fd < 0 || fsync(fd) != 0) {
-        st = err_set(e, ST_IO, "cannot sync the folder of %s: %s", file, strerror(errno));
+        st =
+            err_set(e, io_status(errno), "cannot sync the folder of %s: %s", file, strerror(errno));
     }
     if (fd >= 0) {
         (void)close(fd);
@@ -118,6 +120,23 @@ static enum status hash_part(int fd, struct file_sink *s, struct err *e)
     return st;
 }
 
+/* Room for the rest is taken now: better refused here than with a disk that is full of a part. */
+static enum status reserve(int fd, const struct file_sink *s, const struct download *d,
+                           struct err *e)
+{
+    if (d->bytes <= s->offset ||
+        fallocate(fd, FALLOC_FL_KEEP_SIZE, s->offset, d->bytes - s->offset) == 0 ||
+        io_status(errno) != ST_LIMIT) {
+        return ST_OK; // not every file system can; then the writes tell
+    }
+    int full = errno;
+    if (ftruncate(fd, s->offset) != 0) { // what there was of it goes back
+        return err_set(e, ST_IO, "cannot shorten %s.part: %s", d->file, strerror(errno));
+    }
+    return err_set(e, ST_LIMIT, "no room for the %" PRId64 " bytes of %s: %s", d->bytes, d->file,
+                   strerror(full));
+}
+
 static enum status fetch(struct transport *t, struct arena *a, struct download *d,
                          struct file_sink *s, struct reply *out, struct err *e)
 {
@@ -137,8 +156,8 @@ static enum status fetch(struct transport *t, struct arena *a, struct download *
         return err_set(e, ST_CORRUPT, "the server sent another part of %.100s than asked", d->path);
     }
     if (s->failed) {
-        return err_set(e, s->failed == ENOSPC ? ST_LIMIT : ST_IO, "cannot write %s.part: %s",
-                       d->file, strerror(s->failed));
+        return err_set(e, io_status(s->failed), "cannot write %s.part: %s", d->file,
+                       strerror(s->failed));
     }
     return st;
 }
@@ -168,7 +187,8 @@ static enum status download_into(struct transport *t, struct arena *a, struct do
     if (!st && (d->bytes >= 0 && s.offset > d->bytes)) {
         st = err_set(e, ST_CORRUPT, "%s is longer than the file asked for", part);
     } else if (!st && !whole) {
-        st = fetch(t, a, d, &s, out, e);
+        st = reserve(fd, &s, d, e);
+        st = st ? st : fetch(t, a, d, &s, out, e);
         if (out->http == 416) {
             st = err_set(e, ST_CORRUPT, "%s does not fit the file any more", part);
         }
@@ -176,7 +196,7 @@ static enum status download_into(struct transport *t, struct arena *a, struct do
     st = st ? st : check_whole(d, &s, e);
     sha256_free(s.hash);
     if (!st && (FAULT_ERR("base.sync") || fsync(fd) != 0)) {
-        st = err_set(e, ST_IO, "cannot sync %s: %s", part, strerror(errno));
+        st = err_set(e, io_status(errno), "cannot sync %s: %s", part, strerror(errno));
     }
     return st;
 }
@@ -188,17 +208,17 @@ enum status transport_download(struct transport *t, struct arena *a, struct down
     const char *part = arena_fmt(a, "%s.part", d->file);
     int fd = open(part, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     if (fd < 0) {
-        return err_set(e, ST_IO, "cannot create %s: %s", part, strerror(errno));
+        return err_set(e, io_status(errno), "cannot create %s: %s", part, strerror(errno));
     }
     enum status st = download_into(t, a, d, fd, part, out, e);
     if (close(fd) != 0 && !st) {
-        st = err_set(e, ST_IO, "cannot close %s: %s", part, strerror(errno));
+        st = err_set(e, io_status(errno), "cannot close %s: %s", part, strerror(errno));
     }
     if (st == ST_CORRUPT) {
         (void)unlink(part);
     }
     if (!st && (FAULT_ERR("base.rename") || rename(part, d->file) != 0)) {
-        st = err_set(e, ST_IO, "cannot name %s: %s", d->file, strerror(errno));
+        st = err_set(e, io_status(errno), "cannot name %s: %s", d->file, strerror(errno));
     }
     return st ? st : sync_parent(d->file, e);
 }

@@ -1,4 +1,6 @@
 /* A base on its way: what the heartbeat hears ends it at once, what is there of it is kept. */
+#include <dirent.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <pthread.h>
@@ -8,6 +10,7 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -16,7 +19,7 @@
 #include "tests/support/check.h"
 #include "tests/support/http_stub.h"
 
-enum { BASE_BYTES = 200000, HALF = BASE_BYTES / 2 };
+enum { BASE_BYTES = 200000, HALF = BASE_BYTES / 2, STEP_BYTES = 1000 };
 
 // ---- the server: half of the file, then silence; beats are told so much ----
 
@@ -35,6 +38,7 @@ static const struct verdict *_Atomic verdict; // on beats, once half of the base
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static char dir[64];
 static struct task task;
+static char step_sha256[DIGEST_HEX + 1]; // the digest of the first bytes of the base
 
 static void cached(const char *suffix, char out[STATE_PATH_MAX])
 {
@@ -49,6 +53,68 @@ static int64_t size_of(const char *suffix)
     cached(suffix, path);
     (void)pthread_mutex_unlock(&lock);
     return stat(path, &s) == 0 ? (int64_t)s.st_size : -1;
+}
+
+// ---- a small disk, between the silo and the real one ----
+
+static atomic_int_fast64_t room = -1; // bytes of cache and steps; -1: all that is asked for
+static atomic_bool reserves;          // the file system knows how
+static atomic_int full_errno = ENOSPC;
+
+static int64_t used(void)
+{
+    static const char *const folders[] = {"cache", "steps"};
+    int64_t bytes = 0;
+    for (int i = 0; i < 2; i++) {
+        char path[STATE_PATH_MAX];
+        (void)snprintf(path, sizeof(path), "%s/%s", dir, folders[i]);
+        DIR *d = opendir(path);
+        struct stat s;
+        for (struct dirent *f = d ? readdir(d) : NULL; f; f = readdir(d)) {
+            bool file = f->d_name[0] != '.' && fstatat(dirfd(d), f->d_name, &s, 0) == 0;
+            bytes += file ? (int64_t)s.st_size : 0;
+        }
+        if (d) {
+            (void)closedir(d);
+        }
+    }
+    return bytes;
+}
+
+static int take_room(int64_t bytes)
+{
+    if (atomic_load(&room) < 0 || used() + bytes <= atomic_load(&room)) {
+        return 0;
+    }
+    errno = atomic_load(&full_errno);
+    return -1;
+}
+
+int fallocate(int fd, int mode, off_t at, off_t bytes)
+{
+    (void)fd;
+    (void)mode;
+    (void)at;
+    if (!atomic_load(&reserves)) {
+        errno = EOPNOTSUPP;
+        return -1;
+    }
+    return take_room(bytes);
+}
+
+ssize_t pwrite(int fd, const void *bytes, size_t count, off_t at)
+{
+    return take_room((int64_t)count) ? -1 : (ssize_t)syscall(SYS_pwrite64, fd, bytes, count, at);
+}
+
+static void serve_step(int fd)
+{
+    char head[128];
+    int n =
+        snprintf(head, sizeof(head),
+                 "HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n", STEP_BYTES);
+    http_stub_send(fd, head, (size_t)n);
+    http_stub_send(fd, base, STEP_BYTES);
 }
 
 static void serve_base(int fd, const char *request)
@@ -76,7 +142,9 @@ static void serve_base(int fd, const char *request)
 static void answer(int fd, const char *request)
 {
     const struct verdict *now = atomic_load(&verdict);
-    if (strncmp(request, "GET /silo/v1/blobs/", 19) == 0) {
+    if (step_sha256[0] && strstr(request, step_sha256)) {
+        serve_step(fd);
+    } else if (strncmp(request, "GET /silo/v1/blobs/", 19) == 0) {
         serve_base(fd, request);
     } else if (now && size_of(".part") == HALF) {
         char body[128];
@@ -94,6 +162,9 @@ static void start_server(void)
     for (int i = 0; i < BASE_BYTES; i++) {
         base[i] = (char)((uint32_t)i * 2654435761u >> 24);
     }
+    struct digest step;
+    sha256_of(base, STEP_BYTES, &step);
+    digest_hex(&step, step_sha256);
     http_stub_start(&server);
 }
 
@@ -104,6 +175,9 @@ static struct agent_config config;
 
 static void begin(void)
 {
+    atomic_store(&room, -1);
+    atomic_store(&reserves, false);
+    atomic_store(&full_errno, ENOSPC);
     struct err e = {0};
     char cache[STATE_PATH_MAX];
     (void)pthread_mutex_lock(&lock);
@@ -192,7 +266,7 @@ static void what_is_there_of_a_base_is_kept(void)
 // ---- the cache ----
 
 /* A file of the cache, or of another folder, last used so many seconds from now. */
-static void put_file(const char *folder, const char *name, int64_t used_s)
+static void put_file(const char *folder, const char *name, int64_t bytes, int64_t used_s)
 {
     char path[STATE_PATH_MAX];
     struct err e = {0};
@@ -200,6 +274,7 @@ static void put_file(const char *folder, const char *name, int64_t used_s)
     CHECK_INT(dir_make(path, &e), ST_OK);
     (void)snprintf(path, sizeof(path), "%s/%s/%s", dir, folder, name);
     CHECK_INT(file_write(path, name, strlen(name), &e), ST_OK);
+    CHECK_INT(truncate(path, bytes), 0);
     struct timespec at[2] = {{.tv_sec = time(NULL) + used_s}, {.tv_sec = time(NULL) + used_s}};
     CHECK_INT(utimensat(AT_FDCWD, path, at, 0), 0);
 }
@@ -230,8 +305,8 @@ static void a_clock_that_was_set_back_costs_no_checkpoint_that_is_wanted_now(voi
     for (int ahead = 0; ahead < 2; ahead++) {
         enum beat_order order = BEAT_CONTINUE;
         begin();
-        put_file("cache", OLDER, DAY);
-        put_file("cache", NEWER, DAY + 1);
+        put_file("cache", OLDER, 1, DAY);
+        put_file("cache", NEWER, 1, DAY + 1);
         atomic_store(&whole, true);
         if (ahead) {
             prefetch("");
@@ -245,11 +320,104 @@ static void a_clock_that_was_set_back_costs_no_checkpoint_that_is_wanted_now(voi
     }
 }
 
+static void what_is_left_of_another_checkpoint_goes(void)
+{
+    static const char left[] =
+        "3333333333333333333333333333333333333333333333333333333333333333.safetensors.part";
+    for (int ahead = 0; ahead < 2; ahead++) {
+        enum beat_order order = BEAT_CONTINUE;
+        begin();
+        put_file("cache", left, HALF, -1);
+        put_file("cache", OLDER, 1, -3);
+        put_file("cache", NEWER, 1, -2);
+        atomic_store(&whole, ahead == 0);
+        if (ahead) {
+            atomic_store(&room, 0); // it does not come, and yet
+            prefetch("");
+        } else {
+            CHECK(fetch(NULL, &order) != ST_NET);
+            CHECK(is_there("cache", NEWER));
+        }
+        CHECK(!is_there("cache", left));
+        end();
+    }
+}
+
+static void a_full_disk_has_room_without_the_former_checkpoints(void)
+{
+    static const int errnos[] = {ENOSPC, EDQUOT};
+    for (int i = 0; i < 8; i++) {
+        enum beat_order order = BEAT_CONTINUE;
+        begin();
+        put_file("cache", OLDER, HALF, -3);
+        put_file("cache", NEWER, HALF, -2);
+        atomic_store(&whole, true);
+        atomic_store(&reserves, i & 1);
+        atomic_store(&full_errno, errnos[i >> 2]);
+        atomic_store(&room, BASE_BYTES);
+        if (i & 2) {
+            prefetch("");
+        } else {
+            enum status st = fetch(NULL, &order);
+            CHECK(st != ST_NET && st != ST_LIMIT);
+        }
+        CHECK_INT(size_of(""), BASE_BYTES);
+        CHECK(!is_there("cache", OLDER) && !is_there("cache", NEWER));
+        end();
+    }
+}
+
+static void a_full_disk_is_no_place_for_steps_beside_a_checkpoint_that_they_do_not_need(void)
+{
+    struct err e = {0};
+    enum beat_order order = BEAT_CONTINUE;
+    begin();
+    put_file("cache", OLDER, BASE_BYTES, -3);
+    put_file("cache", NEWER, 1, -2);
+    put_file("steps", "another.part", 1, -1);
+    struct task_step *s = &task.steps[task.step_count++];
+    *s = (struct task_step){.bytes = STEP_BYTES};
+    (void)snprintf(s->sha256, sizeof(s->sha256), "%s", step_sha256);
+    (void)snprintf(s->base_sha256, sizeof(s->base_sha256), "%.64s", NEWER);
+    CHECK_INT(digest_parse(&s->digest, s->sha256, &e), ST_OK);
+    atomic_store(&whole, true);
+    atomic_store(&reserves, true);
+    atomic_store(&room, BASE_BYTES + STEP_BYTES);
+    enum status st = fetch(NULL, &order); // by a step that is none, so the whole
+    CHECK(st != ST_NET && st != ST_LIMIT);
+    CHECK_INT(size_of(""), BASE_BYTES);
+    CHECK(!is_there("cache", OLDER));
+    CHECK(is_there("cache", NEWER));
+    CHECK(!is_there("steps", "another.part"));
+    end();
+}
+
+static void without_room_nothing_is_fetched_and_the_server_is_told_why(void)
+{
+    enum beat_order order = BEAT_CONTINUE;
+    begin();
+    atomic_store(&whole, true);
+    atomic_store(&reserves, true);
+    atomic_store(&room, BASE_BYTES - 1);
+    CHECK_INT(fetch(NULL, &order), ST_LIMIT);
+    CHECK_INT(size_of(".part"), 0);
+    atomic_store(&full_errno, EDQUOT);
+    CHECK_INT(fetch(NULL, &order), ST_LIMIT);
+    CHECK_INT(size_of(".part"), 0);
+    atomic_store(&reserves, false); // then the writes tell
+    CHECK_INT(fetch(NULL, &order), ST_LIMIT);
+    end();
+}
+
 int main(void)
 {
     start_server();
     RUN(a_base_is_not_fetched_for_a_round_that_is_over);
     RUN(what_is_there_of_a_base_is_kept);
+    RUN(what_is_left_of_another_checkpoint_goes);
+    RUN(a_full_disk_has_room_without_the_former_checkpoints);
+    RUN(a_full_disk_is_no_place_for_steps_beside_a_checkpoint_that_they_do_not_need);
+    RUN(without_room_nothing_is_fetched_and_the_server_is_told_why);
     RUN(a_clock_that_was_set_back_costs_no_checkpoint_that_is_wanted_now);
     return check_end();
 }

@@ -268,6 +268,7 @@ void agent_prefetch(struct agent *a, const char *base, const char *step, struct 
     double begin = clock_mono_s();
     const char *needed = o.base[0] ? o.base : o.sha256;
     agent_cache_trim(a, needed, CACHE_KEEP);
+    agent_clear_steps(a, o.base[0] ? o.sha256 : NULL); // others lead to a former one
     enum status st = transport_download(a->bulk, arena, &d, &r, &e);
     if (st == ST_LIMIT) { // the disk is full
         agent_cache_trim(a, needed, 0);

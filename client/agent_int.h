@@ -131,6 +131,8 @@ enum status agent_step(struct agent *a, const struct task *t, const char *path, 
                        bool *made, struct err *e) MUST_CHECK;
 /* Where a step waits, by its SHA-256. */
 void agent_step_path(const struct agent *a, const char *name, char out[STATE_PATH_MAX]);
+/* Removes the steps that wait, all but this one; NULL: all. */
+void agent_clear_steps(const struct agent *a, const char *but);
 
 /* Fetches a file, or the step to it, that a task will probably want; what fails is tried again
  * then. Both as the headers say (client/reply.h). */

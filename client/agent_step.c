@@ -27,14 +27,13 @@ void agent_step_path(const struct agent *a, const char *name, char out[STATE_PAT
     (void)snprintf(out, STATE_PATH_MAX, "%.800s/steps/%.64s", a->config->state_dir, name);
 }
 
-/* Once a checkpoint is here the steps to it, and what is left of others, are of no use. */
-static void clear_steps(const struct agent *a)
+void agent_clear_steps(const struct agent *a, const char *but)
 {
     char dir[STATE_PATH_MAX];
     agent_step_path(a, "", dir);
     DIR *d = opendir(dir);
     for (struct dirent *f = d ? readdir(d) : NULL; f; f = readdir(d)) {
-        if (f->d_name[0] != '.') {
+        if (f->d_name[0] != '.' && (!but || strncmp(f->d_name, but, DIGEST_HEX) != 0)) {
             (void)unlinkat(dirfd(d), f->d_name, 0);
         }
     }
@@ -188,7 +187,7 @@ enum status agent_step(struct agent *a, const struct task *t, const char *path, 
     int first = chain_start(a, t);
     *made = false;
     if (first < 0) {
-        clear_steps(a);
+        agent_clear_steps(a, NULL);
         return ST_OK;
     }
     enum status st = go_by_steps(a, t, first, path, arena, &why);
@@ -205,7 +204,7 @@ enum status agent_step(struct agent *a, const struct task *t, const char *path, 
         log_info("checkpoint %" PRId64 " was made by %d step%s", t->base_number,
                  t->step_count - first, t->step_count - first > 1 ? "s" : "");
     }
-    clear_steps(a);
+    agent_clear_steps(a, NULL); // of no use any more, nor is what is left of others
     *made = st == ST_OK;
     return ST_OK;
 }

@@ -185,6 +185,8 @@ static void begin(void)
     CHECK(mkdtemp(dir) != NULL);
     (void)snprintf(cache, sizeof(cache), "%s/cache", dir);
     CHECK_INT(dir_make(cache, &e), ST_OK);
+    (void)snprintf(cache, sizeof(cache), "%s/steps", dir);
+    CHECK_INT(dir_make(cache, &e), ST_OK);
     config = (struct agent_config){.state_dir = dir};
     agent = (struct agent){.config = &config};
     progress_init(&agent.progress, stderr);
@@ -409,6 +411,28 @@ static void without_room_nothing_is_fetched_and_the_server_is_told_why(void)
     end();
 }
 
+static void steps_that_wait_for_a_silo_without_a_seat_do_not_pile_up(void)
+{
+    static const char old[] = "4444444444444444444444444444444444444444444444444444444444444444";
+    for (int by_step = 0; by_step < 2; by_step++) {
+        char step[256] = "";
+        begin();
+        put_file("steps", old, 1, -3);
+        put_file("steps", "made", 1, -2);
+        atomic_store(&whole, true);
+        if (by_step) {
+            put_file("cache", NEWER, 1, -1);
+            (void)snprintf(step, sizeof(step), "%s %d %.64s", step_sha256, STEP_BYTES, NEWER);
+        }
+        prefetch(step);
+        CHECK_INT(size_of(""), by_step ? -1 : BASE_BYTES);
+        CHECK_INT(is_there("steps", step_sha256), by_step);
+        CHECK(!is_there("steps", old));
+        CHECK(!is_there("steps", "made"));
+        end();
+    }
+}
+
 int main(void)
 {
     start_server();
@@ -417,6 +441,7 @@ int main(void)
     RUN(what_is_left_of_another_checkpoint_goes);
     RUN(a_full_disk_has_room_without_the_former_checkpoints);
     RUN(a_full_disk_is_no_place_for_steps_beside_a_checkpoint_that_they_do_not_need);
+    RUN(steps_that_wait_for_a_silo_without_a_seat_do_not_pile_up);
     RUN(without_room_nothing_is_fetched_and_the_server_is_told_why);
     RUN(a_clock_that_was_set_back_costs_no_checkpoint_that_is_wanted_now);
     return check_end();

@@ -111,12 +111,13 @@ enum task_end agent_evaluate(struct agent *a, const struct task *t, struct beat 
     struct own_base base = {.fd = -1};
     double seconds = 0.0;
     enum status st = agent_base(a, t, b, arena, &base, &seconds, &e);
-    if (!st) {
-        st = load_evaluated(a, t, &base, &e);
-        (void)close(base.fd);
-    }
     if (st) {
         return agent_without_base(a, b, &e);
+    }
+    st = load_evaluated(a, t, &base, &e);
+    (void)close(base.fd);
+    if (st) {
+        return agent_fail(a, agent_start_code(st), &e);
     }
     agent_doing(a, t, "evaluating", 0);
     beat_report(b, "evaluate", 0, (double)NAN);

@@ -162,6 +162,9 @@ enum task_end agent_train(struct agent *a, const struct task *t, struct beat *b,
  * there is nothing to give back), or for a reason the server should know. */
 enum task_end agent_without_base(struct agent *a, struct beat *b, const struct err *e);
 
+/* The code of a release for what kept a round, or an evaluation, from starting. */
+const char *agent_start_code(enum status st);
+
 /* What this silo kept of its own in that run; its path is in `path`. */
 struct own agent_own(const struct run_state *rs, char path[STATE_PATH_MAX]);
 

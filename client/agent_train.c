@@ -52,6 +52,14 @@ enum task_end agent_without_base(struct agent *a, struct beat *b, const struct e
     return agent_fail(a, e->st == ST_LIMIT ? "disk_full" : "transient", e);
 }
 
+const char *agent_start_code(enum status st)
+{
+    return st == ST_LIMIT     ? "disk_full"
+           : st == ST_NOMEM   ? "oom"
+           : st == ST_INVALID ? "bad_data"
+                              : "transient";
+}
+
 static void forget_trainer(struct agent *a)
 {
     if (!a->ahead.parked) {
@@ -253,8 +261,9 @@ static enum task_end steps_ahead(struct training *w, int32_t steps)
     }
     char path[STATE_PATH_MAX];
     struct own own = agent_own(&w->rs, path);
-    if (own_load(a->trainer, &w->t->spec, &own, &e)) {
-        return agent_fail(a, "transient", &e);
+    enum status st = own_load(a->trainer, &w->t->spec, &own, &e);
+    if (st) {
+        return agent_fail(a, agent_start_code(st), &e);
     }
     trainer_run_until(a->trainer, w->t->global_step + steps);
     while (w->done.step < steps && !end) {
@@ -289,7 +298,7 @@ static enum task_end load_start(struct training *w, const struct own_base *base)
     }
     enum status st = ahead ? own_rebase(t, spec, &own, w->t->round, base, &e)
                            : own_start(t, spec, &own, w->t->round, w->t->global_step, base, &e);
-    return st ? agent_fail(w->a, st == ST_NOMEM ? "oom" : "transient", &e) : TASK_DONE;
+    return st ? agent_fail(w->a, agent_start_code(st), &e) : TASK_DONE;
 }
 
 /* A lost lease may come back to us with the next claim; what was done is kept for that. */

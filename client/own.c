@@ -4,6 +4,7 @@
 
 #include "common/layout.h"
 #include "common/limits.h"
+#include "common/log.h"
 #include "common/schedule.h"
 
 bool own_keeps(const struct run_spec *s)
@@ -11,12 +12,29 @@ bool own_keeps(const struct run_spec *s)
     return s->inner_state == INNER_STATE_KEEP || schedule_keeps_weights(s);
 }
 
+/* Of the moments alone the next steps make new ones, and a round goes on as one of a new silo does.
+ * Weights that are this silo's own are nowhere else: a person decides. */
+static enum status without_file(struct trainer *t, const struct run_spec *s, struct err *e)
+{
+    if (schedule_keeps_weights(s)) {
+        return err_set(e, ST_INVALID,
+                       "own weights cannot be loaded: %.120s; try a backup of it or the former "
+                       "devices, or remove it to start from the checkpoint",
+                       e->msg);
+    }
+    log_warn("the optimizer's moments begin anew: %s", e->msg);
+    trainer_reset_state(t);
+    return ST_OK;
+}
+
 enum status own_load(struct trainer *t, const struct run_spec *s, const struct own *o,
                      struct err *e)
 {
     trainer_reset_state(t);
     if (own_keeps(s) && o->path) {
-        TRY(trainer_load_state(t, o->path, e));
+        enum status st = trainer_load_state(t, o->path, e);
+        bool useless = st == ST_CORRUPT || st == ST_CONFLICT;
+        TRY(useless ? without_file(t, s, e) : st);
     }
     if (s->inner_state == INNER_STATE_RESET) {
         trainer_reset_state(t);

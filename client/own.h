@@ -30,7 +30,9 @@ struct own_base {
 /* Does a silo of this run keep anything? */
 bool own_keeps(const struct run_spec *s);
 
-/* Moments, and weights where it has its own; none where it has none. */
+/* Moments, and weights where it has its own; none where it has none. What is damaged, or of another
+ * number of devices that train apart, counts as none, with a warning; ST_INVALID where weights are
+ * in it. */
 enum status own_load(struct trainer *t, const struct run_spec *s, const struct own *o,
                      struct err *e) MUST_CHECK;
 

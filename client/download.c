@@ -24,6 +24,7 @@ struct file_sink {
     struct sha256 *hash;
     struct download *d;
     bool wrong_range;
+    bool too_long;
     int failed; // errno of a write
 };
 
@@ -52,7 +53,7 @@ static bool sink_bytes(void *ctx, const void *bytes, size_t n)
 {
     struct file_sink *s = ctx;
     if (s->limit >= 0 && s->offset + (int64_t)n > s->limit) {
-        s->failed = EFBIG;
+        s->too_long = true;
         return false;
     }
     for (size_t done = 0; done < n;) {
@@ -154,6 +155,10 @@ static enum status fetch(struct transport *t, struct arena *a, struct download *
     enum status st = transport_get(t, a, d->path, headers, &sink, out, e);
     if (s->wrong_range) {
         return err_set(e, ST_CORRUPT, "the server sent another part of %.100s than asked", d->path);
+    }
+    if (s->too_long) {
+        return err_set(e, ST_CORRUPT, "the server sent more than the %" PRId64 " bytes of %.100s",
+                       d->bytes, d->path);
     }
     if (s->failed) {
         return err_set(e, io_status(s->failed), "cannot write %s.part: %s", d->file,

@@ -95,9 +95,9 @@ struct download {
 /*
  * (download.c) One try at fetching a file, going on from what FILE.part holds (Range, If-Range).
  * When it is whole: digest and size checked, synced, renamed, folder synced. ST_CORRUPT: wrong
- * digest, the part is removed, so that a repeat starts anew. ST_NET, ST_RETRY: call again.
- * ST_LIMIT: the disk is full; where the size is known and the file system can reserve room, that is
- * found out before anything is fetched.
+ * digest, or more bytes than were to come; the part is removed, so that a repeat starts anew.
+ * ST_NET, ST_RETRY: call again. ST_LIMIT: the disk is full; where the size is known and the file
+ * system can reserve room, that is found out before anything is fetched.
  */
 enum status transport_download(struct transport *t, struct arena *a, struct download *d,
                                struct reply *out, struct err *e) MUST_CHECK;

@@ -464,8 +464,10 @@ static void a_wrong_digest_is_never_given_a_name(void)
     CHECK(access(path, F_OK) != 0);
     CHECK(access(part, F_OK) != 0);
     d.bytes = FILE_BYTES - 1; // more comes than was said
-    CHECK(transport_download(t, a, &d, &r, &e) != ST_OK);
+    CHECK_INT(transport_download(t, a, &d, &r, &e), ST_CORRUPT);
+    CHECK(strstr(e.msg, "the server sent more than the") != NULL);
     CHECK(access(path, F_OK) != 0);
+    CHECK(access(part, F_OK) != 0);
     arena_free(a);
     transport_close(t);
     remove_file(path);

@@ -1,5 +1,6 @@
 #include "client/solo.h"
 
+#include <dirent.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
@@ -12,6 +13,7 @@
 #include "client/mfu.h"
 #include "client/model.h"
 #include "client/progress.h"
+#include "client/state.h"
 #include "client/trainer.h"
 #include "client/weights_file.h"
 #include "common/clock.h"
@@ -40,6 +42,7 @@ struct solo {
     const struct run_spec *spec;
     struct rows rows;
     struct trainer *trainer;
+    int lock; // of the folder
     struct metrics_file metrics;
     struct progress progress;
     char spec_sha256[DIGEST_HEX + 1];
@@ -113,6 +116,25 @@ static enum status take_snapshot(struct solo *s, struct err *e)
     s->snapped_ms = clock_mono_ms();
     s->snap_cost_ms = s->snapped_ms - begin;
     return st;
+}
+
+/* Snapshots of a process that died before it had named them, or before the one before was gone. */
+static void drop_other_snapshots(const struct solo *s)
+{
+    char kept[32];
+    (void)snprintf(kept, sizeof(kept), "state-%" PRId64, s->saved_step);
+    DIR *d = opendir(s->c->dir);
+    for (struct dirent *f = d ? readdir(d) : NULL; f; f = readdir(d)) {
+        size_t digits =
+            strncmp(f->d_name, "state-", 6) == 0 ? strspn(f->d_name + 6, "0123456789") : 0;
+        const char *end = f->d_name + 6 + digits;
+        if (digits > 0 && (!*end || strcmp(end, ".tmp") == 0) && strcmp(f->d_name, kept) != 0) {
+            (void)unlinkat(dirfd(d), f->d_name, 0);
+        }
+    }
+    if (d) {
+        (void)closedir(d);
+    }
 }
 
 static enum status read_progress(struct solo *s, struct arena *a, bool *found, struct err *e)
@@ -392,11 +414,13 @@ static enum status train(struct solo *s, struct solo_report *out, struct err *e)
 {
     char path[STATE_PATH_MAX];
     TRY(dir_make(s->c->dir, e));
+    TRY(state_lock(s->c->dir, &s->lock, e));
     if (s->c->measure_peak) {
         TRY(mfu_peak(s->c->device, s->c->threads, s->c->dtype, &s->peak, e));
     }
     TRY(open_trainer(s, e));
     TRY(load_start(s, e));
+    drop_other_snapshots(s);
     path_of(s, path, "metrics.jsonl", -1);
     TRY(metrics_file_open(&s->metrics, path, s->saved_step, e));
     introduce(s);
@@ -414,7 +438,8 @@ static enum status train(struct solo *s, struct solo_report *out, struct err *e)
 
 enum status solo_train(const struct solo_config *c, struct solo_report *out, struct err *e)
 {
-    struct solo s = {.c = c, .spec = c->spec, .saved_step = -1, .eval_loss = (double)NAN};
+    struct solo s = {
+        .c = c, .spec = c->spec, .saved_step = -1, .lock = -1, .eval_loss = (double)NAN};
     struct digest d;
     struct arena *a = arena_new(LIMIT_REQUEST_ARENA);
     const char *text = run_spec_json(a, c->spec);
@@ -427,5 +452,8 @@ enum status solo_train(const struct solo_config *c, struct solo_report *out, str
     progress_end(&s.progress);
     metrics_file_close(&s.metrics);
     trainer_close(s.trainer);
+    if (s.lock >= 0) {
+        (void)close(s.lock);
+    }
     return st;
 }

@@ -49,8 +49,8 @@ struct solo_report {
 };
 
 /*
- * ST_CONFLICT: the folder holds another training. ST_INVALID: text and spec do not fit. ST_NOMEM,
- * ST_DEVICE, ST_IO, ST_LIMIT. ST_CORRUPT: the training diverged.
+ * ST_CONFLICT: the folder holds another training, or another process trains in it. ST_INVALID: text
+ * and spec do not fit. ST_NOMEM, ST_DEVICE, ST_IO, ST_LIMIT. ST_CORRUPT: the training diverged.
  */
 enum status solo_train(const struct solo_config *c, struct solo_report *out,
                        struct err *e) MUST_CHECK;

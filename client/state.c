@@ -95,8 +95,7 @@ enum status state_lock(const char *state_dir, int *fd, struct err *e)
     }
     if (flock(f, LOCK_EX | LOCK_NB) != 0) {
         (void)close(f);
-        return err_set(e, ST_CONFLICT, "another photon-client works in %s; stop it first",
-                       state_dir);
+        return err_set(e, ST_CONFLICT, "another program works in %s; stop it first", state_dir);
     }
     *fd = f;
     return ST_OK;

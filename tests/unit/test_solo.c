@@ -8,6 +8,7 @@
 
 #include "client/metrics_file.h"
 #include "client/mfu.h"
+#include "client/state.h"
 #include "client/weights_file.h"
 #include "common/hash.h"
 #include "common/json.h"
@@ -140,6 +141,40 @@ static void the_newest_checkpoints_are_kept(void)
     CHECK(access(tempdir_at(&dir, "kept/checkpoint-00000000.safetensors"), F_OK) != 0);
 }
 
+static void two_do_not_train_in_one_folder(void)
+{
+    struct run_spec spec = files_spec("");
+    struct err e = {0};
+    int lock = -1;
+    (void)train(&spec, "shared", 3, &e);
+    CHECK_INT(state_lock(tempdir_at(&dir, "shared"), &lock, &e), ST_OK);
+    struct solo_report r = train(&spec, "shared", 100, &e);
+    CHECK_INT(e.st, ST_CONFLICT);
+    CHECK_INT(r.steps, 0);
+    (void)close(lock);
+    r = train(&spec, "shared", 100, &e);
+    CHECK_INT(r.steps, 8);
+}
+
+static void a_process_that_was_killed_leaves_no_snapshot_for_good(void)
+{
+    static const char *const left[] = {"killed/state-2", "killed/state-7", "killed/state-7.tmp"};
+    struct run_spec spec = files_spec("");
+    struct err e = {0};
+    (void)train(&spec, "killed", 3, &e);
+    for (int i = 0; i < 3; i++) {
+        FILE *f = fopen(tempdir_at(&dir, left[i]), "w");
+        CHECK(f != NULL);
+        (void)fclose(f);
+    }
+    struct solo_report r = train(&spec, "killed", 0, &e);
+    CHECK_INT(r.steps, 3); // the snapshot that counts was there
+    for (int i = 0; i < 3; i++) {
+        CHECK(access(tempdir_at(&dir, left[i]), F_OK) != 0);
+    }
+    CHECK(access(tempdir_at(&dir, "killed/state-3"), F_OK) == 0);
+}
+
 static void a_folder_of_another_spec_is_refused(void)
 {
     struct run_spec spec = files_spec("");
@@ -185,6 +220,8 @@ int main(void)
     RUN(a_stopped_training_goes_on_with_the_same_bits_and_each_number_once);
     RUN(it_begins_with_the_runs_checkpoint_0);
     RUN(the_newest_checkpoints_are_kept);
+    RUN(two_do_not_train_in_one_folder);
+    RUN(a_process_that_was_killed_leaves_no_snapshot_for_good);
     RUN(a_folder_of_another_spec_is_refused);
     RUN(text_of_another_tokenizer_is_refused);
     RUN(a_token_costs_what_its_products_and_attention_cost);

@@ -124,7 +124,7 @@ static void check_disk(struct findings *f, const char *dir, struct arena *a)
     found(f, free_mb >= FREE_LEAST_MB, "disk",
           arena_fmt(a, "%" PRId64 " MB free, writes %.0f MB/s synced", free_mb,
                     DISK_PROBE / 1e6 / seconds),
-          "free some room: a run needs up to 40 bytes per parameter");
+          "free some room: a run needs up to 72 bytes per parameter and device");
 }
 
 static void check_device(struct findings *f, const char *device, struct arena *a)

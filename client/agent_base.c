@@ -18,6 +18,7 @@
 #include "common/log.h"
 #include "common/rng.h"
 #include "common/safetensors.h"
+#include "common/step.h"
 
 enum {
     CACHE_KEEP = 2, // the base of the round, and the checkpoint that is evaluated beside it
@@ -228,6 +229,21 @@ static bool read_offer(struct offer *o, const char *text)
            (words == 2 || !digest_parse(&unused, o->base, NULL));
 }
 
+/* Do the steps that wait give this checkpoint? */
+static bool chain_gives(const struct agent *a, const char *sha256)
+{
+    char path[STATE_PATH_MAX];
+    agent_cache_path(a, a->chain.from, path);
+    return a->chain.to[0] && strcmp(a->chain.to, sha256) == 0 && access(path, R_OK) == 0;
+}
+
+/* Does the step begin where they end, and are they fewer bytes than the whole with it? */
+static bool goes_on(const struct agent *a, const struct offer *whole, const struct offer *step)
+{
+    return chain_gives(a, step->base) && a->chain.count < STEP_CHAIN_MAX &&
+           a->chain.bytes + step->bytes < whole->bytes;
+}
+
 /* The file that would help, and where it goes; false: what there is is enough. */
 static bool choose_offer(const struct agent *a, const struct offer *whole, const char *step,
                          struct offer *out, char path[STATE_PATH_MAX])
@@ -235,15 +251,15 @@ static bool choose_offer(const struct agent *a, const struct offer *whole, const
     struct offer s;
     *out = *whole;
     agent_cache_path(a, whole->sha256, path);
-    if (access(path, R_OK) == 0) {
+    if (access(path, R_OK) == 0 || chain_gives(a, whole->sha256)) {
         return false;
     }
     if (read_offer(&s, step) && s.base[0]) {
         agent_cache_path(a, s.base, path);
-        if (access(path, R_OK) == 0) { // the step is enough; a task says how to take it
-            *out = s;
+        if (access(path, R_OK) == 0 || goes_on(a, whole, &s)) {
+            *out = s; // the step is enough; a task says how to take it
             agent_step_path(a, s.sha256, path);
-            return access(path, R_OK) != 0;
+            return true;
         }
         agent_cache_path(a, whole->sha256, path);
     }
@@ -260,16 +276,21 @@ void agent_prefetch(struct agent *a, const char *base, const char *step, struct 
     if (!read_offer(&whole, base) || !choose_offer(a, &whole, step, &o, path)) {
         return;
     }
+    if (!goes_on(a, &whole, &o)) {
+        agent_clear_steps(a, o.base[0] ? o.sha256 : NULL); // others lead to a former one
+        (void)snprintf(a->chain.from, sizeof(a->chain.from), "%s", o.base);
+    }
     struct download d = {.path = arena_fmt(arena, "/silo/v1/blobs/%s", o.sha256),
                          .file = path,
                          .digest = &o.digest,
                          .bytes = o.bytes};
     agent_doing(a, NULL, "downloading", 0);
     double begin = clock_mono_s();
-    const char *needed = o.base[0] ? o.base : o.sha256;
+    const char *needed = o.base[0] ? a->chain.from : o.sha256;
     agent_cache_trim(a, needed, CACHE_KEEP);
-    agent_clear_steps(a, o.base[0] ? o.sha256 : NULL); // others lead to a former one
-    enum status st = transport_download(a->bulk, arena, &d, &r, &e);
+    enum status st = access(path, R_OK) == 0 // before this process
+                         ? ST_OK
+                         : transport_download(a->bulk, arena, &d, &r, &e);
     if (st == ST_LIMIT) { // the disk is full
         agent_cache_trim(a, needed, 0);
         st = transport_download(a->bulk, arena, &d, &r, &e);
@@ -278,6 +299,9 @@ void agent_prefetch(struct agent *a, const char *base, const char *step, struct 
     if (st) {
         log_debug("a checkpoint is not fetched ahead: %s", e.msg);
     } else if (o.base[0]) {
+        (void)snprintf(a->chain.to, sizeof(a->chain.to), "%s", whole.sha256);
+        a->chain.bytes += o.bytes;
+        a->chain.count++;
         log_info("the step to checkpoint %.12s was fetched ahead", whole.sha256);
     } else {
         a->fetched_s = clock_mono_s() - begin;

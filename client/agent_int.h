@@ -76,6 +76,12 @@ struct agent {
         struct beat *beat; /* owned; its sign of life */
     } held;                /* a task that was claimed while another one's steps went on */
 
+    struct {
+        char from[65], to[65]; /* checkpoints; "": there is none */
+        int64_t bytes;
+        int count;
+    } chain; /* of the steps that were fetched ahead; a task takes them */
+
     char verified[65];       /* digest of the checkpoint that was checked last */
     double fetched_s;        // what fetching that checkpoint took; 0 when it was on disk already
     int64_t fetched_bytes;   // and how many bytes came for it
@@ -132,7 +138,7 @@ enum status agent_step(struct agent *a, const struct task *t, const char *path, 
 /* Where a step waits, by its SHA-256. */
 void agent_step_path(const struct agent *a, const char *name, char out[STATE_PATH_MAX]);
 /* Removes the steps that wait, all but this one; NULL: all. */
-void agent_clear_steps(const struct agent *a, const char *but);
+void agent_clear_steps(struct agent *a, const char *but);
 
 /* Fetches a file, or the step to it, that a task will probably want; what fails is tried again
  * then. Both as the headers say (client/reply.h). */

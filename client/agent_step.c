@@ -27,9 +27,10 @@ void agent_step_path(const struct agent *a, const char *name, char out[STATE_PAT
     (void)snprintf(out, STATE_PATH_MAX, "%.800s/steps/%.64s", a->config->state_dir, name);
 }
 
-void agent_clear_steps(const struct agent *a, const char *but)
+void agent_clear_steps(struct agent *a, const char *but)
 {
     char dir[STATE_PATH_MAX];
+    memset(&a->chain, 0, sizeof(a->chain));
     agent_step_path(a, "", dir);
     DIR *d = opendir(dir);
     for (struct dirent *f = d ? readdir(d) : NULL; f; f = readdir(d)) {

@@ -38,7 +38,8 @@ static const struct verdict *_Atomic verdict; // on beats, once half of the base
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static char dir[64];
 static struct task task;
-static char step_sha256[DIGEST_HEX + 1]; // the digest of the first bytes of the base
+static char step_sha256[DIGEST_HEX + 1];  // the digest of the first bytes of the base
+static char other_sha256[DIGEST_HEX + 1]; // and of one more
 
 static void cached(const char *suffix, char out[STATE_PATH_MAX])
 {
@@ -107,14 +108,13 @@ ssize_t pwrite(int fd, const void *bytes, size_t count, off_t at)
     return take_room((int64_t)count) ? -1 : (ssize_t)syscall(SYS_pwrite64, fd, bytes, count, at);
 }
 
-static void serve_step(int fd)
+static void serve_step(int fd, int bytes)
 {
     char head[128];
-    int n =
-        snprintf(head, sizeof(head),
-                 "HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n", STEP_BYTES);
+    int n = snprintf(head, sizeof(head),
+                     "HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n", bytes);
     http_stub_send(fd, head, (size_t)n);
-    http_stub_send(fd, base, STEP_BYTES);
+    http_stub_send(fd, base, (size_t)bytes);
 }
 
 static void serve_base(int fd, const char *request)
@@ -143,7 +143,9 @@ static void answer(int fd, const char *request)
 {
     const struct verdict *now = atomic_load(&verdict);
     if (step_sha256[0] && strstr(request, step_sha256)) {
-        serve_step(fd);
+        serve_step(fd, STEP_BYTES);
+    } else if (other_sha256[0] && strstr(request, other_sha256)) {
+        serve_step(fd, STEP_BYTES + 1);
     } else if (strncmp(request, "GET /silo/v1/blobs/", 19) == 0) {
         serve_base(fd, request);
     } else if (now && size_of(".part") == HALF) {
@@ -165,6 +167,8 @@ static void start_server(void)
     struct digest step;
     sha256_of(base, STEP_BYTES, &step);
     digest_hex(&step, step_sha256);
+    sha256_of(base, STEP_BYTES + 1, &step);
+    digest_hex(&step, other_sha256);
     http_stub_start(&server);
 }
 
@@ -394,6 +398,54 @@ static void a_full_disk_is_no_place_for_steps_beside_a_checkpoint_that_they_do_n
     end();
 }
 
+static void offer(const char *sha256, int bytes, const char *step, int step_bytes, const char *from)
+{
+    struct arena *arena = arena_new(1 << 20);
+    const char *way = step ? arena_fmt(arena, "%s %d %.64s", step, step_bytes, from) : "";
+    agent_prefetch(&agent, arena_fmt(arena, "%.64s %d", sha256, bytes), way, arena);
+    arena_free(arena);
+}
+
+static void a_silo_without_a_seat_keeps_up_by_steps_while_they_are_less_than_the_whole(void)
+{
+    static const char mid[] = "5555555555555555555555555555555555555555555555555555555555555555";
+    char made[DIGEST_HEX + 16];
+    begin();
+    (void)snprintf(made, sizeof(made), "%s.safetensors", step_sha256);
+    put_file("cache", NEWER, 1, -1);
+    atomic_store(&whole, true);
+    for (int i = 0; i < 2; i++) { // as often as it asks
+        offer(mid, BASE_BYTES, step_sha256, STEP_BYTES, NEWER);
+    }
+    for (int i = 0; i < 2; i++) {
+        offer(task.base_sha256, BASE_BYTES, other_sha256, STEP_BYTES + 1, mid);
+    }
+    CHECK_INT(size_of(""), -1);
+    CHECK(is_there("steps", step_sha256));
+    CHECK(is_there("steps", other_sha256));
+    CHECK_INT(agent.received_bytes, 2 * STEP_BYTES + 1);
+    // The next step would be more bytes than that checkpoint.
+    offer(step_sha256, STEP_BYTES, other_sha256, STEP_BYTES + 1, task.base_sha256);
+    CHECK(is_there("cache", made));
+    CHECK(!is_there("steps", step_sha256));
+    CHECK(!is_there("steps", other_sha256));
+    CHECK(is_there("cache", NEWER));
+    end();
+}
+
+static void a_step_from_before_this_process_is_not_fetched_again(void)
+{
+    begin();
+    put_file("cache", NEWER, 1, -1);
+    put_file("steps", step_sha256, STEP_BYTES, -1);
+    for (int i = 0; i < 2; i++) {
+        offer(task.base_sha256, BASE_BYTES, step_sha256, STEP_BYTES, NEWER);
+    }
+    CHECK_INT(agent.received_bytes, 0);
+    CHECK(is_there("steps", step_sha256));
+    end();
+}
+
 static void without_room_nothing_is_fetched_and_the_server_is_told_why(void)
 {
     enum beat_order order = BEAT_CONTINUE;
@@ -442,6 +494,8 @@ int main(void)
     RUN(a_full_disk_has_room_without_the_former_checkpoints);
     RUN(a_full_disk_is_no_place_for_steps_beside_a_checkpoint_that_they_do_not_need);
     RUN(steps_that_wait_for_a_silo_without_a_seat_do_not_pile_up);
+    RUN(a_silo_without_a_seat_keeps_up_by_steps_while_they_are_less_than_the_whole);
+    RUN(a_step_from_before_this_process_is_not_fetched_again);
     RUN(without_room_nothing_is_fetched_and_the_server_is_told_why);
     RUN(a_clock_that_was_set_back_costs_no_checkpoint_that_is_wanted_now);
     return check_end();

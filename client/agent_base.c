@@ -22,7 +22,8 @@
 
 enum {
     CACHE_KEEP = 2, // the base of the round, and the checkpoint that is evaluated beside it
-    DIGEST_TRIES = 3
+    DIGEST_TRIES = 3,
+    TRY_ARENA_MAX = 2 * 1024 * 1024
 };
 
 void agent_cache_path(const struct agent *a, const char *sha256, char out[STATE_PATH_MAX])
@@ -103,14 +104,15 @@ enum status agent_bulk(struct agent *a, struct err *e)
 }
 
 /* Until it is whole, however often the link breaks. */
-enum status agent_fetch(struct agent *a, struct download *d, int retries, struct arena *arena,
-                        struct err *e)
+enum status agent_fetch(struct agent *a, struct download *d, int retries, struct err *e)
 {
     int corrupt = 0;
     for (int attempt = 0;; attempt++) {
         struct reply r;
         d->received = 0;
-        enum status st = transport_download(a->bulk, arena, d, &r, e);
+        struct arena *one = arena_new(TRY_ARENA_MAX); // an outage may last for days
+        enum status st = transport_download(a->bulk, one, d, &r, e);
+        arena_free(one);
         a->received_bytes += d->received;
         a->fetched_bytes += d->received;
         corrupt += st == ST_CORRUPT ? 1 : 0;
@@ -143,10 +145,10 @@ static enum status fetch_base(struct agent *a, const struct task *t, const char 
                          .digest = &t->base,
                          .bytes = t->base_bytes};
     agent_cache_trim(a, t->base_sha256, CACHE_KEEP);
-    enum status st = agent_fetch(a, &d, -1, arena, e);
+    enum status st = agent_fetch(a, &d, -1, e);
     if (st == ST_LIMIT) { // the disk is full: this one is wanted, the others were
         agent_cache_trim(a, t->base_sha256, 0);
-        st = agent_fetch(a, &d, -1, arena, e);
+        st = agent_fetch(a, &d, -1, e);
     }
     return st;
 }

@@ -123,8 +123,7 @@ void agent_cache_trim(const struct agent *a, const char *sha256, int others);
  * for that, -1: without end. ST_CONFLICT: the task is lost; ST_CORRUPT: other bytes came, thrice;
  * ST_LIMIT: the disk is full.
  */
-enum status agent_fetch(struct agent *a, struct download *d, int retries, struct arena *arena,
-                        struct err *e) MUST_CHECK;
+enum status agent_fetch(struct agent *a, struct download *d, int retries, struct err *e) MUST_CHECK;
 /* Has whoever fetches been told to leave it? */
 bool agent_fetch_over(const struct agent *a);
 

@@ -75,7 +75,7 @@ static enum status fetch_step(struct agent *a, const struct task_step *s, struct
                             .file = path,
                             .digest = &s->digest,
                             .bytes = s->bytes};
-    return agent_fetch(a, &down, RETRIES, arena, e);
+    return agent_fetch(a, &down, RETRIES, e);
 }
 
 struct chain {

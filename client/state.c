@@ -428,7 +428,7 @@ bool run_state_snap_best(const struct run_state *s, struct snap *out, char *path
 enum status run_state_hold_spec(struct run_state *s, const char *sha256, struct err *e)
 {
     if (s->j.spec[0] && strcmp(s->j.spec, sha256) != 0) {
-        return err_set(e, ST_CONFLICT,
+        return err_set(e, ST_INVALID,
                        "this run began with another spec, and a run's spec never changes: ask its "
                        "operator; if it is meant, remove %s",
                        s->dir);

@@ -107,7 +107,7 @@ enum status run_state_open(struct run_state *s, const char *state_dir, const cha
 /*
  * Keeps the silo to the spec that it first saw of this run (written with the next round's begin):
  * what is personal and what is frozen stands there, and no server may change its mind on that.
- * ST_CONFLICT: it is another one.
+ * ST_INVALID: it is another one.
  */
 enum status run_state_hold_spec(struct run_state *s, const char *sha256, struct err *e) MUST_CHECK;
 

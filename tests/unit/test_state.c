@@ -155,7 +155,7 @@ static void a_run_keeps_the_spec_that_it_began_with(void)
     struct run_state again;
     CHECK_INT(run_state_open(&again, dir, RUN_ID, &e), ST_OK);
     CHECK_INT(run_state_hold_spec(&again, "one", &e), ST_OK);
-    CHECK_INT(run_state_hold_spec(&again, "another", &e), ST_CONFLICT);
+    CHECK_INT(run_state_hold_spec(&again, "another", &e), ST_INVALID);
     CHECK(strstr(e.msg, again.dir) != NULL);
     CHECK_MEM(&again.j, &s.j, sizeof(s.j));
     remove_dir();

@@ -19,7 +19,7 @@
 #include "common/log.h"
 #include "common/rng.h"
 
-enum { CUT_WAITS = 2, DIGEST_TRIES = 5, WAIT_SLICE_MS = 100, CREATE_TRIES = 5 };
+enum { CUT_WAITS = 2, DIGEST_TRIES = 5, WAIT_SLICE_MS = 100, LOST_MAX = 5 };
 
 struct sending {
     struct agent *a;
@@ -32,6 +32,7 @@ struct sending {
     int64_t piece;       // of the next chunk, as the link allows
     struct ahead *ahead;
     int attempt; // failures in a row, for the wait
+    int lost;    // how often the server had the upload no more
     double seconds;
 };
 
@@ -123,6 +124,18 @@ static enum status read_upload(struct sending *s, const struct reply *r, struct 
     return ST_OK;
 }
 
+/* The file is ours, so it starts anew; not for ever with a server that keeps losing it. */
+static enum step start_anew(struct sending *s, enum task_end *end)
+{
+    if (++s->lost < LOST_MAX) {
+        return STEP_CREATE;
+    }
+    struct err e = {0};
+    (void)err_set(&e, ST_RETRY, "the server lost the upload %d times", LOST_MAX);
+    *end = agent_fail(s->a, "transient", &e);
+    return STEP_END;
+}
+
 /* Sorts what a failed request means: a decision ends it, anything unknown asks for the offset. */
 static enum step after_failure(struct sending *s, const struct reply *r, const struct err *e,
                                enum step retry, enum task_end *end)
@@ -142,11 +155,13 @@ static enum step after_failure(struct sending *s, const struct reply *r, const s
         s->offset = json_int(offset);
         return STEP_CHUNK;
     }
-    if (r->http == 410 || r->http == 404) { // UPLOAD_GONE: the file is ours, so it starts anew
+    bool gone = r->http == 410 || r->http == 404;
+    if (gone && *r->code) { // UPLOAD_GONE, NOT_FOUND
         pause_before_retry(s, r->retry_after_s);
-        return STEP_CREATE;
+        return start_anew(s, end);
     }
-    if (retry_allowed(r->http) || strcmp(r->code, "UPLOAD_BUSY") == 0) {
+    // Without a code it is not the server's word, but that of something before it.
+    if (retry_allowed(r->http) || gone || strcmp(r->code, "UPLOAD_BUSY") == 0) {
         log_info("%s", e->msg);
         pause_before_retry(s, r->retry_after_s);
         return retry;
@@ -196,7 +211,7 @@ static enum step do_ask(struct sending *s, struct arena *arena, enum task_end *e
     s->attempt = s->attempt < CUT_WAITS ? s->attempt : CUT_WAITS;
     const char *state = json_str(json_get(r.json, "state"));
     if (state && strcmp(state, "expired") == 0) {
-        return STEP_CREATE;
+        return start_anew(s, end);
     }
     return state && strcmp(state, "open") == 0 ? STEP_CHUNK : STEP_FINISH;
 }
@@ -296,7 +311,6 @@ static enum step do_finish(struct sending *s, struct arena *arena, enum task_end
 static enum task_end send_all(struct sending *s)
 {
     enum task_end end = TASK_DONE;
-    int creates = 0;
     for (enum step step = STEP_CREATE; step != STEP_END;) {
         if (agent_stopping()) {
             return TASK_LEAVING;
@@ -307,13 +321,6 @@ static enum task_end send_all(struct sending *s)
         struct arena *arena = arena_new(64 * 1024 * 1024);
         switch (step) {
         case STEP_CREATE:
-            if (++creates > CREATE_TRIES) {
-                struct err e = {0};
-                (void)err_set(&e, ST_RETRY, "the server lost the upload %d times", CREATE_TRIES);
-                end = agent_fail(s->a, "transient", &e);
-                step = STEP_END;
-                break;
-            }
             step = do_create(s, arena, &end);
             break;
         case STEP_CHUNK:

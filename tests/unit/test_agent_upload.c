@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <unistd.h>
 
 #include "client/acks.h"
@@ -21,6 +22,16 @@ static const char RUN_ID[] = "r_01J0000000000000000000000A";
 
 enum fault { FAULT_NONE = 0, FAULT_NO_REPLY, FAULT_LOST_REPLY, FAULT_BUSY, FAULT_COUNT };
 
+/* Stands before libcrypto's own: without waits each is drawn as its least, which is nothing. */
+static bool no_waits;
+
+int RAND_bytes(unsigned char *out, int n);
+int RAND_bytes(unsigned char *out, int n)
+{
+    memset(out, 0, (size_t)n);
+    return no_waits || getrandom(out, (size_t)n, 0) == n;
+}
+
 // ---- the server: durable bytes, and one fault at one request ----
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -32,10 +43,13 @@ static int requests; // of the upload, heartbeats aside
 static int fault_at;
 static enum fault fault;
 static const char *refuse_finish; // a code, or NULL
-static int gone_once;             // a chunk is answered with UPLOAD_GONE so often
-static bool round_closed;         // what heartbeats are told
-static int64_t away_until_ms;     // every request of the upload gets 503 up to then
-static const char *told;          // what GET is answered with, NULL: as it is
+static int gone_times;            // a chunk is answered with UPLOAD_GONE so often
+static int full_times;            // and a create with this status
+static int full_status;
+static const char *full_body;
+static bool round_closed;     // what heartbeats are told
+static int64_t away_until_ms; // every request of the upload gets 503 up to then
+static const char *told;      // what GET is answered with, NULL: as it is
 static int told_status;
 
 static void reply(int fd, int status, const char *body)
@@ -65,8 +79,8 @@ static void take_chunk(int fd, const char *request)
     if (!meta || !data ||
         sscanf(meta, "{\"offset\":%" SCNd64 ",\"bytes\":%" SCNd64, &offset, &bytes) != 2) {
         reply(fd, 400, "{}");
-    } else if (gone_once > 0) {
-        gone_once--;
+    } else if (gone_times > 0) {
+        gone_times--;
         created = false;
         durable = 0;
         reply(fd, 410, "{\"code\":\"UPLOAD_GONE\",\"detail\":\"x\"}");
@@ -112,6 +126,9 @@ static void handle(int fd, const char *request)
         reply(fd, 503, "{}");
     } else if (told && strncmp(request, "GET ", 4) == 0) {
         reply(to, told_status, told);
+    } else if (strncmp(request, "POST /silo/v1/uploads ", 22) == 0 && full_times > 0) {
+        full_times--;
+        reply(fd, full_status, full_body);
     } else if (strncmp(request, "POST /silo/v1/uploads ", 22) == 0) {
         created = true;
         reply_offset(to, 201, "");
@@ -192,7 +209,9 @@ static void begin(enum fault what, int at)
     fault = what;
     fault_at = at;
     refuse_finish = NULL;
-    gone_once = 0;
+    gone_times = 0;
+    full_times = 0;
+    no_waits = false;
     round_closed = false;
     away_until_ms = 0;
     told = NULL;
@@ -286,10 +305,45 @@ static void a_break_at_any_request_costs_nothing(void)
 static void a_lost_upload_is_made_again(void)
 {
     begin(FAULT_NONE, -1);
-    gone_once = 1;
+    gone_times = 1;
     CHECK_INT(upload(), TASK_DONE);
     CHECK_MEM(received, update, sizeof(update));
     finish();
+}
+
+static void an_upload_that_is_always_lost_is_given_back(void)
+{
+    begin(FAULT_NONE, -1);
+    no_waits = true;
+    gone_times = 1000;
+    CHECK_INT(upload(), TASK_FAILED);
+    CHECK_STR(agent.fail_detail, "the server lost the upload 5 times");
+    CHECK_INT(1000 - gone_times, 5);
+    CHECK_INT(rs.j.phase, JOURNAL_TRAINED);
+    finish();
+}
+
+/* A server without room, or a proxy before one that is down, has lost nothing. */
+static void a_create_that_must_wait_is_asked_for_without_end(void)
+{
+    static const struct {
+        int status;
+        const char *body;
+    } cases[] = {{503, "{}"},
+                 {507, "{\"code\":\"STORAGE_FULL\",\"detail\":\"x\"}"},
+                 {429, "{\"code\":\"RATE_LIMITED\",\"detail\":\"x\"}"},
+                 {404, "<html>no such page</html>"}};
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        begin(FAULT_NONE, -1);
+        no_waits = true;
+        full_times = 20;
+        full_status = cases[i].status;
+        full_body = cases[i].body;
+        CHECK_INT(upload(), TASK_DONE);
+        CHECK_INT(full_times, 0);
+        CHECK_MEM(received, update, sizeof(update));
+        finish();
+    }
 }
 
 static void a_late_update_keeps_the_moments(void)
@@ -413,6 +467,8 @@ int main(void)
     RUN(an_update_goes_up_in_chunks);
     RUN(a_break_at_any_request_costs_nothing);
     RUN(a_lost_upload_is_made_again);
+    RUN(an_upload_that_is_always_lost_is_given_back);
+    RUN(a_create_that_must_wait_is_asked_for_without_end);
     RUN(a_late_update_keeps_the_moments);
     RUN(a_bad_update_rolls_the_moments_back);
     RUN(a_stale_lease_leaves_the_round_undecided);

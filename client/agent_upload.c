@@ -15,6 +15,7 @@
 #include "client/chunking.h"
 #include "common/clock.h"
 #include "common/fault.h"
+#include "common/id.h"
 #include "common/limits.h"
 #include "common/log.h"
 #include "common/rng.h"
@@ -112,6 +113,9 @@ static enum status read_upload(struct sending *s, const struct reply *r, struct 
     }
     const char *id = NULL;
     TRY(json_want_str(r->json, "upload", &id, e));
+    if (!id_valid('u', id)) { // it goes into paths, the journal and the lines of the acks
+        return err_set(e, ST_CORRUPT, "the server's answer names no upload");
+    }
     TRY(json_want_int(r->json, "offset", 0, s->rs->j.bytes, &s->offset, e));
     const struct json *chunk = json_get(r->json, "chunk_bytes");
     if (json_is_int(chunk, 1, LIMIT_CHUNK)) {

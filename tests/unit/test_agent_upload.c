@@ -47,6 +47,7 @@ static int gone_times;            // a chunk is answered with UPLOAD_GONE so oft
 static int full_times;            // and a create with this status
 static int full_status;
 static const char *full_body;
+static const char *named;     // the upload
 static bool round_closed;     // what heartbeats are told
 static int64_t away_until_ms; // every request of the upload gets 503 up to then
 static const char *told;      // what GET is answered with, NULL: as it is
@@ -65,7 +66,7 @@ static void reply_offset(int fd, int status, const char *code)
     (void)snprintf(body, sizeof(body),
                    "{\"upload\":\"%s\",\"offset\":%" PRId64 ",\"chunk_bytes\":%d,\"state\":\"%s\","
                    "\"code\":\"%s\",\"detail\":\"x\"}",
-                   UPLOAD, durable, CHUNK, accepted ? "accepted" : "open", code);
+                   named, durable, CHUNK, accepted ? "accepted" : "open", code);
     reply(fd, status, body);
 }
 
@@ -211,6 +212,7 @@ static void begin(enum fault what, int at)
     refuse_finish = NULL;
     gone_times = 0;
     full_times = 0;
+    named = UPLOAD;
     no_waits = false;
     round_closed = false;
     away_until_ms = 0;
@@ -346,6 +348,22 @@ static void a_create_that_must_wait_is_asked_for_without_end(void)
     }
 }
 
+/* What is no id would be cut in the journal and break the lines of the acknowledgements. */
+static void an_upload_has_an_id_or_is_none(void)
+{
+    static const char *const names[] = {"", "u_1", "u_01J0000000000000000000000A x",
+                                        "u_01J000000000000000000\\n000A",
+                                        "r_01J0000000000000000000000A"};
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        begin(FAULT_NONE, -1);
+        named = names[i];
+        CHECK_INT(upload(), TASK_FAILED);
+        CHECK_STR(rs.j.upload, "");
+        CHECK_INT(noted(), 0);
+        finish();
+    }
+}
+
 static void a_late_update_keeps_the_moments(void)
 {
     begin(FAULT_NONE, -1);
@@ -469,6 +487,7 @@ int main(void)
     RUN(a_lost_upload_is_made_again);
     RUN(an_upload_that_is_always_lost_is_given_back);
     RUN(a_create_that_must_wait_is_asked_for_without_end);
+    RUN(an_upload_has_an_id_or_is_none);
     RUN(a_late_update_keeps_the_moments);
     RUN(a_bad_update_rolls_the_moments_back);
     RUN(a_stale_lease_leaves_the_round_undecided);

@@ -288,6 +288,8 @@ static enum status start_beat(struct agent *a, const struct task *t, struct beat
                              .token = a->id.token,
                              .ca_file = a->id.ca_file,
                              .pin = a->id.pin,
+                             .fresh_token = agent_fresh_token,
+                             .fresh_ctx = &a->folder,
                              .task = t->id,
                              .epoch = t->epoch,
                              .heartbeat_s = t->heartbeat_s};
@@ -470,6 +472,19 @@ static int turn(struct agent *a, int *failures)
     return rc;
 }
 
+/* Another silo's token, of whoever joined anew in this folder, is not for this one's server. */
+bool agent_fresh_token(void *ctx, char *out, size_t size)
+{
+    const struct silo_folder *f = ctx;
+    struct silo_identity now;
+    struct err e = {0};
+    if (identity_read(f->state_dir, &now, &e) || strcmp(now.silo, f->silo) != 0) {
+        return false;
+    }
+    (void)snprintf(out, size, "%s", now.token);
+    return true;
+}
+
 static enum status open_control(struct agent *a, struct err *e)
 {
     transport_close(a->control);
@@ -478,11 +493,14 @@ static enum status open_control(struct agent *a, struct err *e)
                                  .token = a->id.token,
                                  .ca_file = a->id.ca_file,
                                  .pin = a->id.pin,
+                                 .fresh_token = agent_fresh_token,
+                                 .fresh_ctx = &a->folder,
                                  .cancelled = is_cancelled};
     return transport_open(&a->control, &c, e);
 }
 
-/* `photon-client rotate` has put a new token into the folder: go on with that one. */
+/* `photon-client rotate` has put a new token into the folder: go on with that one. No task is at
+ * work, so nobody else uses the connections; a held task's beat takes the token up by itself. */
 static int take_up_token(struct agent *a)
 {
     struct silo_identity now;
@@ -492,7 +510,9 @@ static int take_up_token(struct agent *a)
         return -1;
     }
     a->id = now;
-    a->hello_due = true; // which opens bulk anew
+    transport_close(a->bulk); // hello opens it anew
+    a->bulk = NULL;
+    a->hello_due = true;
     if (open_control(a, &e)) {
         log_error("%s", e.msg);
         return EXIT_CONFIG;
@@ -561,6 +581,8 @@ static int open_parts(struct agent *a, int *lock)
         log_error("%s%s", e.msg, e.st == ST_NOT_FOUND ? "; try photon-client join first" : "");
         return EXIT_CONFIG;
     }
+    a->folder.state_dir = c->state_dir;
+    (void)snprintf(a->folder.silo, sizeof(a->folder.silo), "%s", a->id.silo);
     if (dir_make(cache, &e) || dir_make(steps, &e) || state_lock(c->state_dir, lock, &e) ||
         data_open(&a->data, c->sources, c->source_count, &e)) {
         log_error("%s", e.msg);

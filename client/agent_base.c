@@ -98,6 +98,8 @@ enum status agent_bulk(struct agent *a, struct err *e)
                                  .ca_file = a->id.ca_file,
                                  .pin = a->id.pin,
                                  .max_bytes_per_s = (int64_t)(a->config->max_mbps * 1e6 / 8.0),
+                                 .fresh_token = agent_fresh_token,
+                                 .fresh_ctx = &a->folder,
                                  .cancelled = bulk_is_over,
                                  .cancel_ctx = a};
     return transport_open(&a->bulk, &c, e);

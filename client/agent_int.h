@@ -45,8 +45,15 @@ struct ahead {
     int32_t count;
 };
 
+/* What stays as it was opened, so that every thread may look. */
+struct silo_folder {
+    const char *state_dir;
+    char silo[32];
+};
+
 struct agent {
     const struct agent_config *config;
+    struct silo_folder folder;
     struct silo_identity id;
     char boot[33]; /* names this process to the server */
     struct data *data;
@@ -104,6 +111,10 @@ void agent_doing(struct agent *a, const struct task *t, const char *doing, int64
 
 /* Sets fail_code and fail_detail; returns TASK_FAILED. */
 enum task_end agent_fail(struct agent *a, const char *code, const struct err *e);
+
+/* The token that the folder has now, for transports (client/transport.h); ctx is its
+ * struct silo_folder. */
+bool agent_fresh_token(void *ctx, char *out, size_t size);
 
 /* The way to a->bulk_url, anew. Transfers end when we leave, or what a->fetching hears ends them.
  */

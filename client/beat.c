@@ -239,6 +239,8 @@ enum status beat_start(struct beat **out, const struct beat_config *c, struct er
                                   .token = c->token,
                                   .ca_file = c->ca_file,
                                   .pin = c->pin,
+                                  .fresh_token = c->fresh_token,
+                                  .fresh_ctx = c->fresh_ctx,
                                   .cancelled = thread_cancelled,
                                   .cancel_ctx = b};
     enum status st = transport_open(&b->transport, &tc, e);

@@ -9,6 +9,7 @@
 #define CLIENT_BEAT_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "client/transport.h"
@@ -22,14 +23,16 @@ enum beat_order {
     BEAT_STALE,        /* the lease is somebody else's, or expired: claim again */
     BEAT_CLOSED,       /* the round closed without it */
     BEAT_STOPPED,      /* the run is over */
-    BEAT_DENIED        /* the token is no longer good */
+    BEAT_DENIED        /* the token is no longer good, and there is no other */
 };
 
 struct beat_config {
     const char *url; /* control */
     const char *token;
-    const char *ca_file; /* this and the pin: as transport.h has them */
+    const char *ca_file; /* this and what follows: as transport.h has them */
     const char *pin;
+    bool (*fresh_token)(void *ctx, char *out, size_t size); /* called by the thread */
+    void *fresh_ctx;
     const char *task;
     int64_t epoch;
     double heartbeat_s;

@@ -10,7 +10,8 @@
 
 enum { GIVE_UP_S = 60 };
 
-/* An agent at work reads the folder again before each claim: it goes on with the new token. */
+/* An agent at work reads the folder again before each claim, and when its token is refused: it goes
+ * on with the new one. */
 static enum status trade(struct arena *a, struct silo_identity *id, int64_t grace_s, int64_t ttl_s,
                          struct reply *r, struct err *e)
 {
@@ -88,7 +89,8 @@ int rotate_main(int argc, char **argv)
         .program = "photon-client rotate",
         .args = "--state DIR",
         .about = "A new token for this silo. An agent that works here takes it up before its next "
-                 "task; the old\none works for a while, so nothing is interrupted.",
+                 "task; the old\none works for a while, and when that ends within a task the new "
+                 "one takes its place: nothing\nis interrupted.",
         .examples = "  photon-client rotate --state ~/photon",
         .rows = rows};
     enum options_end end = options_parse(&c, argc, argv, NULL, NULL);

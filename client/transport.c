@@ -37,6 +37,8 @@ struct transport {
     size_t reply_max;
     bool (*cancelled)(void *ctx);
     void *cancel_ctx;
+    bool (*fresh_token)(void *ctx, char *out, size_t size);
+    void *fresh_ctx;
     double timeout_s;
     char error[CURL_ERROR_SIZE];
 };
@@ -111,12 +113,27 @@ static enum status check_pin(const struct transport_config *c, struct err *e)
     return ST_OK;
 }
 
+static bool has_line_break(const char *token)
+{
+    return token[strcspn(token, "\r\n")] != '\0';
+}
+
+/* The whole header, the caller's to free. */
+static char *bearer(const char *token)
+{
+    static const char lead[] = "Authorization: Bearer ";
+    size_t size = sizeof(lead) + strlen(token);
+    char *out = mem_alloc(size);
+    (void)snprintf(out, size, "%s%s", lead, token);
+    return out;
+}
+
 enum status transport_open(struct transport **out, const struct transport_config *c, struct err *e)
 {
     (void)pthread_once(&curl_once, start_curl);
     TRY(transport_url_check(c->url, e));
     TRY(check_pin(c, e));
-    if (c->token && c->token[strcspn(c->token, "\r\n")]) {
+    if (c->token && has_line_break(c->token)) {
         return err_set(e, ST_INVALID, "the token has a line break in it");
     }
     CURL *curl = curl_easy_init();
@@ -130,18 +147,15 @@ enum status transport_open(struct transport **out, const struct transport_config
     while (n > 0 && t->url[n - 1] == '/') {
         t->url[--n] = '\0';
     }
-    if (c->token) {
-        static const char lead[] = "Authorization: Bearer ";
-        size_t size = sizeof(lead) + strlen(c->token);
-        t->auth = mem_alloc(size);
-        (void)snprintf(t->auth, size, "%s%s", lead, c->token);
-    }
+    t->auth = c->token ? bearer(c->token) : NULL;
     t->ca_file = copy_text(c->ca_file);
     t->pin = copy_text(c->pin);
     t->max_bytes_per_s = c->max_bytes_per_s;
     t->reply_max = c->reply_max > 0 ? c->reply_max : REPLY_MAX;
     t->cancelled = c->cancelled;
     t->cancel_ctx = c->cancel_ctx;
+    t->fresh_token = c->fresh_token;
+    t->fresh_ctx = c->fresh_ctx;
     t->timeout_s = 30.0;
     *out = t;
     return ST_OK;
@@ -406,8 +420,23 @@ static enum status finish(struct exchange *x, struct arena *a, struct reply *out
     return st;
 }
 
-enum status transport_call(struct transport *t, struct arena *a, const char *method,
-                           const char *path, const char *body, struct reply *out, struct err *e)
+/* Was the token refused, and is there another by now? It is spoken with from here on. */
+static bool takes_fresh_token(struct transport *t, const struct reply *r)
+{
+    char token[TRANSPORT_TOKEN_MAX];
+    if (r->http != 401 || !t->fresh_token || !t->fresh_token(t->fresh_ctx, token, sizeof(token)) ||
+        has_line_break(token)) {
+        return false;
+    }
+    char *auth = bearer(token);
+    bool other = !t->auth || strcmp(auth, t->auth) != 0;
+    mem_free(other ? t->auth : auth);
+    t->auth = other ? auth : t->auth;
+    return other;
+}
+
+static enum status call_once(struct transport *t, struct arena *a, const char *method,
+                             const char *path, const char *body, struct reply *out, struct err *e)
 {
     struct exchange x;
     exchange_init(&x, t, a, method, path);
@@ -423,6 +452,13 @@ enum status transport_call(struct transport *t, struct arena *a, const char *met
         (void)curl_easy_setopt(t->curl, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)0);
     }
     return finish(&x, a, out, e);
+}
+
+enum status transport_call(struct transport *t, struct arena *a, const char *method,
+                           const char *path, const char *body, struct reply *out, struct err *e)
+{
+    enum status st = call_once(t, a, method, path, body, out, e);
+    return takes_fresh_token(t, out) ? call_once(t, a, method, path, body, out, e) : st;
 }
 
 static void wait_ms(struct transport *t, int64_t ms)
@@ -470,9 +506,9 @@ enum status transport_call_retry(struct transport *t, struct arena *a, const cha
 
 /* ---- bodies coming down ---- */
 
-enum status transport_get(struct transport *t, struct arena *a, const char *path,
-                          const char *const *headers, const struct body_sink *sink,
-                          struct reply *out, struct err *e)
+static enum status get_once(struct transport *t, struct arena *a, const char *path,
+                            const char *const *headers, const struct body_sink *sink,
+                            struct reply *out, struct err *e)
 {
     struct exchange x;
     exchange_init(&x, t, a, "GET", path);
@@ -486,6 +522,14 @@ enum status transport_get(struct transport *t, struct arena *a, const char *path
                                (curl_off_t)t->max_bytes_per_s);
     }
     return finish(&x, a, out, e);
+}
+
+enum status transport_get(struct transport *t, struct arena *a, const char *path,
+                          const char *const *headers, const struct body_sink *sink,
+                          struct reply *out, struct err *e)
+{
+    enum status st = get_once(t, a, path, headers, sink, out, e);
+    return takes_fresh_token(t, out) ? get_once(t, a, path, headers, sink, out, e) : st;
 }
 
 /* ---- chunks going up ---- */
@@ -529,8 +573,8 @@ static int on_seek(void *ctx, curl_off_t offset, int origin)
     return CURL_SEEKFUNC_OK;
 }
 
-enum status transport_chunk(struct transport *t, struct arena *a, struct chunk *c,
-                            struct reply *out, struct err *e)
+static enum status chunk_once(struct transport *t, struct arena *a, struct chunk *c,
+                              struct reply *out, struct err *e)
 {
     struct exchange x;
     exchange_init(&x, t, a, "POST", c->path);
@@ -561,4 +605,11 @@ enum status transport_chunk(struct transport *t, struct arena *a, struct chunk *
     c->sent = reader.given < (int64_t)up ? reader.given : (int64_t)up;
     curl_mime_free(form);
     return st;
+}
+
+enum status transport_chunk(struct transport *t, struct arena *a, struct chunk *c,
+                            struct reply *out, struct err *e)
+{
+    enum status st = chunk_once(t, a, c, out, e);
+    return takes_fresh_token(t, out) ? chunk_once(t, a, c, out, e) : st;
 }

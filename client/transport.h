@@ -37,7 +37,13 @@ struct transport_config {
                                      longest task */
     bool (*cancelled)(void *ctx); /* asked at least once a second; NULL: never */
     void *cancel_ctx;
+    /* Asked when the token is refused (401): the one that is good now, into out; false: no other is
+     * known. With another one the request is made once more. NULL: never. */
+    bool (*fresh_token)(void *ctx, char *out, size_t size);
+    void *fresh_ctx;
 };
+
+enum { TRANSPORT_TOKEN_MAX = 256 }; /* of a fresh one, its NUL included */
 
 /* ST_INVALID: not a URL, or plain http to a host that is not loopback. */
 enum status transport_url_check(const char *url, struct err *e) MUST_CHECK;

@@ -2,6 +2,7 @@
 
 import sys
 
+import agents
 import audit
 import chain
 import cluster
@@ -28,7 +29,7 @@ import versions
 
 # Side by side in `make test`, as they mostly wait: run.sh BUILD first, run.sh BUILD second. A module's own tests keep their order.
 PARTS = {"first": (generic, people, pages, framing, streams, silos, participation, audit, quotas, rotation, chain),
-         "second": (rounds, store, steps, forks, tls, pins, versions, drain, cluster)}
+         "second": (rounds, store, steps, forks, tls, pins, versions, agents, drain, cluster)}
 
 
 def main():

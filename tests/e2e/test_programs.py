@@ -222,6 +222,31 @@ def a_silo_at_work_takes_up_a_new_token(world):
     expect(world, 3, ["photon-client join"], "photon-client", "rotate", "--state", "nowhere")
 
 
+def a_token_that_ends_within_a_round_interrupts_nothing(world):
+    """Heartbeats, the base, chunks: all go on with the new one, as if its grace were shorter than the round."""
+    with open(world.path("oak", "silo.json")) as f:
+        silo = json.load(f)["silo"]
+    world.post("/api/v1/silos/%s/actions" % silo, {"action": "resume"})
+    world.start("oak", faults="train.step=delay:2000ms")
+    run_id = world.post("/api/v1/runs", dict(json.loads(SPEC % 1), name="ended"))["id"]
+
+    def training():
+        rc, said, _ = run(world, "photon-client", "status", "--state", world.path("oak"), "--json")
+        return rc == 0 and json.loads(said)["status"] == "training"
+    until("the silo to train", training)
+    rc, _, said = run(world, "photon-client", "rotate", "--state", world.path("oak"))
+    assert rc == 0, said
+    tokens = [t for t in world.get("/api/v1/tokens")["items"] if t["role"] == "silo" and t["name"] == "oak" and not t["revoked_at"]]
+    for token in sorted(tokens, key=lambda t: t["created_at"])[:-1]:
+        world.call("DELETE", "/api/v1/tokens/" + token["id"])
+    world.wait_finished(run_id)
+    rounds = world.get("/api/v1/runs/%s/rounds/1" % run_id)
+    world.stop(world.silos["oak"])
+    world.post("/api/v1/silos/%s/actions" % silo, {"action": "pause"})
+    tasks = [t for t in rounds["tasks"] if t["kind"] == "train"]
+    assert [t["attempt"] for t in tasks] == [1] and " is dropped" not in world.log_of("oak"), (tasks, world.log_of("oak")[-2000:])
+
+
 def the_audit_log_is_read_by_administrators(world):
     admin = {"PHOTON_TOKEN": world.token}
     rc, text, _ = run(world, "photon", "audit", **admin)
@@ -281,7 +306,7 @@ TESTS = [help_names_the_codes_of_the_manual, the_spec_of_the_manual_is_accepted,
          the_metrics_of_the_manual_are_all, a_wrong_command_line_is_2,
          a_wrong_file_or_setting_is_3, a_start_that_its_options_refuse_leaves_the_disk_alone, a_token_that_is_not_good_is_4, no_server_is_4_and_no_database_75,
          what_is_not_there_is_1, no_usable_device_is_7, a_silo_does_not_spin_at_barriers,
-         a_silo_at_work_takes_up_a_new_token, the_audit_log_is_read_by_administrators,
+         a_silo_at_work_takes_up_a_new_token, a_token_that_ends_within_a_round_interrupts_nothing, the_audit_log_is_read_by_administrators,
          a_silo_joins_and_trains_over_tls_by_its_join_line]
 
 

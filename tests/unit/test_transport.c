@@ -86,6 +86,16 @@ static void respond(int fd)
         answer(fd, "503 Service Unavailable", "", "text/plain", long_text);
     } else if (path_is("/longer")) {
         answer(fd, "200 OK", "", "application/json", longer_text);
+    } else if (path_is("/new") || path_is("/new-file")) { // for who has a new token
+        bool good = strstr(last_request, "Authorization: Bearer new\r\n") != NULL;
+        if (!good) {
+            answer(fd, "401 Unauthorized", "", "application/json",
+                   "{\"code\":\"UNAUTHENTICATED\"}");
+        } else if (path_is("/new")) {
+            answer(fd, "200 OK", "", "application/json", "{\"answer\":42}");
+        } else {
+            serve_file(fd, false);
+        }
     } else if (path_is("/flaky")) {
         if (atomic_load(&flaky_left) > 0) {
             atomic_fetch_sub(&flaky_left, 1);
@@ -399,6 +409,77 @@ static void check_file(const char *path)
     CHECK_MEM(got, file_bytes, FILE_BYTES);
 }
 
+static bool give_token(void *ctx, char *out, size_t size)
+{
+    const char *token = *(const char **)ctx;
+    if (token) {
+        (void)snprintf(out, size, "%s", token);
+    }
+    return token != NULL;
+}
+
+static struct transport *open_guarded(const char **now)
+{
+    struct transport *t = NULL;
+    struct err e = {0};
+    struct transport_config c = {
+        .url = server.url, .token = "old", .fresh_token = give_token, .fresh_ctx = now};
+    CHECK_INT(transport_open(&t, &c, &e), ST_OK);
+    return t;
+}
+
+static void a_refused_token_makes_room_for_another(void)
+{
+    static const char *const no_use[] = {NULL, "old", "wrong", "new\r\nHost: evil"};
+    struct arena *a = arena_new(1 << 24);
+    struct reply r;
+    struct err e = {0};
+    for (size_t i = 0; i < sizeof(no_use) / sizeof(no_use[0]); i++) {
+        const char *now = no_use[i];
+        struct transport *t = open_guarded(&now);
+        int before = atomic_load(&requests_seen);
+        CHECK_INT(transport_call(t, a, "GET", "/new", NULL, &r, &e), ST_DENIED);
+        CHECK(atomic_load(&requests_seen) - before <= 2);
+        transport_close(t);
+    }
+    const char *now = "new";
+    struct transport *t = open_guarded(&now);
+    CHECK_INT(transport_call(t, a, "GET", "/new", NULL, &r, &e), ST_OK);
+    CHECK_INT(json_int(json_get(r.json, "answer")), 42);
+    int before = atomic_load(&requests_seen);
+    CHECK_INT(transport_call(t, a, "GET", "/new", NULL, &r, &e), ST_OK); // it stays
+    CHECK_INT(atomic_load(&requests_seen) - before, 1);
+    transport_close(t);
+    arena_free(a);
+}
+
+static void files_both_ways_take_the_other_token_too(void)
+{
+    struct arena *a = arena_new(1 << 24);
+    struct reply r;
+    struct err e = {0};
+    const char *now = "new";
+    struct transport *t = open_guarded(&now);
+    char path[64];
+    struct digest digest;
+    fresh_file(path);
+    sha256_of(file_bytes, FILE_BYTES, &digest);
+    struct download d = {.path = "/new-file", .file = path, .digest = &digest, .bytes = FILE_BYTES};
+    CHECK_INT(transport_download(t, a, &d, &r, &e), ST_OK);
+    check_file(path);
+    transport_close(t);
+    t = open_guarded(&now);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    CHECK(fd >= 0);
+    struct chunk c = {.path = "/new", .lease = "t_1:3", .fd = fd, .bytes = 6, .meta = "{}"};
+    CHECK_INT(transport_chunk(t, a, &c, &r, &e), ST_OK);
+    CHECK_INT(c.sent, 6);
+    (void)close(fd);
+    transport_close(t);
+    arena_free(a);
+    remove_file(path);
+}
+
 static void a_cut_download_goes_on_where_it_was(void)
 {
     struct transport *t = open_it(NULL);
@@ -538,6 +619,8 @@ int main(void)
     RUN(a_reply_beyond_measure_is_none);
     RUN(nobody_there_is_no_answer);
     RUN(a_waiting_request_can_be_cancelled);
+    RUN(a_refused_token_makes_room_for_another);
+    RUN(files_both_ways_take_the_other_token_too);
     RUN(a_cut_download_goes_on_where_it_was);
     RUN(another_version_starts_the_download_anew);
     RUN(a_wrong_digest_is_never_given_a_name);

@@ -57,6 +57,9 @@ static bool thread_cancelled(void *ctx)
 
 static enum beat_order order_of(const struct reply *r)
 {
+    if (!*r->code) { // not the server's word, but that of something before it
+        return BEAT_CONTINUE;
+    }
     if (r->http == 410) {
         return BEAT_STOPPED;
     }

@@ -123,11 +123,30 @@ static void what_the_server_says_is_an_order(void)
     }
 }
 
+/* A proxy before a server that is down, a page to log in at. */
+static void what_something_else_says_is_none(void)
+{
+    static const struct said cases[] = {{"404 X", "<html>no such page</html>"},
+                                        {"403 X", "<html>forbidden</html>"},
+                                        {"401 X", "{}"},
+                                        {"409 X", ""},
+                                        {"410 X", "{}"},
+                                        {"200 X", "<html>please log in</html>"},
+                                        {"503 X", "{}"}};
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct beat *b = begin(&cases[i], NULL);
+        wait_for(&heard_old, 2); // the first one's answer was read before the second was sent
+        CHECK_INT(beat_order(b), BEAT_CONTINUE);
+        beat_stop(b, 0.0);
+    }
+}
+
 int main(void)
 {
     http_stub_start(&server);
     RUN(a_token_that_was_traded_ends_no_task);
     RUN(a_refused_token_ends_it);
     RUN(what_the_server_says_is_an_order);
+    RUN(what_something_else_says_is_none);
     return check_end();
 }

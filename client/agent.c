@@ -155,20 +155,51 @@ enum task_end agent_fail(struct agent *a, const char *code, const struct err *e)
 
 /* ---- speaking to the server ---- */
 
-/* What a reply means for the whole agent: an exit code, or -1 to go on. */
-static int fatal(struct agent *a, const struct reply *r, const struct err *e)
+/*
+ * What ends the agent: an exit code, or -1 to ask again. Only the server's own word does, and that
+ * has a code: a 404, a refusal or a page without one comes from whatever stands in its place while
+ * it is away. So does another key than the pinned one. A certificate lapses and is renewed, a clock
+ * is set: what has been greeted once is waited for, and before that others may try again.
+ */
+static int fatal(const struct agent *a, const struct reply *r, const struct err *e)
 {
     if (strcmp(r->code, "PROTOCOL_MISMATCH") == 0) {
         log_error("%s", e->msg);
         return EXIT_VERSION;
     }
-    if (r->http == 401 || r->http == 403 || e->st == ST_DENIED) {
+    if (e->st == ST_DENIED && *r->code) {
         log_error("%s; ask the operator for a new join line, then: photon-client join %s --name %s "
                   "--state %s --again",
                   e->msg, a->id.url, a->id.name, a->config->state_dir);
         return EXIT_UNREACHABLE;
     }
+    if (!a->greeted && (e->st == ST_DENIED || !retry_allowed(r->http))) {
+        log_error("%s", e->msg);
+        return EXIT_TEMPORARY;
+    }
     return -1;
+}
+
+static void nap(int64_t ms)
+{
+    for (int64_t until = clock_mono_ms() + ms; clock_mono_ms() < until && !agent_stopping();) {
+        clock_sleep_ms(100);
+    }
+}
+
+/* An exit code, or -1 when it is time to ask again. */
+static int after_failure(const struct agent *a, const struct reply *r, const struct err *e,
+                         int *failures)
+{
+    int rc = fatal(a, r, e);
+    if (rc < 0) {
+        uint64_t draw = 0;
+        random_bytes(&draw, sizeof(draw));
+        int64_t wait = retry_delay_ms((*failures)++, rng_unit(draw, 0), r->retry_after_s);
+        log_info("%s; asking again in %.1f s", e->msg, (double)wait / 1000.0);
+        nap(wait);
+    }
+    return rc;
 }
 
 static void hello_body(const struct agent *a, struct buf *b)
@@ -189,46 +220,43 @@ static enum status read_hello(struct agent *a, const struct reply *r, struct err
     const char *bulk = NULL;
     const char *name = NULL;
     if (!r->json || json_kind(r->json) != JSON_OBJECT) {
-        return err_set(e, ST_INVALID, "%s answers, but it is no Photon server", a->id.url);
+        return err_set(e, ST_INVALID, "what answers at %s is no Photon server", a->id.url);
     }
     TRY(json_want_str(r->json, "bulk_url", &bulk, e));
     TRY(json_want_str(r->json, "name", &name, e));
     (void)snprintf(a->id.name, sizeof(a->id.name), "%s", name);
     const struct json *poll = json_get(r->json, "poll_s");
     a->poll_s = json_is_int(poll, 1, LIMIT_POLL_S) ? (double)json_int(poll) : (double)LIMIT_POLL_S;
-    a->hello_due = false;
     if (!a->bulk || strcmp(a->bulk_url, bulk) != 0) {
         (void)snprintf(a->bulk_url, sizeof(a->bulk_url), "%s", bulk);
-        return agent_bulk(a, e);
+        TRY(agent_bulk(a, e));
     }
+    a->hello_due = false;
+    a->greeted = true;
     return ST_OK;
 }
 
 /* Until the server answers; an exit code, or -1 to go on. */
 static int hello(struct agent *a)
 {
-    struct arena *arena = arena_new(TASK_ARENA_MAX);
     struct buf body;
-    struct reply r;
-    struct err e = {0};
+    int rc = -1;
     buf_init(&body, 4096);
     hello_body(a, &body);
     transport_timeout(a->control, 30.0);
-    enum status st =
-        transport_call_retry(a->control, arena, "POST", "/silo/v1/hello", body.data, 0.0, &r, &e);
-    int rc = -1;
-    if (st) {
-        rc = r.cancelled ? EXIT_DONE : fatal(a, &r, &e);
-        if (rc < 0) {
-            log_error("%s", e.msg);
-            rc = EXIT_UNREACHABLE;
+    for (int failures = 0; a->hello_due && rc < 0;) {
+        struct arena *arena = arena_new(TASK_ARENA_MAX);
+        struct reply r;
+        struct err e = {0};
+        enum status st =
+            transport_call(a->control, arena, "POST", "/silo/v1/hello", body.data, &r, &e);
+        st = st ? st : read_hello(a, &r, &e);
+        if (st) {
+            rc = r.cancelled ? EXIT_DONE : after_failure(a, &r, &e, &failures);
         }
-    } else if (read_hello(a, &r, &e)) {
-        log_error("%s", e.msg);
-        rc = EXIT_UNREACHABLE;
+        arena_free(arena);
     }
     buf_release(&body);
-    arena_free(arena);
     return rc;
 }
 
@@ -418,13 +446,6 @@ static void release_held(struct agent *a)
 
 /* ---- the loop ---- */
 
-static void nap(int64_t ms)
-{
-    for (int64_t until = clock_mono_ms() + ms; clock_mono_ms() < until && !agent_stopping();) {
-        clock_sleep_ms(100);
-    }
-}
-
 static void show_waiting(struct agent *a)
 {
     struct progress_values v = progress_none();
@@ -443,15 +464,8 @@ static int turn(struct agent *a, int *failures)
     int rc = -1;
     enum status st = ask_for_task(a, arena, &r, &e);
     if (st && !r.cancelled) {
-        rc = fatal(a, &r, &e);
-        if (rc < 0) {
-            uint64_t draw = 0;
-            random_bytes(&draw, sizeof(draw));
-            int64_t wait = retry_delay_ms((*failures)++, rng_unit(draw, 0), r.retry_after_s);
-            log_info("%s; asking again in %.1f s", e.msg, (double)wait / 1000.0);
-            a->hello_due = true; // it may be a new server, at a new bulk address
-            nap(wait);
-        }
+        rc = after_failure(a, &r, &e, failures);
+        a->hello_due = true; // it may be a new server, at a new bulk address
     } else if (!st && r.http == 200) {
         FAULT("claim.got");
         struct task t;

@@ -93,6 +93,7 @@ struct agent {
     double fetched_s;        // what fetching that checkpoint took; 0 when it was on disk already
     int64_t fetched_bytes;   // and how many bytes came for it
     double link_bytes_per_s; /* of the last pieces sent; 0 before */
+    bool greeted;            /* hello was answered, once at least */
     bool hello_due;          /* what hello said has changed */
     int64_t sweep_ms;        /* when ended runs are asked for again, clock_mono_ms() */
     const char *fail_code;   /* of TASK_FAILED: a literal of the release request */

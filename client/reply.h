@@ -22,7 +22,7 @@ struct reply {
     const struct json *json; /* the body when it is a JSON document, else NULL */
     const char *text;
     size_t len;
-    const char *code; /* of a problem document, else "" */
+    const char *code; /* of a problem document, PIN_MISMATCH, else "" */
     const char *detail;
     const char *hint;
     double retry_after_s; /* -1: not given */

@@ -348,6 +348,7 @@ static enum status fail_net(const struct exchange *x, CURLcode c, struct reply *
             t->url, t->error);
     }
     if (c == CURLE_SSL_PINNEDPUBKEYNOTMATCH) {
+        out->code = "PIN_MISMATCH";
         return err_set(
             e, ST_DENIED,
             "PIN_MISMATCH: %.70s does not show the pinned key, so nothing was sent: it is "

@@ -116,6 +116,47 @@ def goes_on(agent, played, path="tasks/claim", token=None):
     assert agent.poll() is None, agent.returncode
 
 
+def test_what_answers_in_the_servers_place_is_waited_for(server):
+    played = Played()
+    with a_silo_of(server, played, "patient") as (agent, _, said):
+        goes_on(agent, played)
+        left = {"tasks/claim": [NO_PAGE], "hello": [NO_PAGE, PAGE, (403, {}, b"")]}
+        played.says = lambda path: left[path].pop() if left.get(path) else None
+        until("them to be heard", lambda: agent.poll() is not None or not any(left.values()), 120)
+        goes_on(agent, played)
+        assert "is no Photon server" in said() and "asking again" in said(), said()
+
+
+def test_the_servers_own_word_ends_an_agent(server):
+    for name, answer, code in (("denied", problem(401, "UNAUTHENTICATED"), 4), ("newer", problem(409, "PROTOCOL_MISMATCH"), 6)):
+        for told in ({"tasks/claim": NO_PAGE, "hello": answer}, {"tasks/claim": answer}):
+            played = Played()
+            with a_silo_of(server, played, "%s-%d" % (name, len(told))) as (agent, _, said):
+                goes_on(agent, played)
+                played.says = told.get
+                assert agent.wait(120) == code, said()
+
+
+def test_an_agent_that_was_never_greeted_may_be_started_again(server):
+    played = Played()
+    played.says = lambda path: PAGE if path == "hello" else None
+    with a_silo_of(server, played, "ungreeted") as (agent, _, said):
+        assert agent.wait(60) == 75 and "is no Photon server" in said(), said()
+
+
+def test_a_certificate_that_is_not_good_now_may_be_again(server):
+    good, bad = (make_certificate(server.dir, name, "IP:127.0.0.1") for name in ("good", "lapsed"))
+    played = Played(good)
+    with a_silo_of(server, played, "trusting", "--ca-file", good[0]) as (agent, state, said):
+        goes_on(agent, played)
+        played.certificate = bad
+        until("it to be seen", lambda: agent.poll() is not None or re.search("certificate of .* is not trusted.*asking again", said()), 60)
+        played.certificate = good
+        goes_on(agent, played)
+        agent.send_signal(signal.SIGTERM)
+        assert agent.wait(60) == 0, said()
+
+
 def test_every_connection_takes_up_a_new_token(server):
     played = Played()
     with a_silo_of(server, played, "trader") as (agent, state, _):

@@ -12,11 +12,15 @@
 
 #include "common/arena.h"
 #include "common/buf.h"
+#include "common/clock.h"
 #include "common/fault.h"
 #include "common/id.h"
 #include "common/json.h"
 
-enum { JSON_MAX = 16384 };
+enum {
+    JSON_MAX = 16384,
+    LOOK_MS = 1000 // how long somebody may look who keeps an agent from its folder
+};
 
 /* ---- the silo ---- */
 
@@ -93,12 +97,29 @@ enum status state_lock(const char *state_dir, int *fd, struct err *e)
     if (f < 0) {
         return err_set(e, ST_IO, "cannot open %s: %s", path, strerror(errno));
     }
-    if (flock(f, LOCK_EX | LOCK_NB) != 0) {
+    int rc = flock(f, LOCK_EX | LOCK_NB);
+    for (int64_t until = clock_mono_ms() + LOOK_MS; rc != 0 && clock_mono_ms() < until;) {
+        clock_sleep_ms(LOOK_MS / 20);
+        rc = flock(f, LOCK_EX | LOCK_NB);
+    }
+    if (rc != 0) {
         (void)close(f);
         return err_set(e, ST_CONFLICT, "another program works in %s; stop it first", state_dir);
     }
     *fd = f;
     return ST_OK;
+}
+
+bool state_in_use(const char *state_dir)
+{
+    char path[STATE_PATH_MAX];
+    name_in(state_dir, "lock", path);
+    int f = open(path, O_RDONLY | O_CLOEXEC);
+    bool held = f >= 0 && flock(f, LOCK_SH | LOCK_NB) != 0;
+    if (f >= 0) {
+        (void)close(f);
+    }
+    return held;
 }
 
 /* ---- journal ---- */

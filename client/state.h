@@ -53,8 +53,13 @@ enum status identity_read(const char *state_dir, struct silo_identity *out,
 enum status identity_write(const char *state_dir, const struct silo_identity *id,
                            struct err *e) MUST_CHECK;
 
-/* ST_CONFLICT: another agent holds the folder. The lock ends with the descriptor. */
+/* ST_CONFLICT: another agent holds the folder, or somebody has looked at it for a second. The lock
+ * ends with the descriptor. */
 enum status state_lock(const char *state_dir, int *fd, struct err *e) MUST_CHECK;
+
+/* Does an agent hold the folder? For the instant of looking none can take it, so that one tries
+ * again; others may look beside. */
+bool state_in_use(const char *state_dir);
 
 /* ---- a run's round ---- */
 

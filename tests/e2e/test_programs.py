@@ -247,6 +247,18 @@ def a_token_that_ends_within_a_round_interrupts_nothing(world):
     assert [t["attempt"] for t in tasks] == [1] and " is dropped" not in world.log_of("oak"), (tasks, world.log_of("oak")[-2000:])
 
 
+def status_says_whether_the_agent_runs(world):
+    def status():
+        rc, said, _ = run(world, "photon-client", "status", "--state", world.path("oak"), "--json")
+        return json.loads(said) if rc == 0 else {}
+    world.start("oak")
+    until("the silo to wait", lambda: status().get("status") == "waiting" and status()["running"] is True)
+    world.kill("oak")
+    assert status()["running"] is False and status()["status"] != "stopped" and status()["silo"] == "oak", status()
+    rc, said, _ = run(world, "photon-client", "status", "--state", world.path("oak"))
+    assert rc == 0 and re.search("^status +not running$", said, re.M), said
+
+
 def the_audit_log_is_read_by_administrators(world):
     admin = {"PHOTON_TOKEN": world.token}
     rc, text, _ = run(world, "photon", "audit", **admin)
@@ -306,7 +318,8 @@ TESTS = [help_names_the_codes_of_the_manual, the_spec_of_the_manual_is_accepted,
          the_metrics_of_the_manual_are_all, a_wrong_command_line_is_2,
          a_wrong_file_or_setting_is_3, a_start_that_its_options_refuse_leaves_the_disk_alone, a_token_that_is_not_good_is_4, no_server_is_4_and_no_database_75,
          what_is_not_there_is_1, no_usable_device_is_7, a_silo_does_not_spin_at_barriers,
-         a_silo_at_work_takes_up_a_new_token, a_token_that_ends_within_a_round_interrupts_nothing, the_audit_log_is_read_by_administrators,
+         a_silo_at_work_takes_up_a_new_token, a_token_that_ends_within_a_round_interrupts_nothing,
+         status_says_whether_the_agent_runs, the_audit_log_is_read_by_administrators,
          a_silo_joins_and_trains_over_tls_by_its_join_line]
 
 

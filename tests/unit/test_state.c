@@ -1,11 +1,14 @@
 #include "client/state.h"
 
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "common/clock.h"
 #include "tests/support/check.h"
 #include "tests/support/synced.h"
 
@@ -311,6 +314,7 @@ static void a_folder_has_one_agent(void)
     struct err e = {0};
     CHECK_INT(state_lock(dir, &a, &e), ST_OK);
     CHECK_INT(state_lock(dir, &b, &e), ST_CONFLICT);
+    CHECK(state_in_use(dir) && state_in_use(dir));
     (void)close(a);
     CHECK_INT(state_lock(dir, &b, &e), ST_OK);
     (void)close(b);
@@ -347,6 +351,31 @@ static void a_round_goes_on_only_under_the_same_key(void)
     }
 }
 
+/* A monitor has the lock shared, for an instant; start outlasts that. */
+static void looking_at_a_folder_hinders_nobody(void)
+{
+    fresh_dir();
+    struct err e = {0};
+    char path[STATE_PATH_MAX];
+    int lock = -1;
+    (void)snprintf(path, sizeof(path), "%s/lock", dir);
+    CHECK(!state_in_use(dir));
+    CHECK(access(path, F_OK) != 0);
+    int looks = open(path, O_RDONLY | O_CREAT | O_CLOEXEC, 0600);
+    CHECK(looks >= 0);
+    CHECK_INT(flock(looks, LOCK_SH | LOCK_NB), 0);
+    CHECK(!state_in_use(dir)); // two may look
+    int64_t begin = clock_mono_ms();
+    CHECK_INT(state_lock(dir, &lock, &e), ST_CONFLICT); // this one never stops looking
+    CHECK(clock_mono_ms() - begin >= 900);
+    (void)close(looks);
+    CHECK_INT(state_lock(dir, &lock, &e), ST_OK);
+    CHECK(state_in_use(dir));
+    (void)close(lock);
+    CHECK(!state_in_use(dir));
+    remove_dir();
+}
+
 int main(void)
 {
     RUN(a_round_goes_on_only_under_the_same_key);
@@ -363,5 +392,6 @@ int main(void)
     RUN(a_run_id_cannot_leave_the_folder);
     RUN(the_identity_reads_back_and_is_private);
     RUN(a_folder_has_one_agent);
+    RUN(looking_at_a_folder_hinders_nobody);
     return check_end();
 }

@@ -114,16 +114,19 @@ static const char SQL_METRICS[] =
                 "       SELECT * FROM sent WHERE name NOT IN (SELECT name FROM derived)) a"
                 " ORDER BY name";
 
+/* What silos report every few seconds: thousands an hour between two rounds. */
+#define WITHOUT_CHATTER " AND ($5::boolean OR e.kind NOT IN ('metrics_added', 'silo_seen'))"
+
 static const char SQL_EVENTS_NEWEST[] =
     "SELECT " EVENT_JSON ", e.xid || '-' || e.id FROM event e"
     " WHERE e.run_id = $1 AND e.xid < pg_snapshot_xmin(pg_current_snapshot())"
-    "   AND (e.xid, e.id) < ($2::xid8, $3::bigint)"
+    "   AND (e.xid, e.id) < ($2::xid8, $3::bigint)" WITHOUT_CHATTER
     " ORDER BY e.xid DESC, e.id DESC LIMIT $4";
 
 static const char SQL_EVENTS_AFTER[] =
     "SELECT " EVENT_JSON ", e.xid || '-' || e.id FROM event e"
     " WHERE e.run_id = $1 AND e.xid < pg_snapshot_xmin(pg_current_snapshot())"
-    "   AND (e.xid, e.id) > ($2::xid8, $3::bigint)"
+    "   AND (e.xid, e.id) > ($2::xid8, $3::bigint)" WITHOUT_CHATTER
     " ORDER BY e.xid, e.id LIMIT $4";
 
 /* Every leaf of both specs, by its dotted name. */
@@ -340,6 +343,10 @@ enum status api_events(struct request *rq, struct response *rs, struct err *e)
     if (!page_read(&page, rq, rs)) {
         return ST_OK;
     }
+    const char *chatter = request_query(rq, "chatter");
+    if (chatter && strcmp(chatter, "1") != 0 && strcmp(chatter, "0") != 0) {
+        return bad_parameter(rq, rs, "chatter", "must be 1 or 0");
+    }
     const char *after = request_query(rq, "after");
     const char *name = after ? "after" : "cursor";
     // The cursor of the next page of ?after= is the last id shown: it continues where that ended.
@@ -350,9 +357,10 @@ enum status api_events(struct request *rq, struct response *rs, struct err *e)
         return bad_parameter(rq, rs, name, "must be an event's id");
     }
     const char *argv[] = {rq->params[0], arena_fmt(rq->arena, "%" PRIu64, at.xid),
-                          arena_fmt(rq->arena, "%" PRId64, at.id), page.limit_plus_one};
+                          arena_fmt(rq->arena, "%" PRId64, at.id), page.limit_plus_one,
+                          chatter ? chatter : "1"};
     struct db_rows rows;
-    TRY(db_query(rq->db, rq->arena, after ? SQL_EVENTS_AFTER : SQL_EVENTS_NEWEST, 4, argv, &rows,
+    TRY(db_query(rq->db, rq->arena, after ? SQL_EVENTS_AFTER : SQL_EVENTS_NEWEST, 5, argv, &rows,
                  e));
     return list_of_run(rq, rs, &page, &rows, e);
 }

@@ -7,19 +7,19 @@ import { compareIds } from './live.js';
 
 const EVENTS_MOST = 1000;
 
+/** Chatter that the log leaves out: what silos report every few seconds. Pure. @param {any} e */
+export const isTold = (e) => !['metrics_added', 'silo_seen'].includes(e.kind);
+
 /**
- * The log, newest first, each event once whatever way it came. Pure.
+ * The log, newest first, each event once whatever way it came, without the chatter. Pure.
  * @param {any[]} log @param {any[]} more @returns {any[]}
  */
 export function merged(log, more) {
   const known = new Set(log.map((e) => e.id));
-  const fresh = more.filter((e) => !known.has(e.id) && known.add(e.id));
+  const fresh = more.filter((e) => isTold(e) && !known.has(e.id) && known.add(e.id));
   if (fresh.length === 0) return log;
   return [...log, ...fresh].sort((a, b) => compareIds(b.id, a.id)).slice(0, EVENTS_MOST);
 }
-
-/** Chatter that the log leaves out: what silos report every few seconds. Pure. @param {any} e */
-export const isTold = (e) => !['metrics_added', 'silo_seen'].includes(e.kind);
 
 /** @param {string} kind */
 const tone = (kind) => (/failed|refused|gone|aborted|starved|revoked|expired/.test(kind) ? 'bad'
@@ -42,7 +42,7 @@ const LATEST = 12;
 export function latestList() {
   const list = h('ol.latest');
   return { root: h('div.latest-box', null, h('h3', null, 'Latest'), list), update: (/** @type {any[]} */ events) => {
-    const few = events.filter(isTold).slice(0, LATEST);
+    const few = events.slice(0, LATEST);
     const mark = few.map((e) => e.id).join();
     if (list.dataset.mark === mark) return;
     list.dataset.mark = mark;

@@ -218,13 +218,19 @@ export function confirmed(title, text, verb, danger = false) {
     const dialog = /** @type {HTMLDialogElement} */ (h('dialog', { 'aria-labelledby': 'dialog-title', oncancel: () => close(false) },
       h('h2', { id: 'dialog-title' }, title), h('p', null, text), h('div.row.end', null, no, yes)));
     const close = (/** @type {boolean} */ ok) => {
-      dialog.remove();
+      shut(dialog);
       resolve(ok);
     };
     document.body.append(dialog);
     dialog.showModal();
     no.focus();
   });
+}
+
+/** Away with it at once, secrets and all, and the focus back where it was. @param {HTMLDialogElement} dialog */
+export function shut(dialog) {
+  dialog.close();
+  dialog.remove();
 }
 
 let toastTimer = 0;

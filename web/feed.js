@@ -6,11 +6,13 @@ import { Live } from './live.js';
 
 const SETTLE_MS = 400; // events come in bursts: a round closing makes a dozen
 const TICK_MS = 5000; // steps and speeds change without events
+const HIDE_MS = 10_000; // a browser has six connections to a server, for all of its tabs together
 
 export class Feed {
   /** @type {Live | null} */ #live = null;
   #timer = 0;
   #tick = 0;
+  #hiding = 0;
   #loading = false;
   #again = false;
   #over = false;
@@ -36,15 +38,41 @@ export class Feed {
       if (this.#o.busy()) this.#load();
       else this.#o.tick();
     }, TICK_MS);
+    document.addEventListener('visibilitychange', this.#onSeen);
+    this.#listen(after?.() ?? '', false);
+  }
+
+  /** A page that nobody sees gives its stream back, and loads anew when it is looked at again. */
+  #onSeen = () => {
+    clearTimeout(this.#hiding);
+    if (document.hidden) {
+      this.#hiding = setTimeout(() => {
+        this.#live?.close();
+        this.#live = null;
+      }, HIDE_MS);
+    } else if (!this.#live) {
+      this.#listen('', true);
+    }
+  };
+
+  /** @param {string} after @param {boolean} anew what happened before it is open is to be loaded */
+  #listen(after, anew) {
     this.#live = new Live({
-      run: this.#o.run, after: after?.(),
+      run: this.#o.run, after,
       event: (topic, e) => {
         this.#o.event?.(topic, e);
         this.kick();
       },
       anew: () => this.kick(),
       poll: () => this.#load(true),
-      state: (s) => !this.#over && this.app.standing(s),
+      state: (s) => {
+        if (this.#over) return;
+        if (anew && s.open) {
+          anew = false;
+          this.kick();
+        }
+        this.app.standing(s);
+      },
     });
   }
 
@@ -82,6 +110,8 @@ export class Feed {
     this.#over = true;
     clearTimeout(this.#timer);
     clearInterval(this.#tick);
+    clearTimeout(this.#hiding);
+    document.removeEventListener('visibilitychange', this.#onSeen);
     this.#live?.close();
   }
 }

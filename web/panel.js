@@ -151,8 +151,11 @@ export class Panel {
   show() {
     this.#paint();
     const paths = this.#paths(false).join('\n');
-    if (paths === this.#asked) return;
     clearTimeout(this.#timer);
+    if (paths === this.#asked) {
+      this.#asking?.abort(); // what was asked for in between is not wanted any more
+      return;
+    }
     this.#timer = setTimeout(() => this.refresh().catch(() => {}), this.#asked ? REQUERY_MS : 0);
   }
 

@@ -4,7 +4,7 @@
 import * as f from './format.js';
 import { all, get, post } from './api.js';
 import { comparePath, experimentPath, runPath } from './address.js';
-import { checkpointsTable, eventsTable, isTold, latestList, merged, specView } from './details.js';
+import { checkpointsTable, eventsTable, latestList, merged, specView } from './details.js';
 import { confirmed, h, icon, ICONS, pill, progress, segmented, setText, toast } from './dom.js';
 import { Feed } from './feed.js';
 import { fork } from './fork.js';
@@ -21,7 +21,7 @@ const LIVE = ['created', 'running', 'paused'];
 export const runActions = (state) => (state === 'running' ? ['pause', 'stop'] : state === 'paused' ? ['resume', 'stop'] : state === 'created' ? ['stop'] : []);
 
 const ASK = /** @type {Record<string, [string, string]>} */ ({
-  pause: ['Pause', 'Silos finish the step they are in and wait. Nothing is lost; it goes on where it was.'],
+  pause: ['Pause', 'The round under way goes on to its end; no new one opens until the run is resumed.'],
   resume: ['Resume', 'Silos get tasks again.'],
   stop: ['Stop', 'The run ends here for good. Its checkpoints and numbers remain.'],
 });
@@ -243,18 +243,19 @@ export function runPage(app, main, id) {
     if (key === '') tables[''].update(rounds);
     if (key === 'silos') tables.silos.update(silos);
     if (key === 'checkpoints') tables.checkpoints.update(checkpoints);
-    if (key === 'events') tables.events.update(events.filter(isTold));
+    if (key === 'events') tables.events.update(events);
     if (key === 'spec' && spec) tables.spec.update(spec);
   }
 
   let first = true;
+  let newest = ''; // event when the first load began, chatter too: the stream goes on there
   const feed = new Feed(app, {
     run: id,
     load: async () => {
-      const old = first ? null : events;
+      newest ||= (await get(`${base}/events?limit=1`)).items[0]?.id ?? '';
       [run, rounds, silos, checkpoints, spec] = await Promise.all([get(base), all(`${base}/rounds`, ROUNDS), all(`${base}/silos`, 1000),
         all(`${base}/checkpoints`, ROUNDS), spec ?? get(`${base}/spec`)]);
-      if (!old) events = merged(events, (await get(`${base}/events?limit=200`)).items);
+      events = merged(events, (await get(`${base}/events?chatter=0&limit=200`)).items);
       context.runs = [{ id, name: run.name }];
       context.silos = [...silos].sort((a, b) => (a.id < b.id ? -1 : 1)).map((s) => ({ id: s.id, name: s.name }));
       paint();
@@ -265,7 +266,7 @@ export function runPage(app, main, id) {
     event: (_, e) => {
       events = merged(events, [e]);
       latest.update(events);
-      if (app.view().tab === 'events') tables.events.update(events.filter(isTold));
+      if (app.view().tab === 'events') tables.events.update(events);
     },
     busy: () => run?.state === 'running',
     tick: paint,
@@ -277,7 +278,7 @@ export function runPage(app, main, id) {
       setText(sub, '');
     },
   });
-  feed.start(() => events[0]?.id ?? '');
+  feed.start(() => newest);
   const onKey = (/** @type {Event} */ e) => chartKey(app, /** @type {CustomEvent} */ (e).detail);
   main.addEventListener('photon-key', onKey);
   paint();

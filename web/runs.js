@@ -34,7 +34,7 @@ export function tally(runs) {
 /** @param {{selected: Set<string>, toggle: (id: string, on: boolean) => void}} pick @returns {import('./dom.js').Column<any>[]} */
 export function runColumns(pick) {
   return [
-    { key: 'pick', label: 'Compare', mute: true, text: (r) => `${r.id}${pick.selected.has(r.id)}`,
+    { key: 'pick', label: 'Compare', mute: true, text: (r) => r.id, // and not whether it is ticked: that would draw the box anew, under the finger
       draw: (r) => {
         const box = /** @type {HTMLInputElement} */ (h('input', { type: 'checkbox', 'aria-label': `Compare ${r.name}`,
           onchange: () => pick.toggle(r.id, box.checked) }));

@@ -4,7 +4,7 @@
 import * as f from './format.js';
 import { all, get, post } from './api.js';
 import { siloPath } from './address.js';
-import { confirmed, dataTable, h, icon, ICONS, nextSort, pill, progress, setText, sorted, toast } from './dom.js';
+import { confirmed, dataTable, h, icon, ICONS, nextSort, pill, progress, setText, shut, sorted, toast } from './dom.js';
 import { Feed } from './feed.js';
 
 /** What is wrong goes first, then by name. Pure. @param {any[]} silos */
@@ -151,7 +151,7 @@ function invite() {
     placeholder: 'hospital-a', autocomplete: 'off', spellcheck: 'false' }));
   const out = h('div', { 'aria-live': 'polite' });
   const make = h('button.button.primary', { type: 'submit' }, 'Make a join token');
-  const close = h('button.button', { type: 'button', onclick: () => dialog.remove() }, 'Close');
+  const close = h('button.button', { type: 'button', onclick: () => shut(dialog) }, 'Close');
   const form = h('form', { onsubmit: async (/** @type {Event} */ e) => {
     e.preventDefault();
     make.setAttribute('disabled', '');

@@ -3,7 +3,7 @@
 
 import * as f from './format.js';
 import { all, post, remove } from './api.js';
-import { confirmed, dataTable, h, icon, ICONS, pill, setText, toast } from './dom.js';
+import { confirmed, dataTable, h, icon, ICONS, pill, setText, shut, toast } from './dom.js';
 import { Feed } from './feed.js';
 
 const MOST = 2000;
@@ -36,7 +36,7 @@ function make(made) {
   const life = /** @type {HTMLSelectElement} */ (h('select', { id: 'token-life' }, ...LIVES.map((d) => h('option', { value: d, selected: d === 30 || null }, d === 1 ? 'a day' : `${d} days`))));
   const out = h('div', { 'aria-live': 'polite' });
   const go = h('button.button.primary', { type: 'submit' }, 'Make a token');
-  const close = h('button.button', { type: 'button', onclick: () => dialog.remove() }, 'Close');
+  const close = h('button.button', { type: 'button', onclick: () => shut(dialog) }, 'Close');
   const form = h('form', { onsubmit: async (/** @type {Event} */ e) => {
     e.preventDefault();
     go.setAttribute('disabled', '');

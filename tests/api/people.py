@@ -131,6 +131,22 @@ def test_events_both_ways(server):
     assert items(server.get(BASE + "/events?after=" + oldest[1]["id"])) == oldest[2:]
 
 
+def test_events_without_chatter_go_back_further(server):
+    def add(kind, count=1):
+        psql("INSERT INTO event (kind, run_id, message) SELECT '%s', '%s', 'x' FROM generate_series(1, %d)" % (kind, OTHER, count))
+
+    def kinds(query):
+        return [e["kind"] for e in items(server.get("/api/v1/runs/%s/events%s" % (OTHER, query)))]
+    add("run_paused")
+    add("metrics_added", 60)
+    add("silo_seen", 60)
+    add("run_resumed")
+    assert kinds("?limit=40") == ["run_resumed"] + 39 * ["silo_seen"]
+    assert kinds("?limit=40&chatter=0")[:2] == ["run_resumed", "run_paused"]
+    assert kinds("?limit=1000&chatter=0&after=0-0")[-2:] == ["run_paused", "run_resumed"]
+    assert server.get("/api/v1/runs/%s/events?chatter=no" % OTHER).status == 400
+
+
 def curve(server, query):
     answer = server.get("/api/v1/series?run=%s&%s" % (RUN, query))
     assert answer.status == 200, answer.body

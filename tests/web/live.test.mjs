@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { afterEach, test } from 'node:test';
 
 import { isTold, merged, safeUrl } from '../../web/details.js';
+import { Feed } from '../../web/feed.js';
 import { compareIds, Live, Seen, standing } from '../../web/live.js';
 
 /** An EventSource that does what the test says. */
@@ -101,7 +102,7 @@ test('the page says how it stands', () => {
 });
 
 test('the log is newest first, without doubles, and unchanged when nothing is new', () => {
-  const log = merged([], [{ id: '1-2' }, { id: '1-10' }]);
+  const log = merged([], [{ id: '1-2' }, { id: '1-10' }, { id: '1-11', kind: 'metrics_added' }]);
   assert.deepEqual(log.map((e) => e.id), ['1-10', '1-2']);
   assert.equal(merged(log, [{ id: '1-2' }]), log);
   assert.deepEqual(merged(log, [{ id: '1-3' }, { id: '1-3' }]).map((e) => e.id), ['1-10', '1-3', '1-2']);
@@ -111,4 +112,35 @@ test('the log is newest first, without doubles, and unchanged when nothing is ne
 test('only a path of this server is linked', () => {
   assert.equal(safeUrl('/api/v1/runs/r_1/checkpoints/3/weights'), '/api/v1/runs/r_1/checkpoints/3/weights');
   for (const bad of ['javascript:alert(1)', '//evil.example/api/v1/x', 'https://evil.example', '/api/v1/"onclick', null, 7]) assert.equal(safeUrl(bad), '#');
+});
+
+test('a page that nobody sees gives its stream back, and loads anew when it is seen', async (t) => {
+  t.mock.timers.enable({ apis: ['setTimeout', 'setInterval'] });
+  globalThis.EventSource = FakeSource;
+  const hears = [];
+  globalThis.document = { hidden: false, addEventListener: (_, fn) => hears.push(fn), removeEventListener: () => hears.pop() };
+  let loads = 0;
+  const feed = new Feed({ fresh() {}, failed() {}, standing() {} }, { run: 'r_1', load: async () => void loads++, busy: () => false, tick() {}, broken() {} });
+  await feed.start(() => '1-1');
+  const look = (hidden) => {
+    document.hidden = hidden;
+    hears.forEach((fn) => fn());
+  };
+  look(true);
+  t.mock.timers.tick(5000);
+  look(false);
+  t.mock.timers.tick(20_000);
+  assert.ok(!FakeSource.all[0].closed, 'a short look elsewhere costs nothing');
+  look(true);
+  t.mock.timers.tick(20_000);
+  assert.ok(FakeSource.all[0].closed);
+  look(false);
+  assert.equal(FakeSource.all.length, 2);
+  assert.equal(loads, 1);
+  FakeSource.all[1].onopen();
+  t.mock.timers.tick(1000);
+  assert.equal(loads, 2, 'once it is open nothing can be missed');
+  feed.destroy();
+  assert.ok(FakeSource.all[1].closed && hears.length === 0);
+  delete globalThis.document;
 });

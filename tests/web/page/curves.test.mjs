@@ -105,6 +105,29 @@ test('dragging zooms all charts, asks for that part alone, and keeps y on what i
   await close();
 });
 
+test('a zoom taken back before its answer leaves the whole curve', { skip }, async () => {
+  const { page, close } = await run();
+  let held = 0;
+  let go = () => {};
+  const gate = new Promise((resolve) => (go = resolve));
+  await page.route(/series\?.*from=/, async (route) => {
+    held++;
+    await gate;
+    await route.continue().catch(() => {}); // the page may have given it up
+  });
+  await drag(page, 'eval_ppl', 0.5, 0.9);
+  await until('the zoomed series to be asked for', () => held >= 4);
+  await page.locator('.chart[data-metric=eval_ppl] .over').dblclick();
+  await page.waitForURL((u) => !u.search.includes('xr='));
+  go();
+  await page.waitForTimeout(1000);
+  const box = await area(page, 'eval_ppl');
+  await page.mouse.move(box.x + box.width / 2, box.y + 5);
+  await page.mouse.move(box.x + 2, box.y + 5);
+  await until('a value at the left', async () => /^round [01]$/.test(await page.locator('.chart[data-metric=eval_ppl] .tip-head').innerText().catch(() => '')));
+  await close();
+});
+
 test('the address holds the whole state: opened anew it shows and says the same', { skip }, async () => {
   const search = '?x=tokens&ly=0&sm=0.9&xr=500000~2000000&silos=1&hide=s_01B&tab=events';
   const { page, close } = await run(search);

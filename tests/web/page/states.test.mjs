@@ -121,4 +121,5 @@ test('an admin invites a silo: the secret is shown once, on this page', { skip }
   assert.match(await page.locator('dialog pre').first().innerText(), /^photon-client join http:.* --name clinic-f .* --pin sha256\/\//);
   await page.getByRole('button', { name: 'Close' }).click();
   assert.equal(await page.locator('dialog').count(), 0);
+  assert.equal(await page.evaluate(() => document.activeElement?.textContent?.trim()), 'Invite a silo', 'the focus is back');
 }));

@@ -40,6 +40,7 @@ export class Feed {
     }, TICK_MS);
     document.addEventListener('visibilitychange', this.#onSeen);
     this.#listen(after?.() ?? '', false);
+    this.#onSeen(); // it may have been opened behind another
   }
 
   /** A page that nobody sees gives its stream back, and loads anew when it is looked at again. */

@@ -71,6 +71,7 @@ export class Panel {
   /** @type {Chart | null} */ #chart = null;
   #timer = 0;
   #asked = '';
+  #wanted = ''; // the request in flight
   #answers = /** @type {any[]} */ ([]);
   #tableOpen = false;
   #c;
@@ -153,7 +154,7 @@ export class Panel {
     const paths = this.#paths(false).join('\n');
     clearTimeout(this.#timer);
     if (paths === this.#asked) {
-      this.#asking?.abort(); // what was asked for in between is not wanted any more
+      if (this.#wanted !== paths) this.#asking?.abort(); // asked for in between, not wanted any more
       return;
     }
     this.#timer = setTimeout(() => this.refresh().catch(() => {}), this.#asked ? REQUERY_MS : 0);
@@ -165,6 +166,7 @@ export class Panel {
     this.#asking?.abort();
     const asking = new AbortController();
     this.#asking = asking;
+    this.#wanted = paths.join('\n');
     this.root.setAttribute('aria-busy', 'true');
     try {
       const answers = await Promise.all(paths.map((p) => get(p, asking.signal)));

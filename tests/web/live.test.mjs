@@ -142,5 +142,12 @@ test('a page that nobody sees gives its stream back, and loads anew when it is s
   assert.equal(loads, 2, 'once it is open nothing can be missed');
   feed.destroy();
   assert.ok(FakeSource.all[1].closed && hears.length === 0);
+
+  document.hidden = true; // opened behind another page
+  const behind = new Feed({ fresh() {}, failed() {}, standing() {} }, { load: async () => {}, busy: () => false, tick() {}, broken() {} });
+  await behind.start();
+  t.mock.timers.tick(20_000);
+  assert.ok(FakeSource.all[2].closed);
+  behind.destroy();
   delete globalThis.document;
 });
